@@ -27,7 +27,10 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 BANNED_IN_TESTS = re.compile(
-    r"(?<![a-z])(convict\w*|honest\w*|liar|lying|sabotag\w*|told)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])("
+    r"convict\w*|honest\w*|liar|lying|nobody|sabotag\w*|said|told|who(ever|m)?"
+    r")(?![a-z])",
+    re.IGNORECASE,
 )
 #: A key of the JSON documents and an option; a file object's method; an answer of `assess`.
 KEPT_NAMES = {"discipline", "tell", "CANNOT_TELL"}

@@ -2,9 +2,9 @@
 
 Run: ``python vmtests/bench/bench_explorer.py [--json FILE]``.  Needs ``spin`` and ``gcc`` for the
 second half.  Both exhaust the same operations with the same I/O steps.  Spin checks assertions in
-each state; the explorer also keeps who ended before whom began, and judges every outcome by
-linearisation.  Spin's time is given twice: of the search alone, and with making the verifier.  All
-times are of the processor, so a busy machine does not matter.
+each state; the explorer also keeps which operation ended before which began, and judges every
+outcome by linearisation.  Spin's time is given twice: of the search alone, and with making the
+verifier.  All times are of the processor, so a busy machine does not matter.
 """
 
 from __future__ import annotations

@@ -114,14 +114,14 @@ async def latency(paths: dict[str, Path], rounds: int, each: int) -> dict[str, f
 
 
 async def throughput(
-    who: dict[str, tuple[Path, int]], rounds: int, seconds: float
+    clients: dict[str, tuple[Path, int]], rounds: int, seconds: float
 ) -> dict[str, float]:
     """Round trips a second of so many clients at a path together: the median of turns."""
-    rates: dict[str, list[float]] = {name: [] for name in who}
+    rates: dict[str, list[float]] = {name: [] for name in clients}
     async with contextlib.AsyncExitStack() as stack:
         crowds = {
             name: [await stack.enter_async_context(client(path)) for _ in range(count)]
-            for name, (path, count) in who.items()
+            for name, (path, count) in clients.items()
         }
         for _ in range(rounds):
             for name, crowd_ in crowds.items():
@@ -267,10 +267,10 @@ def main() -> int:
             direct = taken["direct"]
             figures = ", ".join(f"{n} {t:.0f} us ({t / direct:.2f}x)" for n, t in taken.items())
             promise(f"round trip, median: {figures}", taken["shim"] <= 1.4 * direct)
-            who = {"one direct": (monitors[0], 1), "16 through the shim": (path, 16)}
+            compared = {"one direct": (monitors[0], 1), "16 through the shim": (path, 16)}
             if relay is not None:
-                who["one through socat"] = (relay, 1)
-            rates = asyncio.run(throughput(who, 5 if quick else 20, 0.4))
+                compared["one through socat"] = (relay, 1)
+            rates = asyncio.run(throughput(compared, 5 if quick else 20, 0.4))
             one = rates["one direct"]
             figures = ", ".join(f"{n} {r:.0f}/s ({r / one:.2f}x)" for n, r in rates.items())
             promise(f"throughput, median: {figures}", rates["16 through the shim"] >= 0.9 * one)

@@ -203,7 +203,7 @@ async def sparse_disk(setup: Setup, workspace: Workspace) -> None:
 
 
 def peak_memory() -> float:
-    """Of this process, in MiB. Not ``ru_maxrss``: that begins with the size of who forked it."""
+    """Of this process, in MiB. Not ``ru_maxrss``: that begins with the size of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -61,12 +61,12 @@ def test_the_exit_status_and_the_document(
     document = json.loads(out.read_text())
     validator("assess").validate(document)
     assert document["verdict"] == {0: "as predicted", 1: "diverged", 125: None}[status]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     (judged,) = document["assessments"]
     for use, one in zip(uses, judged["uses"], strict=True):
-        assert f"{use.words}: {one['answer']}\n" in said
+        assert f"{use.words}: {one['answer']}\n" in output
         for reason in one["reasons"]:
-            assert reason["then"] in said and reason["again"] in said
+            assert reason["then"] in output and reason["again"] in output
             assert reason["then"] in html.read_text().replace("&#39;", "'")
 
 

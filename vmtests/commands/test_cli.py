@@ -111,17 +111,17 @@ def test_progress_on_a_terminal_is_one_line_rewritten(qmpshim: CommandLine) -> N
         stderr=subprocess.STDOUT,
     ) as process:
         os.close(slave)
-        said = b""
+        output = b""
         while select.select([master], [], [], LIMIT)[0]:
             try:
-                said += os.read(master, 1 << 16)
+                output += os.read(master, 1 << 16)
             except OSError:  # EIO: the other end is closed
                 break
         os.close(master)
         assert process.wait(LIMIT) == 0
-    assert re.search(rb"\r\x1b\[Kreplication: \d+/1500 operations, [\d,]+/s, \d+: ", said)
-    assert said.count(b"\n") < 12
-    assert b"\r\x1b[Kreplication: seed 1" in said  # the progress line gives way to the summary
+    assert re.search(rb"\r\x1b\[Kreplication: \d+/1500 operations, [\d,]+/s, \d+: ", output)
+    assert output.count(b"\n") < 12
+    assert b"\r\x1b[Kreplication: seed 1" in output  # the progress line gives way to the summary
 
 
 def test_the_reader_is_gone(qmpshim: CommandLine) -> None:
@@ -173,10 +173,10 @@ def test_words_that_no_command_has(
 ) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["verify", *args])
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     status = raised.value.code
     assert isinstance(status, int)
-    refuses(subprocess.CompletedProcess([], status, said.out, said.err), say)
+    refuses(subprocess.CompletedProcess([], status, captured.out, captured.err), say)
 
 
 def test_no_command_and_no_such_command(qmpshim: CommandLine) -> None:

@@ -161,8 +161,8 @@ def _reads_or_refuses(given: Given, path: Path, what: object) -> bool:
     try:
         given.read(path)
     except InputError as error:
-        said = str(error)
-        assert said.strip() and "\n" not in said and len(said) < 1000, (what, said)
+        text = str(error)
+        assert text.strip() and "\n" not in text and len(text) < 1000, (what, text)
         return True
     except Exception as error:
         raise AssertionError(f"{given.name}: {str(what)[:300]}: {error!r}") from error

@@ -145,11 +145,11 @@ def test_what_was_explored_is_not_lost(qmpshim: CommandLine, number: signal.Sign
     words = ("--scenario", "fleecing", "--strict", "--jobs", "2", "--json", "run.json")
     process = qmpshim.start("explore", *words)
     assert process.stdout is not None
-    said = ""
-    while "not confirmed yet: " not in said:
+    output = ""
+    while "not confirmed yet: " not in output:
         line = process.stdout.readline()
         assert line, process.communicate()
-        said += line
+        output += line
     process.send_signal(number)
     out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (

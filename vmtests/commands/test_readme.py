@@ -35,9 +35,9 @@ def test_its_commands_print_what_it_shows(qmpshim: CommandLine, qemu_build: Buil
     for command, block in sessions:
         done = qmpshim.run(*shlex.split(command)[1:])
         assert done.returncode in (0, 1) and not done.stderr.startswith("Traceback"), done
-        said = plain(done.stdout)
+        output = plain(done.stdout)
         for piece in pieces(block):
-            assert piece in said, (command, piece, done.stdout)
+            assert piece in output, (command, piece, done.stdout)
 
 
 def test_it_is_short() -> None:

@@ -33,22 +33,22 @@ def running(qmpshim: CommandLine, *words: str, workflow: str = "backup") -> subp
 
 
 def ended(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
-    """Exit status, and what it said on stderr."""
+    """Exit status, and what it wrote to stderr."""
     try:
-        _, said = process.communicate(timeout=limit)
+        _, errors = process.communicate(timeout=limit)
     finally:
         process.kill()
         process.wait()
-    return process.returncode, said
+    return process.returncode, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(qmpshim: CommandLine, number: signal.Signals) -> None:
     process = running(qmpshim)
     process.send_signal(number)
-    status, said = ended(process, LIMIT)
+    status, errors = ended(process, LIMIT)
     assert status == 128 + number
-    assert said == "interrupted; QEMU was ended and its files removed\n"
+    assert errors == "interrupted; QEMU was ended and its files removed\n"
     assert qmpshim.left() == []
     assert not (qmpshim.home / "qmpshim-bundles").exists()
 
@@ -57,8 +57,8 @@ def test_a_run_on_bitmaps_is_interrupted(qmpshim: CommandLine) -> None:
     """What it did until then is reported, as for every workload."""
     process = running(qmpshim, "--json", "run.json", workflow="bitmaps")
     process.send_signal(signal.SIGINT)
-    status, said = ended(process, LIMIT)
-    assert status == 128 + signal.SIGINT, said
+    status, errors = ended(process, LIMIT)
+    assert status == 128 + signal.SIGINT, errors
     assert qmpshim.left() == []
     (run,) = json.loads((qmpshim.home / "run.json").read_text())["runs"]
     assert run["interrupted"] and run["divergence"] is None and run["operations"]
@@ -83,7 +83,7 @@ def test_killed_while_qemu_is_stopped(qmpshim: CommandLine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_qemu_is_stopped(qmpshim: CommandLine, number: signal.Signals) -> None:
-    """Who sees that nothing moves presses Ctrl-C: that must not take until the limit."""
+    """Ctrl-C where nothing moves any more: that must not take until the limit."""
     process = running(qmpshim)
     for pid in qmpshim.emulators():
         os.kill(pid, signal.SIGSTOP)
@@ -111,8 +111,8 @@ def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
     os.kill(qmpshim.emulators()[0], signal.SIGKILL)
     wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
     process.send_signal(signal.SIGINT)
-    status, said = ended(process, LIMIT)
-    assert status == 128 + signal.SIGINT, said
+    status, errors = ended(process, LIMIT)
+    assert status == 128 + signal.SIGINT, errors
     assert qmpshim.left() == []
     (bundle,) = qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1")
     assert json.loads((bundle / "case.json").read_text())["operations"]
@@ -126,10 +126,10 @@ def test_qemu_is_killed(qmpshim: CommandLine) -> None:
     process = qmpshim.start("verify", "--ops", "20000", "--size", "16M", "--workflow", "backup")
     wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
     os.kill(qmpshim.emulators()[0], signal.SIGSEGV)
-    said, errors = process.communicate(timeout=LIMIT)
+    output, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, errors) == (1, "")
-    assert "  verdict: crash (QEMU" in said
-    assert "killed by SIGSEGV" in said
+    assert "  verdict: crash (QEMU" in output
+    assert "killed by SIGSEGV" in output
     bundle = next(qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1"))
     assert "killed by SIGSEGV" in (bundle / "README").read_text()
 
@@ -155,8 +155,8 @@ def test_exploring_is_interrupted(qmpshim: CommandLine, number: signal.Signals, 
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    status, said = ended(process, LIMIT)
-    assert (status, said) == (
+    status, errors = ended(process, LIMIT)
+    assert (status, errors) == (
         128 + number,
         "interrupted; QEMU was ended and its files removed\n",
     )
@@ -176,9 +176,9 @@ def test_interrupted_before_anything_is_read(qmpshim: CommandLine) -> None:
         process = qmpshim.start("explore", "--model")
         time.sleep(hundredths / 100)
         process.send_signal(signal.SIGINT)
-        status, said = ended(process, LIMIT)
-        assert status == 130 or "/qmpshim/" not in said, said
-        assert status != 130 or said in ("", "interrupted; nothing was running but the model\n")
+        status, errors = ended(process, LIMIT)
+        assert status == 130 or "/qmpshim/" not in errors, errors
+        assert status != 130 or errors in ("", "interrupted; nothing was running but the model\n")
 
 
 _LOST = """

@@ -16,12 +16,12 @@ def test_it_has_the_revision_of_a_checkout(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert re.fullmatch(r"qmpshim \d+\.\d+\.\d+( \(git [0-9a-f]{10}(-dirty)?\))?\n", said)
+    output = capsys.readouterr().out
+    assert re.fullmatch(r"qmpshim \d+\.\d+\.\d+( \(git [0-9a-f]{10}(-dirty)?\))?\n", output)
     if (ROOT / ".git").exists():
         words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         head = subprocess.check_output(words, text=True)
-        assert f"(git {head[:10]}" in said
+        assert f"(git {head[:10]}" in output
 
 
 def test_what_is_no_checkout_has_none(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def compared(report: ExploreReport) -> tuple[Any, ...]:
     )
 
 
-def test_who_explores_decides_nothing(qemu_build: Build, cluster: Any) -> None:
+def test_the_machine_that_explores_decides_nothing(qemu_build: Build, cluster: Any) -> None:
     """Not even if one of four workers is killed: what it had is explored once more."""
     known = known_findings()
     here = explore_real(qemu_build, chosen(), known=WrittenUp(known))

@@ -124,7 +124,7 @@ class _Edit:
 def find(file: str, text: bytes, first: int = 1) -> list[Mutant]:
     """Every mutant of a file, in the order of its lines.
 
-    :param file: its name, for who reads the result
+    :param file: its name, for the reader of the result
     :param first: the number of the first one
     """
     source = _Source(text)

@@ -46,13 +46,13 @@ class History:
 
     def git(self, *words: str, check: bool = True) -> str:
         """Run git; what it says."""
-        who = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER")
+        names = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER")
                for what in ("NAME", "EMAIL")}  # fmt: skip
         none = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
         done = subprocess.run(
             ["git", *words],
             cwd=self.source,
-            env={**os.environ, **who, **none},
+            env={**os.environ, **names, **none},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,10 +81,10 @@ class History:
     def bisected(self, question: str) -> str:
         """The message of the commit that `git bisect run` blames."""
         self.git("bisect", "start", "master", "base")
-        said = self.git("bisect", "run", "sh", "-c", question)
+        output = self.git("bisect", "run", "sh", "-c", question)
         self.git("bisect", "reset")
-        assert "is the first bad commit" in said, said
-        blamed = said.split(" is the first bad commit")[0].rsplit("\n", 1)[-1]
+        assert "is the first bad commit" in output, output
+        blamed = output.split(" is the first bad commit")[0].rsplit("\n", 1)[-1]
         return self.git("log", "-1", "--format=%s", blamed).strip()
 
 

@@ -121,9 +121,9 @@ def _running(words: bytes) -> bool:
     return False
 
 
-def test_who_is_no_endpoint(tmp_path: Path) -> None:
+def test_what_is_no_endpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot connect"):
-        connect(Address(path=tmp_path / "nobody"))
+        connect(Address(path=tmp_path / "missing"))
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute"))
         mute.listen()
@@ -146,8 +146,8 @@ def test_a_crowd_reports(loop: Loop, process: Process, tmp_path: Path) -> None:
         return Listener(Address(path=tmp_path / "s"), shim.attach)
 
     listener = loop.run(listen())
-    said: list[str] = []
-    crowd(Address(path=tmp_path / "s"), 3, said.append)
-    assert said == ["3/3 clients came and went"]
+    lines: list[str] = []
+    crowd(Address(path=tmp_path / "s"), 3, lines.append)
+    assert lines == ["3/3 clients came and went"]
     loop.run(listener.close())
     loop.run(shim.close())

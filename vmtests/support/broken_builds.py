@@ -181,7 +181,7 @@ def _checkpoint_swallowed(real: str, arguments: list[str], _script: str) -> None
 
 
 def _late_start(real: str, arguments: list[str], _script: str) -> None:
-    """A job starts only when the next command comes; it is said to have started at once."""
+    """A job starts only when the next command comes; it is reported as started at once."""
     middle = Middle(real, arguments)
     late: list[Message] = []
 
@@ -458,7 +458,7 @@ def _fills_the_disk() -> None:
                 time.sleep(0.05)
 
 
-def _kills_who_started_it(real: str, arguments: list[str], _script: str) -> None:
+def _kills_its_owner(real: str, arguments: list[str], _script: str) -> None:
     os.kill(os.getppid(), signal.SIGSEGV)
     os.execv(real, [real, *arguments])
 
@@ -491,5 +491,5 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "hangs": _then(_hangs),
     "eats-memory": _then(_eats_memory),
     "fills-the-disk": _then(_fills_the_disk),
-    "kills-its-owner": _kills_who_started_it,
+    "kills-its-owner": _kills_its_owner,
 }

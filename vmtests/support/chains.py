@@ -478,7 +478,7 @@ class Mutant:
     :ivar verdict: the right one
     :ivar where: where it must be noticed
     :ivar most: operations a minimal case may have
-    :ivar of: which operations of the workload are used; decides who gets to notice first
+    :ivar of: which operations of the workload are used; decides which check finds it first
     :ivar quick: False when it is much like another one: then only with ``--full``
     """
 

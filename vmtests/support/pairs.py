@@ -190,8 +190,8 @@ class Answered(Pair):
         original = qemu.execute
 
         async def execute(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            said = await original(command, arguments)
-            return self.answer if command == "query-xen-replication-status" else said
+            answer = await original(command, arguments)
+            return self.answer if command == "query-xen-replication-status" else answer
 
         qemu.execute = execute  # type: ignore[method-assign]
 

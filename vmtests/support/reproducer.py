@@ -1,4 +1,4 @@
-"""Runs an exported script as somebody would who has a QEMU and nothing of qmpshim's."""
+"""Runs an exported script as somebody with a QEMU and nothing of qmpshim's would."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def known(name: str) -> Finding:
 
 
 class Reproducer:
-    """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
+    """Runs a script as somebody with nothing else would, and sees that it leaves nothing."""
 
     def __init__(self, directory: Path, temporary: Path) -> None:
         self._path, self.temporary = directory / "reproducer.py", temporary
@@ -40,9 +40,9 @@ class Reproducer:
         )
 
     def end(self, process: subprocess.Popen[str], temporary: Path | None = None) -> tuple[int, str]:
-        said, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=240)
         assert list((temporary or self.temporary).iterdir()) == []
-        return process.returncode, said
+        return process.returncode, output
 
     def __call__(self, script: str, *words: str) -> tuple[int, str]:
         """How it exits, and what it says."""

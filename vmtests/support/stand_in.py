@@ -79,7 +79,7 @@ class StandIn:
         return reply
 
     def rest(self) -> bytes:
-        """All that is still said."""
+        """All that it still writes."""
         return self._file.read()
 
     def close(self) -> None:

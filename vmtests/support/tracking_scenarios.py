@@ -1,7 +1,7 @@
 """Random disks, jobs and writers behind a shim, and whether its verdict on them is right.
 
 Right is: never a divergence on a QEMU that does what it should; "as predicted" when all writes were
-observable; and whoever wrote unobserved, to a chain that is followed, is named in the status.
+observable; and a writer that was unobserved, to a chain that is followed, is named in the status.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Wrong(AssertionError):
 def check(loop: Loop, build: Build, scenario: Scenario, place: Path) -> None:
     """Play a scenario.
 
-    :raises Wrong: the shim said what it must not, or did not say what it must
+    :raises Wrong: the shim reported what it must not, or did not report what it must
     """
     with _Stage(loop, build, scenario, place).running() as stage:
         for step in scenario.steps:
@@ -137,7 +137,7 @@ class _Stage:
         self._place = place
         self._number = 0
         self._grouped = scenario.grouped
-        self._unseen: set[tuple[str, str]] = set()  # who wrote, and to which disk
+        self._unseen: set[tuple[str, str]] = set()  # the writer, and the disk
         self._chance = random.Random(7)
 
     @contextmanager
@@ -288,7 +288,7 @@ class _Stage:
     # -- what the shim says ------------------------------------------------------------
 
     def verify(self) -> None:
-        """Hold the verdict, and who is named, against what was done."""
+        """Hold the verdict, and the writers it names, against what was done."""
         status, reported = self._status(), self._ask("x-shim-verify")
         named = {(one["writer"], one["node"]) for one in status["unobserved"]}
         if missing := self._unseen - named:

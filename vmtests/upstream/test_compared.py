@@ -42,11 +42,11 @@ def test_missing_and_additional_parts() -> None:
 
 
 def test_tap() -> None:
-    said = (
+    output = (
         "TAP version 13\n# running\n1..4\nok 1 /x/a\nnot ok 2 /x/b\nok 3 /x/c # SKIP no kvm\n"
         "ok qcow2 040\nnot ok qcow2 041\nok qcow2 042 # SKIP\n#    [case not run] 055: no tcg\n"
     )
-    assert upstream_suites._parts(said) == {
+    assert upstream_suites._parts(output) == {
         "/x/a": PASS, "/x/b": FAIL, "/x/c": NOT_RUN, "qcow2 040": PASS, "qcow2 041": FAIL,
         "qcow2 042": NOT_RUN, "[case not run] 055: no tcg": NOT_RUN,
     }  # fmt: skip

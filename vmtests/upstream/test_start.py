@@ -139,7 +139,7 @@ def test_a_stand_in_of_qemus_name_does_not_find_itself(tmp_path: Path, words: li
 
 
 def test_the_end_is_silent_as_qemus(qemu_build: Build) -> None:
-    """Whoever talks to a QEMU that dies gets no more than the end of the connection."""
+    """A client of a QEMU that dies gets no more than the end of the connection."""
     with StandIn(qemu_build) as shim:
         children = Path(f"/proc/{shim.process.pid}/task/{shim.process.pid}/children")
         for child in children.read_text().split():

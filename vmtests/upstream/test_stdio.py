@@ -72,7 +72,7 @@ def test_what_is_printed_by_a_qemu_that_only_answers(qemu_build: Build) -> None:
     assert b"options" in ended.stdout
 
 
-def test_who_else_has_its_output_does_not_keep_the_stand_in(
+def test_another_process_with_its_output_does_not_keep_the_stand_in(
     qemu_build: Build, tmp_path: Path
 ) -> None:
     """A child that lives on: QEMU's end is the end all the same."""

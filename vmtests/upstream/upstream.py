@@ -177,7 +177,7 @@ def run_all(
             took = f"{result.direct.seconds:6.1f} s {result.shim.seconds:6.1f} s"
             print(f"  {result.name:32} {result.verdict:8} {took}  {result.why}", flush=True)
             if result.verdict == DIFFERS:
-                print(_indented(result.shim.said), flush=True)
+                print(_indented(result.shim.log), flush=True)
             record.add(tree.version, result)
             results.append(result)
     return results

@@ -44,12 +44,12 @@ class Outcome:
 
     :ivar status: of each part of the test, by its name: pass, fail or not run
     :ivar seconds: how long it took
-    :ivar said: for people: what was wrong
+    :ivar log: for people: what was wrong
     """
 
     status: Mapping[str, str]
     seconds: float = field(compare=False, default=0.0)
-    said: str = field(compare=False, default="")
+    log: str = field(compare=False, default="")
 
     @property
     def summary(self) -> str:
@@ -142,14 +142,14 @@ def run_qtest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Path
     ).stdout
     parts = [part for part in re.findall(r"(?m)^/\S+$", listed) if part not in whole.status]
     status = {part: how for part, how in whole.status.items() if part != AS_A_WHOLE}
-    seconds, said = whole.seconds, whole.said
+    seconds, log = whole.seconds, whole.log
     for part in parts:
         alone = _run([*words, "-p", part], env, place)
         status[part] = alone.summary
         seconds += alone.seconds
         if alone.summary == FAIL:
-            said += alone.said
-    return Outcome(status or {AS_A_WHOLE: FAIL}, seconds, said)
+            log += alone.log
+    return Outcome(status or {AS_A_WHOLE: FAIL}, seconds, log)
 
 
 def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
@@ -176,12 +176,12 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
             _end(lambda one: one == mark)  # some make sessions of their own
         out.seek(0)
         err.seek(0)
-        said = out.read().decode(errors="replace")
+        output = out.read().decode(errors="replace")
         complaint = err.read().decode(errors="replace")
-    status = _parts(said)
+    status = _parts(output)
     if code and FAIL not in status.values():
         status[AS_A_WHOLE] = FAIL
-    return Outcome(status, os.times().elapsed - before, f"{said[-2000:]}\n{complaint[-4000:]}")
+    return Outcome(status, os.times().elapsed - before, f"{output[-2000:]}\n{complaint[-4000:]}")
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
@@ -220,10 +220,10 @@ def _end(which: Callable[[str], bool]) -> None:
             continue
 
 
-def _parts(said: str) -> dict[str, str]:
+def _parts(output: str) -> dict[str, str]:
     """The parts of a test's TAP; an iotest names what it leaves out in a comment."""
     status = {
         name: FAIL if verdict == "not ok" else NOT_RUN if skipped else PASS
-        for verdict, name, skipped in _TAP.findall(said)
+        for verdict, name, skipped in _TAP.findall(output)
     }
-    return status | dict.fromkeys(_LEFT_OUT.findall(said), NOT_RUN)
+    return status | dict.fromkeys(_LEFT_OUT.findall(output), NOT_RUN)

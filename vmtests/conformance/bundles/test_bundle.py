@@ -219,7 +219,7 @@ def test_damaged_cases(saved: Path, edit: Callable[[Any], None], say: str) -> No
 
 
 def test_a_format_is_fixed() -> None:
-    """A bundle of today must be readable tomorrow: who changes this changes the format's number."""
+    """A bundle of today must be readable tomorrow: a change here changes the format's number."""
     assert CASE.to_json() == {
         "qmpshim": qmpshim.__version__,
         "format": 1,

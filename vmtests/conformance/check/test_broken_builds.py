@@ -107,7 +107,7 @@ def shows_itself_again(comparison: Comparison, place: Path, workspace: Workspace
         assert (found is not None) is diverges
 
 
-def test_what_is_said_to_show_it_again_does(qmpshim: CommandLine) -> None:
+def test_what_is_reported_to_show_it_again_does(qmpshim: CommandLine) -> None:
     """From the run's directory, word for word: for a case of a file, and for a build at a path."""
     place = qmpshim.home / "a place"
     place.mkdir()
@@ -124,9 +124,9 @@ def test_what_is_said_to_show_it_again_does(qmpshim: CommandLine) -> None:
         make(name, place / name)
         build = f"a place/{name}/qemu-system-x86_64"
         words = ("--build", build, "--suite", "a place/mine.json", "--out", name)
-        said = qmpshim.run("check", *words).stdout
-        shown[name] = re.findall(rf"again \(in {name}\): qmpshim (.*)", said)
-        assert shown[name], said
+        output = qmpshim.run("check", *words).stdout
+        shown[name] = re.findall(rf"again \(in {name}\): qmpshim (.*)", output)
+        assert shown[name], output
     home = qmpshim.home
     for name, commands in shown.items():
         qmpshim.home = home / name

@@ -90,7 +90,7 @@ def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.
     # Two cases have to end, each with QEMUs of its own.
     wait_until(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2, LIMIT)
     process.send_signal(number)
-    said, complaint = process.communicate(timeout=LIMIT)
+    output, complaint = process.communicate(timeout=LIMIT)
     assert complaint == ""
     before = journal_of(out)
     if number is signal.SIGKILL:
@@ -99,7 +99,7 @@ def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.
     else:
         assert process.returncode == 128 + number
         assert re.search(
-            r"interrupted: \d of 8 done and kept; go on with: qmpshim check --resume out\n", said
+            r"interrupted: \d of 8 done and kept; go on with: qmpshim check --resume out\n", output
         )
         assert qmpshim.left(patience=1.0) == []
     done = qmpshim.run("check", "--resume", "out")

@@ -21,7 +21,7 @@ from vmtests.support.reproducer import Reproducer, known
 #: With findings of most kinds: known ones on some build, and with faults on all.
 NAMES = ("fleecing-WR", "WC", "primary-PG", "OQ")
 FAULTY = ("WQ", "backup-WH", "primary-GR")
-READ = ("title", "trace")  # of a script's case, what it shows to who reads it
+READ = ("title", "trace")  # of a script's case, what it shows to its reader
 
 
 def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> list[Any]:

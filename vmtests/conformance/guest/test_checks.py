@@ -162,13 +162,13 @@ def test_the_command_says_how_it_went(image: GuestImage) -> None:
     ran = qmpshim("check", "both-sides", "--device", "virtio-scsi")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "both-sides       as predicted: " in ran.stdout
-    for words, said in (
+    for words, error in (
         (("check", "dance"), "no guest scenario 'dance'; there are mixed"),
         (("check", "--aio", "native"), "--aio native needs --cache none"),
     ):
         wrong = qmpshim(*words)
         assert wrong.returncode == 2
-        assert said in wrong.stderr and wrong.stderr.count("\n") == 1
+        assert error in wrong.stderr and wrong.stderr.count("\n") == 1
 
 
 def test_build_says_what_is_in_the_image(image: GuestImage) -> None:

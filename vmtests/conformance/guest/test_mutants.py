@@ -325,11 +325,11 @@ def test_a_damaged_saved_state_is_made_anew(
 
 
 @pytest.mark.parametrize(
-    "said", ["1 read 0 8 0x7", "1 read 0 8 hello", "1 dance 0 8 ok", "1 read 0 8 1x4+"]
+    "line", ["1 read 0 8 0x7", "1 read 0 8 hello", "1 dance 0 8 ok", "1 read 0 8 1x4+"]
 )
-def test_what_cannot_be_is_no_answer(said: str) -> None:
+def test_what_cannot_be_is_no_answer(line: str) -> None:
     with pytest.raises(GuestMisreported):
-        list(read_lines(said + "\n"))
+        list(read_lines(line + "\n"))
 
 
 def test_the_kernels_own_words_are_passed_over() -> None:

@@ -41,11 +41,11 @@ def test_what_is_written_up_is_seen_without_qmpshim(
     script = script_of(one)
     assert "qmpshim" not in script.split("import", 1)[1]
     version = read_version(qemu_build)[0]
-    status, said = reproducer(script)
+    status, output = reproducer(script)
     if any(write_up(other).concerns(version) for other in AFTER.get(one.name, ())):
-        assert status in (SEEN, UNTESTED), said
+        assert status in (SEEN, UNTESTED), output
     else:
-        assert status == (SEEN if one.concerns(version) else NOT_SEEN), said
+        assert status == (SEEN if one.concerns(version) else NOT_SEEN), output
 
 
 @pytest.mark.parametrize("name", ["directed/copy-fails", "directed/start-busy-twice"])
@@ -53,8 +53,8 @@ def test_a_qemu_that_ends_otherwise_shows_nothing(name: str, reproducer: Reprodu
     """Neither what the title says nor the opposite: a 0 is for a QEMU that went all the way."""
     script = script_of(write_up(name))
     steps = script.rindex("expect_crash(" if "\nexpect_crash(" in script else "conclude(")
-    status, said = reproducer(f"{script[:steps]}qemu.kill(), time.sleep(0.2)\n{script[steps:]}")
-    assert status == UNTESTED and "was killed by SIGKILL" in said
+    status, output = reproducer(f"{script[:steps]}qemu.kill(), time.sleep(0.2)\n{script[steps:]}")
+    assert status == UNTESTED and "was killed by SIGKILL" in output
 
 
 REPAIRED = {
@@ -79,5 +79,5 @@ def test_steps_that_do_not_lead_there_see_nothing(name: str, reproducer: Reprodu
     step, other, wanted = REPAIRED[name]
     script = script_of(write_up(name))
     assert step in script
-    status, said = reproducer(script.replace(step, other))
-    assert status == wanted, said
+    status, output = reproducer(script.replace(step, other))
+    assert status == wanted, output

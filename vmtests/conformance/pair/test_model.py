@@ -83,17 +83,17 @@ def test_first_difference() -> None:
 
 
 def test_a_line_counts_when_it_is_whole(tmp_path: Path) -> None:
-    said = "[ready] guest# 1 write 8 8 ok\r\n2 read 0 16 0x8+1x8\r\n3 read 0 16 1x1"
+    output = "[ready] guest# 1 write 8 8 ok\r\n2 read 0 16 0x8+1x8\r\n3 read 0 16 1x1"
     pair = Pair(PairSpec(), (Build.system(), Build.system()), tmp_path, lambda *_: None)
     console = GuestConsole(pair.primary)
     assert console.whole_lines() == b""  # there is no file yet
-    pair.primary.console.write_text(said)
+    pair.primary.console.write_text(output)
     assert [
         reported.operation.number for reported in read_lines(console.whole_lines().decode())
     ] == [1, 2]
-    pair.primary.console.write_text(said + "6\n")
+    pair.primary.console.write_text(output + "6\n")
     assert console.whole_lines() == b"3 read 0 16 1x16\n"
-    console.cut(len(said), b"9 flush")
+    console.cut(len(output), b"9 flush")
     assert console.whole_lines() == b"9 flush6\n"
 
 

@@ -126,7 +126,7 @@ def test_a_full_host_disk_is_no_finding(
 
 
 def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
-    """Where COLO works under TCG, it works; where it does not, how it fails is said, and known."""
+    """Where COLO works under TCG, it works; where not, how it fails is reported, and known."""
     version = read_version(qemu_build)[0]
     plan = PairPlan(checkpoints=3, writes=10, accel="tcg", limit=8.0)
     outcome, bundle = go(plan, qemu_build, tmp_path)

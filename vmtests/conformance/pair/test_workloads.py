@@ -1,4 +1,4 @@
-"""What a pair's guests said and wrote, recorded from real ones, and judged with one thing changed.
+"""What a pair's guests printed and wrote, recorded from real ones, judged with one thing changed.
 
 A pair of machines with CPUs is too slow, and on the system's QEMU too deadly, for the quick tests;
 so one machine runs here, and the pair's workload is given its console and its disk.
@@ -43,7 +43,7 @@ DONE = list(random_operations(1, 400, 1, 0, SECTORS))
 
 @dataclass(frozen=True)
 class Recording:
-    """What a guest said, and its disk in the end."""
+    """What a guest printed, and its disk in the end."""
 
     console: bytes
     disk: bytes
@@ -113,9 +113,9 @@ def linux(image: GuestImage, qemu_build: Build) -> dict[Verb, Recording]:
         for kind in (Verb.WRITE, Verb.ZERO):
             work.rig.machine.run(f"{PROGRAM} {work.chain.disk} zero 1 0 {SECTORS}")
             command = f"random 1 {next_is(kind)} 1 0 {SECTORS}"
-            said = work.rig.machine.run(f"{PROGRAM} {work.chain.disk} {command}").output
+            output = work.rig.machine.run(f"{PROGRAM} {work.chain.disk} {command}").output
             with closing(work.chain.inspect("guest")) as client:
-                recorded[kind] = Recording(said.encode(), bytes(client.read(SIZE, 0)))
+                recorded[kind] = Recording(output.encode(), bytes(client.read(SIZE, 0)))
 
     if not recorded:
         with Workspace() as workspace:
@@ -233,7 +233,7 @@ BOOT = PairPlan(guest="boot", size=8 * MiB)
 
 
 def boot(build: Build, directory: Path, disk_words: str = "", damage: bool = False) -> Recording:
-    """What a real boot-sector guest said and wrote.
+    """What a real boot-sector guest printed and wrote.
 
     :param damage: somebody empties its disk behind its back
     """
@@ -244,15 +244,15 @@ def boot(build: Build, directory: Path, disk_words: str = "", damage: bool = Fal
     words += ["-blockdev", disk_words or "raw,node-name=disk,file=file"]
     words += ["-device", "virtio-blk-pci,drive=disk,werror=report,rerror=report"]
 
-    def said() -> bytes:
+    def printed() -> bytes:
         return console.read_bytes() if console.exists() else b""
 
     async def run() -> None:
         qemu = Qemu(build.command(), directory, words, "pc", build.env)
         await qemu.start()
         try:
-            while len(console_lines(said())) < 60:
-                if damage and len(console_lines(said())) > 5:
+            while len(console_lines(printed())) < 60:
+                if damage and len(console_lines(printed())) > 5:
                     with disk.open("r+b") as file:
                         file.seek(SMALL.base * 512)
                         file.write(bytes(SMALL.end - SMALL.base * 512))
@@ -263,7 +263,7 @@ def boot(build: Build, directory: Path, disk_words: str = "", damage: bool = Fal
             await qemu.close()
 
     asyncio.run(asyncio.wait_for(run(), 120))
-    return Recording(said(), disk.read_bytes())
+    return Recording(printed(), disk.read_bytes())
 
 
 def test_boot_as_it_was_and_with_one_block_lost(qemu_build: Build, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ async def kill(mutant: Mutant, build: Build, workspace: Workspace) -> None:
         found = whole.divergence
         if found is not None and found.where == mutant.where:
             break
-    assert found is not None, "nobody noticed"
+    assert found is not None, "no check found it"
     assert (found.verdict, found.where) == (mutant.verdict, mutant.where), str(found)
     runs: list[str] = []
     bundles = workspace.path / "bundles"

@@ -1,4 +1,4 @@
-"""Traceable data: what each operation writes, and what is said when something else is there."""
+"""Traceable data: what each operation writes, and what is reported when something else is there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def owners_of(*numbers: int) -> Owners:
     return array("q", numbers)
 
 
-def test_data_says_who_wrote_it_and_where_it_belongs() -> None:
+def test_data_names_its_writer_and_its_place() -> None:
     data = data_of(3, 100, 2)
     assert len(data) == 2 * SECTOR
     assert data[:SECTOR] != data[SECTOR:]
@@ -64,7 +64,7 @@ def test_no_two_operations_and_no_two_sectors_look_alike(operation: int, sector:
         assert len({data[at : at + 8], other[at : at + 8], moved[at : at + 8]}) == 3
 
 
-def test_zeroes_are_zero_bytes_whoever_made_them() -> None:
+def test_zeroes_are_zero_bytes_by_whatever_operation() -> None:
     found = expected(owners_of(0, -7, 7), 40).tobytes()
     assert found == bytes(2 * SECTOR) + bytes(data_of(7, 42, 1))
     assert mismatches(found, owners_of(-9, 0, 7), 40) == []
@@ -89,13 +89,13 @@ def test_words_for_bytes() -> None:
 
 def test_runs_that_are_wrong_in_the_same_way_are_one_mismatch() -> None:
     found = bytes(data_of(1, 10, 4)) + bytes(data_of(2, 14, 2)) + bytes(2 * SECTOR)
-    said = mismatches(found, owners_of(1, 3, 3, 4, 2, 2, 0, 5), 10)
-    assert said == [
+    differences = mismatches(found, owners_of(1, 3, 3, 4, 2, 2, 0, 5), 10)
+    assert differences == [
         Mismatch(11, 2, 3, "the data of operation 1"),
         Mismatch(13, 1, 4, "the data of operation 1"),
         Mismatch(17, 1, 5, "zeroes"),
     ]
-    assert str(said[0]) == (
+    assert str(differences[0]) == (
         "sectors 11..12 (byte 5632): predicted the data of operation 3, "
         "found the data of operation 1"
     )

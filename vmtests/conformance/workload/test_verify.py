@@ -33,7 +33,7 @@ PATIENT = 120.0  # seconds for making a case small: how busy the host is decides
 def run(
     setup: Setup, count: int, seed: int, workspace: Workspace, keep: Path | None = None
 ) -> VerifyOutcome[Operation, Result, Rig]:
-    said: list[str] = []
+    lines: list[str] = []
     bundles = workspace.path / "bundles"
     outcome = asyncio.run(
         verify(
@@ -43,12 +43,12 @@ def run(
             seed,
             workspace,
             bundles,
-            said.append,
+            lines.append,
             keep,
             shrinking=PATIENT,
         )
     )
-    assert all(text.startswith(f"{setup.spec.workflow}: ") for text in said)
+    assert all(text.startswith(f"{setup.spec.workflow}: ") for text in lines)
     return outcome
 
 

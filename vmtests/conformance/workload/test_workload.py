@@ -155,7 +155,7 @@ def test_operations_as_json(number: int, pair: tuple[Side, Verb], start: int, co
         [1, "guest", "read", 0],
         [1, "guest", "read", 0, 1, 2],
         [0, "guest", "read", 0, 1],
-        [1, "nobody", "read", 0, 1],
+        [1, "elsewhere", "read", 0, 1],
         [1, "guest", "think", 0, 1],
         [1, "guest", "read", -1, 1],
         [1, "guest", "read", 0, -1],

@@ -73,7 +73,7 @@ def gone(mark: str, limit: float = 30.0) -> bool:
 
 
 @needs_qemu
-def test_the_system_is_meant_when_nothing_is_said() -> None:
+def test_the_system_is_meant_when_nothing_is_given() -> None:
     build = resolve(None)
     assert (build.name, build.kind) == ("system", "installed")
     assert build.command() == [os.path.realpath(str(EMULATOR))]
@@ -333,9 +333,9 @@ def capable(qemu_build: Build) -> probe.Capabilities:
 
 
 def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
-    said = builds.run_emulator(qemu_build, "--version").stdout
-    assert "{}.{}.{}".format(*capable.version) in said
-    assert capable.version_text in said
+    output = builds.run_emulator(qemu_build, "--version").stdout
+    assert "{}.{}.{}".format(*capable.version) in output
+    assert capable.version_text in output
     assert capable.discipline == protocol_of(capable.version)
     assert len(capable.sha256) == 64
     assert {"qmp_capabilities", "blockdev-backup", "block-export-add"} <= capable.commands.keys()

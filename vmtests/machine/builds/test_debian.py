@@ -486,8 +486,8 @@ def test_real_suites(suite: str, version: tuple[int, int], discipline: str) -> N
     assert capabilities.discipline == discipline
     assert capabilities.replication
     for tool in (*TOOLS, "qemu-storage-daemon"):
-        said = subprocess.check_output([*build.tool(tool), "--version"], env=build.environment())
-        assert ".".join(map(str, capabilities.version)).encode() in said
+        output = subprocess.check_output([*build.tool(tool), "--version"], env=build.environment())
+        assert ".".join(map(str, capabilities.version)).encode() in output
     # With a machine it needs its firmware and its modules; the help looks at all modules, and
     # must find none of the host's.
     command = [*build.command(), "-machine", "pc", "-accel", "tcg", "-m", "64", "-nic", "user"]
@@ -500,23 +500,23 @@ def test_real_suites(suite: str, version: tuple[int, int], discipline: str) -> N
         env=build.environment(),
     ) as machine:
         try:
-            said_by_machine, _ = machine.communicate("info status\ndevice_add help\nquit\n", 30)
+            of_the_machine, _ = machine.communicate("info status\ndevice_add help\nquit\n", 30)
         finally:
             machine.kill()
-    assert "VM status: running" in said_by_machine
-    assert 'name "virtio-blk-pci"' in said_by_machine
-    assert "same build" not in said_by_machine or suite == "bullseye"  # 5.2 refuses them politely
+    assert "VM status: running" in of_the_machine
+    assert 'name "virtio-blk-pci"' in of_the_machine
+    assert "same build" not in of_the_machine or suite == "bullseye"  # 5.2 refuses them politely
     assert machine.returncode == 0
 
 
 @pytest.mark.full
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_nobody_can_fetch() -> None:
+def test_a_user_without_rights_can_fetch() -> None:
     code = (
         "from qmpshim.machine.builds import debian, probe; "
         "print(probe.probe(debian.fetch('debian:sid')))"
     )
-    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # which the user nobody may read
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # which that user may read
         os.chown(home, 65534, 65534)
         ended = subprocess.run(
             [

@@ -1,4 +1,4 @@
-"""When QEMU is still, and who is asked when its threads cannot be seen."""
+"""When QEMU is still, and what answers for it when its threads cannot be seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real chain, step by step: who sees what, and what each command does to the images."""
+"""The real chain, step by step: what each side sees, and what each command does to the images."""
 
 from __future__ import annotations
 

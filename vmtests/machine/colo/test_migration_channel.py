@@ -50,11 +50,11 @@ def test_messages_after_frames_of_the_return_path(workspace: Workspace) -> None:
     async def check() -> None:
         async with Channel(workspace) as channel:
             writer = channel.secondary[1]
-            said = SHUT + READY + REPLY + LOADED
-            for byte in said:  # in the smallest pieces there are
+            sent = SHUT + READY + REPLY + LOADED
+            for byte in sent:  # in the smallest pieces there are
                 writer.write(bytes([byte]))
                 await writer.drain()
-            assert await channel.events_of(len(said)) == said
+            assert await channel.events_of(len(sent)) == sent
             assert names(channel.link) == ["checkpoint-ready", "checkpoint-reply", "vmstate-loaded"]
             assert channel.link.loaded == 1
             channel.primary[1].write(b"x" * 1000)

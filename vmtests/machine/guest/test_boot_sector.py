@@ -34,8 +34,8 @@ def test_blocks_differ() -> None:
 
 
 def test_console() -> None:
-    said = b"W00000001\nW00000002\nE0000000a\nW000000"
-    assert console_lines(said) == [ConsoleLine("W", 1), ConsoleLine("W", 2), ConsoleLine("E", 10)]
+    output = b"W00000001\nW00000002\nE0000000a\nW000000"
+    assert console_lines(output) == [ConsoleLine("W", 1), ConsoleLine("W", 2), ConsoleLine("E", 10)]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -47,7 +47,7 @@ def test_runs_and_finds_damage(damaged: bool, tmp_path: Path, qemu_build: Build)
     words += ["-drive", f"if=none,id=disk,format=raw,file={disk},cache=writeback"]
     words += ["-device", "virtio-blk-pci,drive=disk"]
 
-    def said() -> list[ConsoleLine]:
+    def printed() -> list[ConsoleLine]:
         try:
             return console_lines((tmp_path / "console").read_bytes())
         except OSError:
@@ -58,15 +58,15 @@ def test_runs_and_finds_damage(damaged: bool, tmp_path: Path, qemu_build: Build)
         await qemu.start()
         try:
             for _ in range(6000):
-                if len(said()) >= 40:
+                if len(printed()) >= 40:
                     break
-                if damaged and len(said()) > 5:  # what it will read back is not what it wrote
+                if damaged and len(printed()) > 5:  # what it will read back is not what it wrote
                     with disk.open("r+b") as file:
                         file.seek(guest.base * 512)
                         file.write(bytes(guest.end - guest.base * 512))
                 await asyncio.sleep(0.01)
             await qemu.execute("stop")
-            return said()
+            return printed()
         finally:
             await qemu.close()
 

@@ -1,4 +1,4 @@
-"""The manual event loop: who is called back, when, and who is not."""
+"""The manual event loop: which callbacks are called, when, and which are not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_was_removed_meanwhile_is_not(
 def test_an_end_is_something_to_read_and_to_write(
     event_loop: ManualEventLoop, ready: list[socket.socket]
 ) -> None:
-    """Else who waits for a peer that is gone waits for ever."""
+    """Else what waits for a peer that is gone waits for ever."""
     called: list[str] = []
     ours, theirs = socket.socketpair()
     with ours:
@@ -60,7 +60,7 @@ def test_an_end_is_something_to_read_and_to_write(
         event_loop.on_readable(ours.fileno(), lambda: called.append("read"))
         assert event_loop.poll() and called == ["read"]
         event_loop.on_readable(ours.fileno(), None)
-        assert not event_loop.poll()  # and who does not want to know is left alone
+        assert not event_loop.poll()  # and what does not want to know is left alone
         event_loop.on_writable(ours.fileno(), lambda: called.append("write"))
         assert event_loop.poll() and called == ["read", "write"]
         event_loop.forget(ours.fileno())

@@ -57,11 +57,11 @@ def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Build) -> 
         assert qemu.alive()
         # The log is whole at any moment, for bundles are written while QEMU runs.
         lines = (tmp_path / "qmp.log").read_text().splitlines()
-        said = [(line[:2], json.loads(line[3:])) for line in lines]
-        assert said[0] == ("->", {"execute": "query-version"})
-        assert said[2][1]["arguments"]["driver"] == "null-co"
-        assert said[3] == ("<-", {"return": {}})
-        assert said[-1][1]["error"]["class"] == "GenericError"
+        messages = [(line[:2], json.loads(line[3:])) for line in lines]
+        assert messages[0] == ("->", {"execute": "query-version"})
+        assert messages[2][1]["arguments"]["driver"] == "null-co"
+        assert messages[3] == ("<-", {"return": {}})
+        assert messages[-1][1]["error"]["class"] == "GenericError"
 
     assert with_qemu(qemu_build, tmp_path, test) == 0
 
@@ -139,7 +139,7 @@ def test_nothing_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build
     asyncio.run(run())
 
 
-def test_who_is_interrupted_while_it_waits_for_the_end_leaves_nothing_running(
+def test_an_interruption_of_the_wait_for_the_end_leaves_nothing_running(
     tmp_path: Path, qemu_build: Build
 ) -> None:
     async def run() -> None:

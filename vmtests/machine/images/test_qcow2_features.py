@@ -108,7 +108,7 @@ def test_reads_what_qemu_reads_long(tmp_path: Path, name: str, seed: int) -> Non
 # -- what each witness says --------------------------------------------------------------------
 
 
-def test_who_is_not_consulted_is_named(tmp_path: Path) -> None:
+def test_a_reader_that_is_not_consulted_is_named(tmp_path: Path) -> None:
     path = made(tmp_path, 1, "extended")
     assert consult(path) == ([], ["libqcow: extended L2 entries"])
     path = made(tmp_path, 2, "data file")

@@ -44,9 +44,9 @@ def test_an_nbd_server_that_goes_away_before_the_handshake(
 
 
 @pytest.mark.parametrize("client", [NonBlockingNbd, StatusClient])
-@pytest.mark.parametrize("said", [b"", b"NBDMAGICIHAVEOPT\0\3"])
+@pytest.mark.parametrize("sent", [b"", b"NBDMAGICIHAVEOPT\0\3"])
 def test_an_nbd_server_that_does_not_answer_hangs(
-    client: type[NonBlockingNbd], said: bytes, tmp_path: Path
+    client: type[NonBlockingNbd], sent: bytes, tmp_path: Path
 ) -> None:
     """Whether it stops before its greeting or after; it refuses nothing."""
     with (
@@ -57,7 +57,7 @@ def test_an_nbd_server_that_does_not_answer_hangs(
         listening.listen()
         loop.on_readable(listening.fileno(), lambda: accepted.append(listening.accept()[0]))
         accepted: list[socket.socket] = []
-        loop.call_later(0.0, lambda: accepted[0].sendall(said))
+        loop.call_later(0.0, lambda: accepted[0].sendall(sent))
         with pytest.raises(MachineHung, match=r"NBD connection to e: no answer in 1 s"):
             client(loop, tmp_path / "s", "e", limit=1.0)
         accepted[0].close()
@@ -74,7 +74,7 @@ def test_a_stopped_qemu_hangs_and_refuses_no_client(qemu_build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("sent", "why"),
     [
         (b"qemu: warning", "no JSON"),
         (b"[1]", "no message"),
@@ -86,14 +86,14 @@ def test_a_stopped_qemu_hangs_and_refuses_no_client(qemu_build: Build) -> None:
         (b"\xff\xfe", "no JSON"),
     ],
 )
-def test_what_is_not_qmp_is_reported_at_once(said: bytes, why: str) -> None:
+def test_what_is_not_qmp_is_reported_at_once(sent: bytes, why: str) -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,
         contextlib.closing(ManualEventLoop()) as loop,
         contextlib.closing(NonBlockingQmp(loop, ours)) as qmp,
     ):
-        theirs.sendall(said + b"\r\n")
+        theirs.sendall(sent + b"\r\n")
         with pytest.raises(ProtocolBroken, match=why):
             qmp.call("query-name")
 

@@ -34,7 +34,7 @@ class Backing(Fill):
 
 @dataclass
 class Oracle:
-    """A qcow2 image, sector by sector, said as simply as possible."""
+    """A qcow2 image, sector by sector, written as simply as possible."""
 
     backed: bool
     kind: list[Alloc] = field(default_factory=lambda: [Alloc.UNALLOCATED] * 6)

@@ -1,4 +1,4 @@
-"""The endpoint as a service: who may come, other people's clients, standing in for the binary."""
+"""The endpoint as a service: which clients may come, other projects' clients, and as the binary."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_netcat_style(address: Path) -> None:
     ]
 
 
-# -- who may come ------------------------------------------------------------
+# -- which clients may come ----------------------------------------------------
 
 
 def test_the_socket_is_private(address: Path) -> None:
@@ -135,7 +135,7 @@ def test_without_an_address_to_listen_on_it_is_private(loop: Loop) -> None:
     assert not path.parent.exists()
 
 
-def test_who_comes_finds_a_qemu_that_has_come_up(tmp_path: Path, qemu_build: Build) -> None:
+def test_a_client_finds_a_qemu_that_has_come_up(tmp_path: Path, qemu_build: Build) -> None:
     """Else a client would wait for one that hangs before it greets, and get nothing."""
     begun, go = tmp_path / "begun", tmp_path / "go"
     script = tmp_path / "qemu-system-x86_64"

@@ -68,7 +68,7 @@ def test_every_client_gets_the_event(served: Served) -> None:
         schema = one.ask("query-qmp-schema")["return"]
         _signal(served, signal.SIGSTOP)
         one.send(b'{"execute": "query-status", "id": 1}{"execute": "x-shim-status", "id": 2}')
-        # An event to all, then an error to who waits; and the shim itself answers.
+        # An event to all, then an error to each that waits; and the shim itself answers.
         data, before = until_event(one, "X_SHIM_QEMU_HUNG")
         assert (data["commands"], before) == (["query-status"], []) and data["seconds"] >= SOON
         assert until_event(other, "X_SHIM_QEMU_HUNG")[0] == data
@@ -77,7 +77,7 @@ def test_every_client_gets_the_event(served: Served) -> None:
         assert f"QEMU has not answered for {SOON:.0f} s; it may still" in reply["error"]["desc"]
         status = one.message()
         assert status["id"] == 2 and status["return"]["hung"] >= SOON
-        # Who comes later hears of it; nothing is sent to QEMU any more.
+        # A later client is sent it, too; nothing is sent to QEMU any more.
         with closing(client(served)) as late:
             assert until_event(late, "X_SHIM_QEMU_HUNG")[0]["commands"] == ["query-status"]
             assert late.ask("x-shim-status")["return"]["clients"] == 3

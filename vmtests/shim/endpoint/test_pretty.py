@@ -33,25 +33,25 @@ SCRIPT = b"""
 _CHANGES = re.compile(rb'"(seconds|microseconds)": \d+')
 
 
-def _said(command: list[str], env: dict[str, str], option: list[str], path: Path) -> bytes:
+def _received(command: list[str], env: dict[str, str], option: list[str], path: Path) -> bytes:
     """All that a QEMU says over a monitor to the end of the script."""
     process = subprocess.Popen([*command, *ARGS, *option], stdin=subprocess.DEVNULL, env=env)
     try:
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
             wait_until(lambda: sock.connect_ex(str(path)) == 0)
             wire = Wire(sock)
-            said = b""
-            while not said.endswith(b"\r\n}\r\n"):  # the greeting
-                said += sock.recv(1 << 16)
+            received = b""
+            while not received.endswith(b"\r\n}\r\n"):  # the greeting
+                received += sock.recv(1 << 16)
             wire.send(SCRIPT)
             with contextlib.suppress(ConnectionResetError):  # it ends with our last line unread
                 while data := sock.recv(1 << 16):
-                    said += data
+                    received += data
         process.wait(LIMIT)
         # QEMU, 5.2 at least, may be about to start its machine when we connect, and sends us the
         # event before the monitor is open and greets.
-        said = said[said.index(b'{\r\n    "QMP"') :]
-        return _CHANGES.sub(rb'"\1": 0', said)
+        received = received[received.index(b'{\r\n    "QMP"') :]
+        return _CHANGES.sub(rb'"\1": 0', received)
     finally:
         process.kill()
         process.wait(LIMIT)
@@ -75,9 +75,9 @@ def test_pretty_is_pretty(each_build: Build, option: list[str], tmp_path: Path) 
     path = tmp_path / "qmp"
     words = [word.format(path=path) for word in option]
     command = dies_with_owner(each_build.command())
-    direct = _said(command, each_build.environment(), words, path)
+    direct = _received(command, each_build.environment(), words, path)
     assert b"\r\n    " in direct
-    assert _said(*stand_in(each_build), words, path) == direct
+    assert _received(*stand_in(each_build), words, path) == direct
 
 
 def test_which_monitors_are_pretty() -> None:

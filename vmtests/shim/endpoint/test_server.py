@@ -102,7 +102,7 @@ def test_each_client_has_its_own_negotiation_and_ids(connect: Connect) -> None:
     assert two.reply()["error"]["desc"] == "QMP input member 'exec-oob' is unexpected"
 
 
-def test_events_reach_all_who_have_negotiated_in_the_same_order(connect: Connect) -> None:
+def test_events_reach_all_clients_that_have_negotiated_in_the_same_order(connect: Connect) -> None:
     listening = [connect() for _ in range(5)]
     for wire in listening:
         wire.negotiate()
@@ -236,7 +236,7 @@ def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
             ask(b"{'execute': 'getfd', 'arguments': {'nope': 'b'}}", one)
             ask(b"{'execute': 'getfd', 'arguments': {'fdname': 'c'}}")  # the one of before
             ask(b"{'execute': 'getfd', 'arguments': {'fdname': 'd'}}")
-            ask(b"{'execute': 'query-name'}", one, two)  # kept for whoever wants it
+            ask(b"{'execute': 'query-name'}", one, two)  # kept for the command that wants it
             ask(b"{'execute': 'add-fd', 'arguments': {'fdset-id': 3, 'opaque': 'two'}}")
             ask(b"{'execute': 'add-fd', 'arguments': {'fdset-id': 3}}", two, one)
             ask(b"{'execute': 'add-fd', 'arguments': {'fdset-id': -1}}", two)
@@ -275,8 +275,10 @@ def test_a_descriptor_goes_to_the_client_that_sent_it(connect: Connect, tmp_path
             "blockdev-add",
             {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": f"n{number}"},
         )
-        said = wire.ask("human-monitor-command", {"command-line": f'qemu-io n{number} "read 0 1"'})
-        assert "return" in said
+        answer = wire.ask(
+            "human-monitor-command", {"command-line": f'qemu-io n{number} "read 0 1"'}
+        )
+        assert "return" in answer
         nodes = {n["node-name"] for n in wire.ask("query-named-block-nodes")["return"]}
         assert f"n{number}" in nodes
 

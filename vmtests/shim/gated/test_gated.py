@@ -262,14 +262,14 @@ def test_what_was_found_by_hand_is_written_up(gated: Gated, tmp_path: Path) -> N
 
 
 def test_wrong_words(gated: Gated) -> None:
-    def said(name: str, **arguments: Any) -> str:
+    def error_text(name: str, **arguments: Any) -> str:
         return str(gated.wire.ask(name, arguments)["error"]["desc"])
 
-    assert said("x-shim-hold", disk="tertiary") == "Invalid parameter 'tertiary'"
-    assert "active disk" in said("x-shim-hold", disk="top")
-    assert said("x-shim-release", number=7) == "7 is not held; held: nothing"
-    assert "no errno" in said("x-shim-release", errno=0)
-    assert "nothing was done" in said("x-shim-record")
+    assert error_text("x-shim-hold", disk="tertiary") == "Invalid parameter 'tertiary'"
+    assert "active disk" in error_text("x-shim-hold", disk="top")
+    assert error_text("x-shim-release", number=7) == "7 is not held; held: nothing"
+    assert "no errno" in error_text("x-shim-release", errno=0)
+    assert "nothing was done" in error_text("x-shim-record")
 
 
 def test_backup(loop: Loop, qemu_build: Build) -> None:

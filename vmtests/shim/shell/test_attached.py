@@ -78,7 +78,7 @@ def run_lines(address: str, lines: list[str]) -> list[tuple[str, tuple[bool, str
 
 @contextmanager
 def typed(directory: Path, *words: str, until: str = "qmp>") -> Iterator[pexpect.spawn]:
-    """A shell on a terminal that has said *until*: a regular expression; else ready for a line."""
+    """A shell on a terminal that has shown *until*: a regular expression; else ready for a line."""
     env = {**os.environ, "XDG_STATE_HOME": str(directory / "state"), "TERM": "xterm"}
     child = pexpect.spawn(
         QMPSHIM[0], [*QMPSHIM[1:], "shell", *words],
@@ -119,7 +119,7 @@ def test_a_socket_needs_no_slash(
             server.terminate()
 
 
-def test_a_person_who_quits_does_not_end_somebody_elses_qemu(
+def test_a_shell_that_quits_does_not_end_a_qemu_that_it_did_not_start(
     tmp_path: Path, qemu_build: Build
 ) -> None:
     with qemu_at(qemu_build, tmp_path) as qemu:

@@ -315,7 +315,7 @@ xen-set-replication enable=true primary=false
     assert "reproduced: 7 operations went as predicted" in replayed.stdout
 
 
-def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"query-name\n# caf\xe9\n")
     (tmp_path / "circle").write_text(f":source {tmp_path}/circle\n")
     for word in (
@@ -331,7 +331,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_read_as_it_comes_and_not_waited_for(tmp_path: Path) -> None:
-    """Whoever writes it may want the first answer before the next line."""
+    """Its writer may want the first answer before the next line."""
     errors = (tmp_path / "errors").open("wb")
     with (
         errors,
@@ -375,7 +375,7 @@ def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
 
 
 @pytest.mark.parametrize("greeting", [b"{}\n", b"[1]\n", b"SSH-2.0\r\n"])
-def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
+def test_an_endpoint_that_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
@@ -386,9 +386,9 @@ def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
         ) as shell:
             peer, _ = listening.accept()
             peer.sendall(greeting)
-            _, said = shell.communicate(timeout=60)
+            _, errors = shell.communicate(timeout=60)
             peer.close()
-    assert (shell.returncode, said.count(b"\n")) == (2, 1) and b"QMP" in said, said
+    assert (shell.returncode, errors.count(b"\n")) == (2, 1) and b"QMP" in errors, errors
 
 
 # -- a QEMU that runs already ------------------------------------------------------------

@@ -368,8 +368,8 @@ def test_what_cannot_be_recorded_is_refused(loop: Loop, tmp_path: Path, qemu_bui
         with chain(loop, qemu_build, directory, Workflow.BACKUP, disk, overlay) as made:
             made.start()
             assert verify(made.wire)["as-predicted"]
-            said = made.wire.ask("x-shim-record")["error"]["desc"]
-            assert said.startswith("a bundle cannot begin with ") and why in said, said
+            text = made.wire.ask("x-shim-record")["error"]["desc"]
+            assert text.startswith("a bundle cannot begin with ") and why in text, text
 
 
 # -- mutants -------------------------------------------------------------------------------------

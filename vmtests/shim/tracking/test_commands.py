@@ -217,8 +217,8 @@ def test_introspection(each_build: Build, loop: Loop) -> None:
                 answers = COMMANDS[name].empty is not None and not case.get("arguments")
                 error = "error" in wire.reply()
                 assert error != answers or name in ("x-shim-status", "x-shim-verify")
-        said = wire.ask("x-shim-predict", {"node": 5})["error"]["desc"]
-        assert said == "Invalid parameter type for 'node', expected: string"
+        text = wire.ask("x-shim-predict", {"node": 5})["error"]["desc"]
+        assert text == "Invalid parameter type for 'node', expected: string"
         assert wire.ask("x-shim-predict")["error"]["desc"] == "Parameter 'node' is missing"
     finally:
         service.close()
@@ -334,7 +334,7 @@ def test_why_a_chain_is_not_modelled(
         service.close()
 
 
-def test_two_who_verify_at_once(service: Service) -> None:
+def test_two_clients_that_verify_at_once(service: Service) -> None:
     """Each waits until no command but its own is at QEMU: not for the other's."""
     wires = [service.client() for _ in range(5)]
     assert wires[0].ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
@@ -361,7 +361,7 @@ def test_qemu_dies_while_the_shim_asks_it(service: Service) -> None:
 
 
 def test_a_defect_of_the_shim_is_answered(service: Service) -> None:
-    """Whoever asked must not wait for ever, and the place at QEMU is free again."""
+    """The client must not wait for ever, and the place at QEMU is free again."""
 
     async def broken(_: Command) -> Reply | None:
         raise ZeroDivisionError

@@ -212,9 +212,9 @@ def test_a_transaction_that_fails_leaves_nothing_followed(disks: Disks) -> None:
             "type": "blockdev-backup",
             "data": {"device": device, "target": target, "job-id": "j", "sync": "none"},
         }
-        for device, target in (("a", "sa"), ("b", "nobody"))
+        for device, target in (("a", "sa"), ("b", "missing"))
     ]
-    assert "nobody" in disks.fails("transaction", actions=jobs)
+    assert "missing" in disks.fails("transaction", actions=jobs)
     assert disks.status()["chains"] == []
     disks.write("a", b"1" * 100, 0)
     disks.backup("a", "sa")
@@ -293,7 +293,7 @@ def test_an_export_of_another_node_above_a_followed_disk(disks_of_each: Disks) -
 
 
 def test_an_export_over_vhost_user(disks_of_each: Disks) -> None:
-    """No relay can stand before it: whoever writes through it does so unseen."""
+    """No relay can stand before it: what is written through it is unseen."""
     disks = disks_of_each
     if "vhost-user-blk" not in _export_types(disks):
         pytest.skip("this QEMU has none")
@@ -361,7 +361,7 @@ def _export_types(disks: Disks) -> set[str]:
 
 
 def test_a_server_that_others_reach_past_the_shim(disks: Disks) -> None:
-    """Who comes to a TCP port of QEMU's is not known: the export is unobserved from the start."""
+    """A client of a TCP port of QEMU's is not known: the export is unobserved from the start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -491,7 +491,7 @@ def test_a_device_that_is_added_is_put_on_a_log(
         reported = guest.verify()
         assert reported["as-predicted"], reported
         assert guest.status()["operations"] > 2
-        bad = {"driver": "virtio-blk-pci", "id": "x", "drive": "nobody"}
-        assert "nobody" in guest.fails("device_add", **bad)
+        bad = {"driver": "virtio-blk-pci", "id": "x", "drive": "missing"}
+        assert "missing" in guest.fails("device_add", **bad)
     finally:
         guest.service.close()

@@ -115,7 +115,7 @@ def test_a_node_of_a_client_is_watched_when_asked(
         reported = wire.ask("x-shim-watch-node", {"node": "d"})["return"]
         assert reported == {"node": "x-shim-log-d"}
         assert wire.ask("x-shim-watch-node", {"node": "d"})["return"] == reported
-        assert "error" in wire.ask("x-shim-watch-node", {"node": "nobody"})
+        assert "error" in wire.ask("x-shim-watch-node", {"node": "missing"})
         addr = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
         wire.ask("nbd-server-start", {"addr": addr})
         export = {"type": "nbd", "id": "e", "name": "e", "writable": True}
@@ -146,8 +146,8 @@ def test_a_writable_export_is_put_on_a_log(loop: Loop, tmp_path: Path, qemu_buil
         exports = {e["id"]: e["node-name"] for e in wire.ask("query-block-exports")["return"]}
         assert exports.pop("x-shim-keep-0") == "n"
         assert exports == {"r": "n", "w": "x-shim-log-n"}
-        bad = {"type": "nbd", "id": "x", "node-name": "nobody", "writable": True}
-        assert "nobody" in wire.ask("block-export-add", bad)["error"]["desc"]
+        bad = {"type": "nbd", "id": "x", "node-name": "missing", "writable": True}
+        assert "missing" in wire.ask("block-export-add", bad)["error"]["desc"]
     finally:
         service.close()
 

@@ -115,12 +115,12 @@ def jobs_failed(machine: GatedMachine) -> None:
 
 
 def event_without_reason(machine: GatedMachine) -> None:
-    """A disk of the quorum is said to be bad."""
+    """A disk of the quorum is reported as bad."""
     machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": {"node-name": "forward"}})
 
 
 def other_job_failed(machine: GatedMachine) -> None:
-    """A job is said to have ended before."""
+    """A job is reported to have ended before."""
     data = {"device": "backup", "offset": 0, "len": 2 * CLUSTER, "error": "no space"}
     machine.qmp.events.append({"event": "BLOCK_JOB_COMPLETED", "data": data})
 

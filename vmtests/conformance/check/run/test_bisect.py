@@ -46,8 +46,8 @@ HISTORY = (
 def git(tree: Path, *words: str) -> str:
     environment = {
         **os.environ,
-        **{f"GIT_{who}_NAME": "a" for who in ("AUTHOR", "COMMITTER")},
-        **{f"GIT_{who}_EMAIL": "a@example.org" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{role}_NAME": "a" for role in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{role}_EMAIL": "a@example.org" for role in ("AUTHOR", "COMMITTER")},
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
     }
@@ -100,10 +100,10 @@ def test_the_first_bad_commit_is_found(tree: Path, qmpshim: CommandLine) -> None
     """By a suite, and past a commit that does not build."""
     suite = tree.parent / "suite.json"
     suite.write_text(json.dumps(LOOK))
-    said = bisect(tree, qmpshim, "--suite", str(suite))
-    assert re.search(FOUND, said), said
-    assert "bad: allocation: " in said and "good: 1 case(s) as predicted" in said
-    assert "does not build" in said  # that commit was skipped: 125
+    output = bisect(tree, qmpshim, "--suite", str(suite))
+    assert re.search(FOUND, output), output
+    assert "bad: allocation: " in output and "good: 1 case(s) as predicted" in output
+    assert "does not build" in output  # that commit was skipped: 125
 
 
 @pytest.mark.full
@@ -128,9 +128,9 @@ def test_the_first_bad_commit_is_found_by_a_bundle(
     (again,) = (
         build["again"] for one in summary for build in one["builds"] if one["key"].startswith(key)
     )
-    said = bisect(tree, qmpshim, "--case", str(out / shlex.split(again)[2]))
-    assert re.search(FOUND, said), said
-    assert f"bad: reproduced: {title}" in said
+    output = bisect(tree, qmpshim, "--case", str(out / shlex.split(again)[2]))
+    assert re.search(FOUND, output), output
+    assert f"bad: reproduced: {title}" in output
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def results(build: Build, executor: Executor, suite: Suite, place: Path) -> dict
         }
 
 
-def test_the_results_do_not_depend_on_who_works(
+def test_the_results_do_not_depend_on_the_executor(
     tmp_path: Path, cluster: Any, qemu_build: Build
 ) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
@@ -165,12 +165,12 @@ def test_the_cluster_goes_away(qmpshim: CommandLine, tmp_path: Path, which: str)
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         cluster[which].kill()
-        said, complaint = process.communicate(timeout=LIMIT)
+        output, complaint = process.communicate(timeout=LIMIT)
     why = {"scheduler": "went away", "worker": "has no workers any more"}[which]
-    assert (process.returncode, complaint) == (2, ""), (said, complaint)
+    assert (process.returncode, complaint) == (2, ""), (output, complaint)
     pattern = rf"the Dask scheduler at {address} {why}: (\d) of 6 done and kept; go on with: (.*)"
-    found = re.fullmatch(pattern, said.splitlines()[-1])
-    assert found is not None, said
+    found = re.fullmatch(pattern, output.splitlines()[-1])
+    assert found is not None, output
     assert found[2] == f"qmpshim check --resume out --dask {address}"
     document = json.loads((qmpshim.home / "it.json").read_text())
     assert len(document["results"]) == int(found[1]) >= 1

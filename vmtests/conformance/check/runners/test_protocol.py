@@ -66,7 +66,7 @@ def test_each_mutant_is_killed(
 
 @pytest.mark.usefixtures("qemu_on_path")
 def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> None:
-    """Nor is it QEMU that hangs, or we who lost the way."""
+    """Nor is it QEMU that hangs, or we that lost the way."""
     build = resolve(str(make("forgets-the-id", tmp_path / "build")))
     report = explore_real(build, scenario_sets.named("WQ"))
     (found,) = report.findings

@@ -66,7 +66,7 @@ def test_a_commit_that_fails_is_reported(pool: QemuPool) -> None:
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
-    for fails, nth, said in (
+    for fails, nth, status in (
         ("secondary write 0+128", 0, "I/O error occurred"),
         ("secondary flush", cancelled, "I/O error occurred"),
         *(("secondary flush", nth, None) for nth in range(cancelled)),
@@ -74,7 +74,7 @@ def test_a_commit_that_fails_is_reported(pool: QemuPool) -> None:
         statuses.clear()
         reference = explored(pool, FAILOVER, Reporting, fails, nth=nth)
         assert not reference.found and not reference.in_part
-        assert statuses == {said}
+        assert statuses == {status}
     silent = explored(pool, FAILOVER, Silent, "secondary write 0+128")
     assert verdicts(silent) == {Verdict.ERROR_CONTRACT}
 

@@ -59,7 +59,7 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(pool: QemuPool) -
 
 
 def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(pool: QemuPool) -> None:
-    """Who says it is done must have done it, whatever of qcow2's own failed."""
+    """A request that reports success must have done it, whatever of qcow2's own failed."""
     fails = meta_write(pool, one("WR"))
     found = explored(pool, one("WR"), Swallowing, fails, all_io=True).found
     assert {verdict for verdict, _ in found} == {Verdict.LOST_WRITE}

@@ -162,7 +162,7 @@ SECOND = operation("primary_write", 64, 128)  # half of either cluster
 @pytest.mark.parametrize(
     ("form", "ops", "hit", "answers", "cause"),
     [
-        (  # who says success in the same cluster must have written
+        (  # what reports success in the same cluster must have written
             "backup", (operation("primary_write", 0, 128), SECOND), "hidden",
             (io_error(EIO), OK), "secondary: ",
         ),

@@ -106,7 +106,7 @@ def test_a_copy_that_never_arrives_is_found_out(pool: QemuPool) -> None:
 
 @pytest.mark.parametrize("form", ["", "backup-", "fleecing-"])
 def test_new_data_for_an_old_read_is_seen_in_the_copy(pool: QemuPool, form: str) -> None:
-    """At once, where the copy comes to the hidden disk; who reads that later is no witness."""
+    """At once, where the copy comes to the hidden disk; what reads that later is no witness."""
     found = causes(pool, f"{form}WH", new_for_old)
     assert found == {(Verdict.CONTENT, "the copy holds new data")}
 

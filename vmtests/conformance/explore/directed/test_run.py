@@ -160,7 +160,7 @@ def test_what_is_seen_is_reported_before_it_is_run_again(qemu_build: Build) -> N
     assert result.findings[0].confirmed
 
 
-def test_no_time_is_said(qemu_build: Build) -> None:
+def test_no_time_is_reported(qemu_build: Build) -> None:
     result = ran(qemu_build, case(never), deadline=time.monotonic())
     assert not result.run and not result.complete
     report = explore_real(qemu_build, [], directed=[case(never)] * 3, bounds=Bounds(budget=0.001))

@@ -52,7 +52,7 @@ def test_writes_meet_in_one_backup_cluster_however_small_those_of_qcow2_are() ->
     assert not a.conflicts(c)
 
 
-def test_a_copy_meets_its_own_clusters_and_who_goes_on_with_it() -> None:
+def test_a_copy_meets_its_own_clusters_and_what_goes_on_with_it() -> None:
     job, far = operation("backup_full"), operation("primary_write", FAR, 8)
     scenario = RealScenario("made", (job, far), form="push", size=128 * 64)
     feet = Footprints(scenario)

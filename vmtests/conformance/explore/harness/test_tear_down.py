@@ -129,7 +129,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
     assert not report.findings and not report.unconfirmed and report.exhaustive
 
 
-def test_who_died_before_does_not_die_again(
+def test_a_qemu_that_died_before_does_not_die_again(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     """An execution is left where its end is known; then nothing has looked at the process yet."""

@@ -95,29 +95,29 @@ def test_what_was_found_is_seen_without_qmpshim(
     """On each build a script sees what `qmpshim replay` sees there."""
     script = export_script(known(one.id), breakpoints=not drains(qemu_build))
     assert "qmpshim" not in script.split("import", 1)[1].replace(repr(known(one.id).build), "")
-    status, said = reproducer(script)
+    status, output = reproducer(script)
     try:
         again = replay_schedule(known(one.id), qemu_build)
     except BuildError:
-        assert status == UNTESTED, said
+        assert status == UNTESTED, output
         return
     if again.shows(known(one.id)):
-        assert status == SEEN, said
+        assert status == SEEN, output
     elif again.violation is None:  # else another finding's sign may look the same
-        assert status in (NOT_SEEN, UNTESTED), said
+        assert status in (NOT_SEEN, UNTESTED), output
 
 
 def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reproducer) -> None:
     """It is seen, or the script says why it cannot be, and does not lock up."""
     script = export_script(known("checkpoint-then-overlapping-write-aborts"))
     assert "driver=blkdebug" in script
-    status, said = reproducer(script)
+    status, output = reproducer(script)
     if read_version(qemu_build)[0] >= (7, 0):
-        assert status == SEEN and "block_copy_task_create" in said
-        assert "QEMU ended with status -6" in said
+        assert status == SEEN and "block_copy_task_create" in output
+        assert "QEMU ended with status -6" in output
     elif drains(qemu_build):
         assert status == UNTESTED
-        assert said.endswith("a command waits for the request that the breakpoint holds\n")
+        assert output.endswith("a command waits for the request that the breakpoint holds\n")
 
 
 def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
@@ -126,8 +126,8 @@ def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
     """A checkpoint that waits for it keeps the monitor: nothing could end the breakpoint."""
     finding = shown(qemu_build, "PC", *CORRUPTS)
     assert (blkdebug_steps(finding) is None) == drains(qemu_build)
-    status, said = reproducer(export_script(finding))
-    assert status == SEEN, said
+    status, output = reproducer(export_script(finding))
+    assert status == SEEN, output
 
 
 def cut(op: int, what: str, how: int = CUT) -> Fail:
@@ -166,8 +166,8 @@ def test_all_that_a_schedule_may_have(name: str, qemu_build: Build, reproducer: 
     letters, secondary, schedule, sign = CASES[name]
     finding = shown(qemu_build, letters, *schedule, secondary=secondary)
     assert finding.text != MADE_UP
-    status, said = reproducer(export_script(finding, breakpoints=False))
-    assert status == SEEN and sign in said and "never sent" not in said, said
+    status, output = reproducer(export_script(finding, breakpoints=False))
+    assert status == SEEN and sign in output and "never sent" not in output, output
 
 
 def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reproducer) -> None:
@@ -179,8 +179,8 @@ def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reprod
         verdict=Verdict.CORRUPTION,
         cause=Cause(CauseKind.BROKEN_BY_CRASH, "active", "our reader"),
     )
-    status, said = reproducer(export_script(finding))
-    assert status == SEEN and "qemu-img check active as it is now" in said, said
+    status, output = reproducer(export_script(finding))
+    assert status == SEEN and "qemu-img check active as it is now" in output, output
 
 
 COPIED: tuple[RealChoice, ...] = (
@@ -198,8 +198,8 @@ def test_the_models_ends_separate_right_from_wrong(
     qemu_build: Build, reproducer: Reproducer
 ) -> None:
     script = export_script(shown(qemu_build, "WR", *COPIED))
-    status, said = reproducer(script)
-    assert status == NOT_SEEN and "never sent" not in said, said
+    status, output = reproducer(script)
+    assert status == NOT_SEEN and "never sent" not in output, output
     for right, wrong in (("'read 1': [1, 1]", "[2, 1]"), ("'secondary': [2, 1]", "[1, 1]")):
         assert right in script
         spoilt = script.replace(right, right.split(":")[0] + ": " + wrong)
@@ -215,11 +215,11 @@ def test_an_image_of_the_largest_clusters_has_room_for_them(
     completions = [io(0, what) for what in steps]
     finding = shown(qemu_build, "W", Start(0), *completions, cluster=4096)
     script = export_script(finding, breakpoints=False)
-    status, said = reproducer(script)
-    assert status == NOT_SEEN and "(primary_write): ok" in said, said
+    status, output = reproducer(script)
+    assert status == NOT_SEEN and "(primary_write): ok" in output, output
     small = script.replace("8 * cluster", "0 * cluster").replace("TIMERS = 5", "TIMERS = 1")
-    status, said = reproducer(small)
-    assert "(primary_write): errno" in said, said
+    status, output = reproducer(small)
+    assert "(primary_write): errno" in output, output
 
 
 def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
@@ -229,10 +229,10 @@ def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) ->
     script = export_script(finding, breakpoints=False)
     assert reproducer(script)[0] == NOT_SEEN
     script = script.replace("\nlet_all_go()\n", "\n").replace("PATIENCE = 10", "PATIENCE = 2")
-    status, said = reproducer(script)
-    assert status == SEEN and "no answer" in said
-    status, said = reproducer(script.replace("'unanswered': [0]", "'unanswered': [1]"))
-    assert status == UNTESTED and said.endswith("something else was seen: QEMU hangs\n"), said
+    status, output = reproducer(script)
+    assert status == SEEN and "no answer" in output
+    status, output = reproducer(script.replace("'unanswered': [0]", "'unanswered': [1]"))
+    assert status == UNTESTED and output.endswith("something else was seen: QEMU hangs\n"), output
 
 
 def test_a_build_that_takes_another_way(qemu_build: Build, reproducer: Reproducer) -> None:
@@ -240,22 +240,22 @@ def test_a_build_that_takes_another_way(qemu_build: Build, reproducer: Reproduce
     finding = shown(qemu_build, "WR", *COPIED)
     script = export_script(finding).replace("TIMERS = 5", "TIMERS = 1")
     script = script.replace("'hidden read 0+128'", "'hidden read 7+128'")
-    status, said = reproducer(script)
-    assert status == UNTESTED and "QEMU never sent: hidden read 7+128" in said
-    assert said.endswith("not seen, but this build takes another way\n")
+    status, output = reproducer(script)
+    assert status == UNTESTED and "QEMU never sent: hidden read 7+128" in output
+    assert output.endswith("not seen, but this build takes another way\n")
     script = export_script(known("failed-secondary-not-in-status"))
     script = script.replace("TIMERS = 5", "TIMERS = 1")
     script = script.replace("'secondary read 0+128'", "'secondary read 7+128'")
-    status, said = reproducer(script)
-    assert status == UNTESTED and said.endswith("takes another way: there is nothing to fail\n")
+    status, output = reproducer(script)
+    assert status == UNTESTED and output.endswith("takes another way: there is nothing to fail\n")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"], ["sh", "/no/such/qemu-img"]])
 def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> None:
     """One line, and nothing left behind."""
-    status, said = reproducer(export_script(known("failover-reports-io-error")), *words)
+    status, output = reproducer(export_script(known("failover-reports-io-error")), *words)
     assert status == UNTESTED
-    assert said.startswith(f"no program {words[-1]}; usage: ") and said.count("\n") == 1
+    assert output.startswith(f"no program {words[-1]}; usage: ") and output.count("\n") == 1
 
 
 START = {  # what stands where QEMU should be, and what the script says of it
@@ -280,9 +280,9 @@ def test_a_qemu_that_cannot_start(
     qemu = tmp_path / "qemu"
     qemu.write_text(f"#!/bin/sh\n{START[name][0]}\n")
     qemu.chmod(0o755)
-    status, said = reproducer(export_script(known(case)), str(qemu), "qemu-img")
+    status, output = reproducer(export_script(known(case)), str(qemu), "qemu-img")
     how = "QEMU ended, not as it is looked for: before anything was done it "
-    assert (status, said) == (UNTESTED, f"{how}{START[name][1]}\n")
+    assert (status, output) == (UNTESTED, f"{how}{START[name][1]}\n")
 
 
 @pytest.mark.parametrize("odd", ["a,b", "-a b:c%d'e"])
@@ -296,8 +296,8 @@ def test_a_temporary_directory_with_an_odd_name(
     place = reproducer.temporary / odd
     place.mkdir()
     for one in (script, export_script(known(CRASH), breakpoints=False)):
-        status, said = reproducer.end(reproducer.start(one, temporary=place), place)
-        assert status == SEEN, said
+        status, output = reproducer.end(reproducer.start(one, temporary=place), place)
+        assert status == SEEN, output
     place.rmdir()
 
 
@@ -320,12 +320,12 @@ def test_another_assertion_at_the_same_step(
     qemu = tmp_path / "qemu"
     qemu.write_text(OTHER_WORDS.format(python=sys.executable))
     qemu.chmod(0o755)
-    status, said = reproducer(export_script(known(CRASH)), str(qemu), "qemu-img")
-    assert status == UNTESTED, said
+    status, output = reproducer(export_script(known(CRASH)), str(qemu), "qemu-img")
+    assert status == UNTESTED, output
     assert re.search(
         r"\nQEMU ended, not as it is looked for: after step 4 of 4 it was killed by SIGABRT: .*"
         r"another_function: Assertion .*\n$",
-        said,
+        output,
     )
 
 
@@ -352,9 +352,9 @@ def test_its_own_end_at_another_step(
     script = script.replace("        breakpoint_(", "        (lambda _: None)(")
     script = script.replace("        begin(step[1])\n", "        pass\n")
     script = script.replace(step, dies)
-    status, said = reproducer(script)
-    assert status == (SEEN if seen else UNTESTED), said
-    assert seen or f"not as it is looked for: after step {after} of 4" in said, said
+    status, output = reproducer(script)
+    assert status == (SEEN if seen else UNTESTED), output
+    assert seen or f"not as it is looked for: after step {after} of 4" in output, output
 
 
 @pytest.mark.parametrize(
@@ -364,18 +364,18 @@ def test_a_qemu_that_leaves_in_the_middle(case: str, reproducer: Reproducer) -> 
     """It ends well, with status 0, when it should not end at all: nothing was seen then."""
     script = export_script(known(case))
     script = script.replace("\nset_up()\n", "\nset_up()\nqemu.terminate()\nqemu.wait()\n")
-    status, said = reproducer(script)
-    assert status == UNTESTED, said
-    last = said.splitlines()[-1]
+    status, output = reproducer(script)
+    assert status == UNTESTED, output
+    last = output.splitlines()[-1]
     assert "as it is looked for: after step 0 of" in last and " exited with status 0: " in last
 
 
 def test_a_breakpoint_that_is_never_reached(qemu_build: Build, reproducer: Reproducer) -> None:
     """Not seen, but nothing was held either: no answer."""
     script = export_script(known(CRASH)).replace("'read_aio'", "'l1_grow_alloc_table'")
-    status, said = reproducer(script)
-    assert status == UNTESTED, said
-    assert said.endswith("not seen, but this build takes another way\n")
+    status, output = reproducer(script)
+    assert status == UNTESTED, output
+    assert output.endswith("not seen, but this build takes another way\n")
 
 
 def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
@@ -387,11 +387,11 @@ def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
     while not process.stdout.readline().startswith("start"):
         pass
     process.terminate()
-    status, said = reproducer.end(process)
-    steps = [line for line in said.splitlines() if line[0] != " "]  # else what QEMU asks for
+    status, output = reproducer.end(process)
+    steps = [line for line in output.splitlines() if line[0] != " "]  # else what QEMU asks for
     assert (status, steps) == (UNTESTED, ["ended by a signal"])
-    status, said = reproducer(script.replace("LIMIT = 180", "LIMIT = 0.2"))
-    assert status == UNTESTED and said.endswith("gave up after 0 s\n")
+    status, output = reproducer(script.replace("LIMIT = 180", "LIMIT = 0.2"))
+    assert status == UNTESTED and output.endswith("gave up after 0 s\n")
 
 
 @pytest.mark.parametrize(
@@ -407,8 +407,8 @@ def test_what_fails_while_a_script_ends_is_not_seen(harm: str, reproducer: Repro
     script = export_script(known("failover-reports-io-error"), breakpoints=False)
     script = script.replace("\nset_up()\n", f"\nset_up()\n{harm}\nraise ValueError\n")
     assert "raise ValueError" in script
-    status, said = reproducer(script)
-    assert status == UNTESTED, said
+    status, output = reproducer(script)
+    assert status == UNTESTED, output
 
 
 def test_what_showed_nothing_wrong_is_no_reproducer() -> None:
@@ -558,5 +558,5 @@ def test_not_seen_from_another_state_is_no_answer(
             "a place in the file, z zeroes without, - nothing)",
         ),
     ):
-        done, said = reproducer(export_script(replace(finding, allocation=recorded)))
-        assert (done, said.splitlines()[-1]) == (status, last), said
+        done, output = reproducer(export_script(replace(finding, allocation=recorded)))
+        assert (done, output.splitlines()[-1]) == (status, last), output

@@ -68,7 +68,7 @@ def as_file(directory: Path, finding: Finding) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("build", "finding", "replayed", "said"),
+    ("build", "finding", "replayed", "expected"),
     [
         ("dies-at-checkpoint", CHECKPOINT, 1, "reproduced: crash: "),
         ("dies-at-checkpoint", ANOTHER, 125, f"another divergence: crash: .*{OWN}"),
@@ -80,14 +80,14 @@ def as_file(directory: Path, finding: Finding) -> Path:
     ids=["its own", "other words", "too early", "in the beginning", "none", "no start"],
 )
 def test_a_crash_is_the_findings_at_its_step_and_in_its_words(
-    build: str, finding: Finding, replayed: int, said: str, qmpshim: CommandLine
+    build: str, finding: Finding, replayed: int, expected: str, qmpshim: CommandLine
 ) -> None:
     make(build, qmpshim.home / "build")
     path = as_file(qmpshim.home, finding)
     done = qmpshim.run("replay", path, "--build", "./build")
     assert done.returncode == replayed, done
     words = done.stdout + done.stderr
-    assert said.split(".*")[0] in words and said.split(".*")[-1] in words
+    assert expected.split(".*")[0] in words and expected.split(".*")[-1] in words
     if finding is LATER:  # there is a schedule of the scenario in which it is the last step
         return
     done = qmpshim.run("check", "--bisect", "--build", "./build", "--case", path)
@@ -121,7 +121,7 @@ def test_the_same_of_a_workload(
 
 
 def test_one_name_has_one_answer(qmpshim: CommandLine) -> None:
-    """While bisecting who names a known defect asks for it, by its case's name or its file."""
+    """While bisecting a known defect is looked for if its case or its file is named."""
     name = "failover-reports-io-error"  # which every version has
     endings = []
     for case in (f"known/{name}", str(DIRECTORY / f"{name}.json")):
@@ -165,7 +165,7 @@ def test_zeroes_without_a_hole_keep_their_place(qemu_build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorded", "status", "said"),
+    ("recorded", "status", "expected"),
     [
         ({}, 0, "not reproduced: "),
         ({"secondary": "ZD", "hidden": "D-"}, 0, "not reproduced: "),
@@ -174,12 +174,12 @@ def test_zeroes_without_a_hole_keep_their_place(qemu_build: Build) -> None:
     ],
 )
 def test_not_seen_from_another_state_is_no_answer(
-    recorded: dict[str, str], status: int, said: str, qmpshim: CommandLine
+    recorded: dict[str, str], status: int, expected: str, qmpshim: CommandLine
 ) -> None:
     path = as_file(qmpshim.home, replace(NO_HOLE, allocation=recorded))
     assert load_finding(path).allocation == recorded
     done = qmpshim.run("replay", path)
-    assert done.returncode == status and said in done.stdout, done
+    assert done.returncode == status and expected in done.stdout, done
     done = qmpshim.run("check", "--bisect", "--build", "system", "--case", path)
     assert done.returncode == status, done
 
@@ -273,7 +273,7 @@ def test_not_seen_needs_the_schedule_or_all_of_them(
 
 
 @pytest.mark.parametrize(
-    ("points", "status", "said"),
+    ("points", "status", "expected"),
     [
         ("quick:blah", 2, "0 crash points looked at; no step is 'blah'"),
         ("full:99", 2, "0 crash points looked at; no step is '99'"),
@@ -282,22 +282,22 @@ def test_not_seen_needs_the_schedule_or_all_of_them(
     ],
 )
 def test_crash_points_that_there_are_not(
-    points: str, status: int, said: str, qmpshim: CommandLine
+    points: str, status: int, expected: str, qmpshim: CommandLine
 ) -> None:
     report = qmpshim.home / "report.json"
     words = ("--scenario", "CQ", "--jobs", "1", "--crash-points", points, "--json", report)
     done = qmpshim.run("explore", *words)
-    assert done.returncode == status and said in done.stdout, done
+    assert done.returncode == status and expected in done.stdout, done
     errors = [line for line in done.stderr.splitlines() if line.startswith("qmpshim: ")]
     none = f"qmpshim: --crash-points {points}: none in 2 schedules"
     assert errors == ([none] if status else [])
     document = json.loads(report.read_text())["crash_points"]
-    assert document["chosen"] == points and f"{document['looked_at']} crash points" in said
+    assert document["chosen"] == points and f"{document['looked_at']} crash points" in expected
     assert document["never"] == [step for step in ("blah", "99") if step in points]
 
 
 @pytest.mark.parametrize(
-    ("words", "content", "said"),
+    ("words", "content", "expected"),
     [
         (["explore"], [], "no scenarios"),
         (["explore"], {"ops": []}, "a scenario needs an operation"),
@@ -306,14 +306,14 @@ def test_crash_points_that_there_are_not(
     ],
 )
 def test_what_selects_nothing_is_an_error(
-    words: list[str], content: object, said: str, qmpshim: CommandLine
+    words: list[str], content: object, expected: str, qmpshim: CommandLine
 ) -> None:
     path = qmpshim.home / "empty.json"
     path.write_text(json.dumps(content))
     option = [] if words[0] == "check" else ["--scenario"]
     done = qmpshim.run(*words, *option, path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr and done.stderr.count("\n") == 1, done
+    assert expected in done.stderr and done.stderr.count("\n") == 1, done
 
 
 def test_a_case_that_selects_nothing_is_broken(qmpshim: CommandLine) -> None:

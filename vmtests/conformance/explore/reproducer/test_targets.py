@@ -155,11 +155,11 @@ def test_a_broken_target_is_seen(
     write_programs(each_build, tmp_path)
     programs = [str(tmp_path / name) for name in (EMULATOR, "qemu-img")]
     script = export_script(finding)
-    status, said = reproducer(case.broken.of(script), *programs)
-    assert status == SEEN and "never sent" not in said, said
-    assert f"the backup job: {case.ending.name.lower()}\n" in said
-    status, said = reproducer(script, *programs)
-    assert status == NOT_SEEN and "never sent" not in said, said
+    status, output = reproducer(case.broken.of(script), *programs)
+    assert status == SEEN and "never sent" not in output, output
+    assert f"the backup job: {case.ending.name.lower()}\n" in output
+    status, output = reproducer(script, *programs)
+    assert status == NOT_SEEN and "never sent" not in output, output
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -214,8 +214,10 @@ def test_other_answers_have_other_points_in_time(qemu_build: Build, reproducer: 
     script = case.broken.of(export_script(finding))
     for right, wrong in (("'ok', 'ok'", "'ok', 'refused'"), ("'before': [[1]", "'before': [[]")):
         assert right in script, script
-        status, said = reproducer(script.replace(right, wrong))
-        assert status == UNTESTED and said.endswith("not seen, but this build takes another way\n")
+        status, output = reproducer(script.replace(right, wrong))
+        assert status == UNTESTED and output.endswith(
+            "not seen, but this build takes another way\n"
+        )
 
 
 def test_a_target_may_be_the_disk_at_each_possible_t0() -> None:

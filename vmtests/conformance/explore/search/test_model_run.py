@@ -44,7 +44,7 @@ def test_a_finding_is_data_and_replays() -> None:
     assert replay_model(system_for("cow-request", PAIR), "start:0") is None
 
 
-def test_diagram_says_who_does_what_and_who_waits() -> None:
+def test_the_diagram_shows_which_request_does_what_and_which_waits() -> None:
     text = diagram("cow-request", PAIR, "start:0 start:1")
     assert "waits for CowRequest [0, 1) of op 0" in " ".join(text.replace("|", "").split())
     report = explore_model(["waits-for-waiting"], [scenario_named("write-read-read")])

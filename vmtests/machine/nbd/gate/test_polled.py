@@ -80,7 +80,7 @@ def test_a_cut_reaches_the_client(
     assert event_loop.until(lambda: client.lost, 10.0)
 
 
-def test_a_path_that_is_too_long_is_said(event_loop: ManualEventLoop, tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_is_reported(event_loop: ManualEventLoop, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot listen"):
         Gate().serve(event_loop, tmp_path / ("x" * 200))
 
