@@ -22,7 +22,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.background import background
 
-_LIMIT = 20.0
+ANSWER_LIMIT = 20.0
 #: What QEMU's own tests/qtest/qmp-test.c sends, and more of the kind.
 MALFORMED = (
     b"null",
@@ -136,7 +136,7 @@ class _Connection:
     """A blocking client."""
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(_LIMIT)
+        sock.settimeout(ANSWER_LIMIT)
         self._sock = sock
         self._file = sock.makefile("rb")
         self._mark = 0
@@ -150,7 +150,7 @@ class _Connection:
         try:
             line = self._file.readline()
         except TimeoutError as error:
-            raise MachineHung(f"no answer in {_LIMIT:g} s") from error
+            raise MachineHung(f"no answer in {ANSWER_LIMIT:g} s") from error
         except OSError as error:
             raise MachineDied(f"the connection ended: {error}") from error
         if not line:

@@ -27,17 +27,17 @@ CHECKPOINTS = 100
 class Unwatched(ColoRun):
     """The same pair, and QEMU left alone: checkpoints follow each other without a look."""
 
-    async def _round(self) -> None:
+    async def play_round(self) -> None:
         pair, channel = self.pair, self.pair.channel
         await self.workload.join()
         since = [len(member.events) for member in pair.members]
         await pair.start_colo()
-        await self._colo_runs(since)
+        await self.until_colo_runs(since)
         await self.workload.write(pair.primary, 1, 120.0)
         first = channel.loaded
         began = time.monotonic()
         await pair.set_delay(1)
-        await self._until(lambda: channel.loaded >= first + CHECKPOINTS, "bench", "checkpoints")
+        await self.until(lambda: channel.loaded >= first + CHECKPOINTS, "bench", "checkpoints")
         self.outcome.figures["checkpoints/s"] = CHECKPOINTS / (time.monotonic() - began)
         self.outcome.checkpoints = CHECKPOINTS
 

@@ -166,7 +166,7 @@ async def full_disk(setup: Setup, workspace: Workspace) -> None:
         took = []
         for _ in range(TURNS + 1):
             began = time.perf_counter()
-            found = list(check._check_image("hidden"))
+            found = list(check.check_image("hidden"))
             took.append(time.perf_counter() - began)
             assert not found, found
         assert check.clusters * setup.spec.cluster == (TURNS + 1) * setup.spec.size

@@ -69,12 +69,12 @@ _CONFIGURE = (
     "--disable-install-blobs",  # Debian's source has none
     "--disable-werror",
 )
-_HEADER = (
+HEADER = (
     b"extern int qmpshim_mutant_chosen; extern volatile unsigned char *qmpshim_mutants_reached; "
     b"static inline int qmpshim_mutant(int number) { qmpshim_mutants_reached[number] = 1; "
     b"return number == qmpshim_mutant_chosen; }\n#line 1\n"
 )
-_RUNTIME = """
+RUNTIME = """
 #include <sys/mman.h>
 int qmpshim_mutant_chosen;
 static unsigned char qmpshim_unrecorded[{count}];
@@ -108,7 +108,7 @@ class MutatedQemu:
     @property
     def digest(self) -> str:
         """The same for the same mutants of the same source."""
-        text = json.dumps([asdict(one) for one in self.mutants]) + _RUNTIME
+        text = json.dumps([asdict(one) for one in self.mutants]) + RUNTIME
         return sha256(text.encode()).hexdigest()
 
     def wrapper(self, place: Path, number: int = 0, reached: Path | None = None) -> Path:
@@ -207,5 +207,5 @@ def _write(original: Path, changed: Path, mutants: Sequence[Mutant]) -> None:
     for name in (*FILES, *PARTS):
         text = (original / "block" / name).read_bytes()
         here = [one for one in mutants if one.file == name]
-        runtime = _RUNTIME.format(count=len(mutants) + 1) if name == FILES[0] else ""
-        (changed / "block" / name).write_bytes(_HEADER + instrument(text, here) + runtime.encode())
+        runtime = RUNTIME.format(count=len(mutants) + 1) if name == FILES[0] else ""
+        (changed / "block" / name).write_bytes(HEADER + instrument(text, here) + runtime.encode())

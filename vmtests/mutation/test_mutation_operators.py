@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mutation_build import _HEADER, _RUNTIME
+from mutation_build import HEADER, RUNTIME
 from mutation_operators import find, instrument
 
 # A fragment in the style of QEMU's block layer. It prints what it does, so that each mutant can be
@@ -89,8 +89,8 @@ EXPECTED = {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fragment with all mutants of write_cluster() in it."""
     place = tmp_path_factory.mktemp("mutants")
-    runtime = _RUNTIME.format(count=len(EVERY) + 1).encode()
-    (place / "sample.c").write_bytes(_HEADER + instrument(SOURCE, MUTANTS) + runtime)
+    runtime = RUNTIME.format(count=len(EVERY) + 1).encode()
+    (place / "sample.c").write_bytes(HEADER + instrument(SOURCE, MUTANTS) + runtime)
     command = ["gcc", "-Wall", "-Werror", "-o", "sample", "sample.c"]
     subprocess.run(command, cwd=place, check=True)
     return place / "sample"

@@ -45,13 +45,13 @@ def _no_id_on_errors(patch: pytest.MonkeyPatch) -> None:
 
 
 def _drop_an_event(patch: pytest.MonkeyPatch) -> None:
-    original = Shim._on_event
+    original = Shim.take_event
 
     def drop(self: Shim, line: bytes) -> None:
         if b"RESUME" not in line:
             original(self, line)
 
-    patch.setattr(Shim, "_on_event", drop)
+    patch.setattr(Shim, "take_event", drop)
 
 
 def _swap_replies(patch: pytest.MonkeyPatch) -> None:
@@ -85,18 +85,18 @@ def _other_class(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_recovery(patch: pytest.MonkeyPatch) -> None:
-    original = JsonStream._stray
+    original = JsonStream.stray
 
     def stray(self: JsonStream) -> object:
         result = original(self)
         self._recovering = False
         return result
 
-    patch.setattr(JsonStream, "_stray", stray)
+    patch.setattr(JsonStream, "stray", stray)
 
 
 def _doubles_become_integers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(text, "_double_in", lambda number: f"{number:.17g}")
+    patch.setattr(text, "double_in", lambda number: f"{number:.17g}")
 
 
 def _strict_json_only(patch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_the_check_kills_a_mutant_of_the_shim(
 def test_the_check_kills_a_shim_that_answers_nothing(
     qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(differential, "_LIMIT", 3.0)
+    monkeypatch.setattr(differential, "ANSWER_LIMIT", 3.0)
     monkeypatch.setattr(Client, "answered", lambda self, reply, oob: None)
     outcome = differential.run(qemu_build, CHECK, tmp_path)
     assert [found.verdict for found in outcome.findings] == [Verdict.HANG]

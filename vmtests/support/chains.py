@@ -56,7 +56,7 @@ class Meddled(SecondaryChain):
     meddler = Meddler
     started = False
 
-    def _connect(self, export: str) -> NbdClient:
+    def connect(self, export: str) -> NbdClient:
         return self.meddler(self, export)
 
     async def start(self) -> None:
@@ -381,9 +381,9 @@ class DiesOnCheckpoint(Meddled):
 
 
 class DiesWhileBuilding(Meddled):
-    async def _build_overlays(self) -> None:
+    async def build_overlays(self) -> None:
         os.kill(self.qemu.pid, signal.SIGSEGV)
-        await super()._build_overlays()
+        await super().build_overlays()
 
 
 class DiesOnDiscard(Meddled):

@@ -99,8 +99,8 @@ def verdicts(system: RealSystem) -> set[Verdict]:
 class Swallowing(RealSystem):
     """A filter that ignores its job's errors: the write says success."""
 
-    def _take_answer(self, index: int) -> None:
-        super()._take_answer(index)
+    def take_answer(self, index: int) -> None:
+        super().take_answer(index)
         if isinstance(self.now.answers[index], IoError):
             self.now.answers[index] = OK
 
@@ -108,16 +108,16 @@ class Swallowing(RealSystem):
 class Misbehaving(RealSystem):
     """A disk that does what it says has failed."""
 
-    def _fail(self, name: IoId, errno: int) -> None:
+    def fail_io(self, name: IoId, errno: int) -> None:
         self.machine.gate.apply(self.now.held[name].io)
-        super()._fail(name, errno)
+        super().fail_io(name, errno)
 
 
 class Refusing(RealSystem):
     """A QEMU that reports what it should ignore."""
 
-    def _take_answer(self, index: int) -> None:
-        super()._take_answer(index)
+    def take_answer(self, index: int) -> None:
+        super().take_answer(index)
         self.now.answers[index] = io_error(EIO)
 
 
@@ -125,11 +125,11 @@ def spoilt(image: str, sector: int) -> type[RealSystem]:
     """A QEMU that leaves in a sector of a disk data that nothing wrote."""
 
     class Spoilt(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             owners = list(getattr(seen, image))
             owners[sector] = 99
             changed: dict[str, Any] = {image: tuple(owners)}
-            return super()._verdict(replace(seen, **changed))
+            return super().judge_outcome(replace(seen, **changed))
 
     return Spoilt
 

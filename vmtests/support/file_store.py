@@ -36,7 +36,7 @@ class FileStore(Store):
         except OSError as error:
             raise HostError(f"cannot open the image {path}: {error.strerror}") from error
         for start, end in self._data_ranges():
-            self._mark(start // BLOCK, -(-end // BLOCK), 0)
+            self.mark_blocks(start // BLOCK, -(-end // BLOCK), 0)
 
     def _data_ranges(self) -> Iterator[tuple[int, int]]:
         end = 0
@@ -50,7 +50,7 @@ class FileStore(Store):
             end = os.lseek(self._fd, start, os.SEEK_HOLE)
             yield start, end
 
-    def _get(self, offset: int, length: int) -> bytes:
+    def get_bytes(self, offset: int, length: int) -> bytes:
         pieces = []
         while length:
             piece = os.pread(self._fd, length, offset)
@@ -60,7 +60,7 @@ class FileStore(Store):
             offset, length = offset + len(piece), length - len(piece)
         return b"".join(pieces) if len(pieces) != 1 else pieces[0]
 
-    def _put(self, offset: int, data: bytes | memoryview) -> None:
+    def put_bytes(self, offset: int, data: bytes | memoryview) -> None:
         with memoryview(data) as view:
             done = 0
             while done < len(view):

@@ -46,7 +46,7 @@ def test_tap() -> None:
         "TAP version 13\n# running\n1..4\nok 1 /x/a\nnot ok 2 /x/b\nok 3 /x/c # SKIP no kvm\n"
         "ok qcow2 040\nnot ok qcow2 041\nok qcow2 042 # SKIP\n#    [case not run] 055: no tcg\n"
     )
-    assert upstream_suites._parts(output) == {
+    assert upstream_suites.parts_of(output) == {
         "/x/a": PASS, "/x/b": FAIL, "/x/c": NOT_RUN, "qcow2 040": PASS, "qcow2 041": FAIL,
         "qcow2 042": NOT_RUN, "[case not run] 055: no tcg": NOT_RUN,
     }  # fmt: skip
@@ -84,11 +84,10 @@ def test_what_a_test_leaves_is_ended(tmp_path: Path) -> None:
         script = f"setsid sleep 600 & echo $! > {pid}; echo ok it"
         words = ["sh", "-c", script if runner else f"{script}; kill -9 $PPID"]
         if runner:
-            assert upstream_suites._run(words, {}, tmp_path).status == {"it": PASS}
+            assert upstream_suites.run_program(words, {}, tmp_path).status == {"it": PASS}
         else:
-            code = (
-                f"import upstream_suites as u; u._run({words!r}, {{}}, u.Path({str(tmp_path)!r}))"
-            )
+            call = f"u.run_program({words!r}, {{}}, u.Path({str(tmp_path)!r}))"
+            code = f"import upstream_suites as u; {call}"
             where = {**os.environ, "PYTHONPATH": str(Path(upstream_suites.__file__).parent)}
             done = subprocess.run([sys.executable, "-c", code], env=where, check=False)
             assert done.returncode == -signal.SIGKILL
@@ -141,7 +140,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import upstream, upstream_suites
 def run(tree, programs, name, qemu, place):
-    return upstream_suites._run({words!r}, {{}}, place)
+    return upstream_suites.run_program({words!r}, {{}}, place)
 upstream.run_iotest = run
 upstream.tree_of = lambda build, progress: upstream.Tree("1", Path({str(tmp_path)!r}))
 upstream.Programs.of = lambda *_: type("P", (), dict(direct=Path("a"), shim=Path("b")))

@@ -110,7 +110,7 @@ def run_iotest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Pat
         check = tree.build / "tests/qemu-iotests/check"
         python = tree.directory.parent / "tools/bin/python"
         words = [str(python), str(check), "-tap", f"-{image_format}", name]
-        outcome = _run(words, env, place)
+        outcome = run_program(words, env, place)
         if outcome.summary != NOT_RUN:
             return outcome
     return outcome
@@ -128,7 +128,7 @@ def run_qtest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Path
         "TMPDIR": str(place),
     }
     words = [str(tree.qtest(name)), "--tap", "-k"]
-    whole = _run(words, env, place)
+    whole = run_program(words, env, place)
     if AS_A_WHOLE not in whole.status:
         return whole
     listed = subprocess.run(
@@ -144,7 +144,7 @@ def run_qtest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Path
     status = {part: how for part, how in whole.status.items() if part != AS_A_WHOLE}
     seconds, log = whole.seconds, whole.log
     for part in parts:
-        alone = _run([*words, "-p", part], env, place)
+        alone = run_program([*words, "-p", part], env, place)
         status[part] = alone.summary
         seconds += alone.seconds
         if alone.summary == FAIL:
@@ -152,7 +152,7 @@ def run_qtest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Path
     return Outcome(status or {AS_A_WHOLE: FAIL}, seconds, log)
 
 
-def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
+def run_program(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
     """Run a test that prints TAP, and whatever it started, to its end."""
     place.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}:{place}"
@@ -178,7 +178,7 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
         err.seek(0)
         output = out.read().decode(errors="replace")
         complaint = err.read().decode(errors="replace")
-    status = _parts(output)
+    status = parts_of(output)
     if code and FAIL not in status.values():
         status[AS_A_WHOLE] = FAIL
     return Outcome(status, os.times().elapsed - before, f"{output[-2000:]}\n{complaint[-4000:]}")
@@ -220,7 +220,7 @@ def _end(which: Callable[[str], bool]) -> None:
             continue
 
 
-def _parts(output: str) -> dict[str, str]:
+def parts_of(output: str) -> dict[str, str]:
     """The parts of a test's TAP; an iotest names what it leaves out in a comment."""
     status = {
         name: FAIL if verdict == "not ok" else NOT_RUN if skipped else PASS

@@ -132,7 +132,7 @@ class CrossCheck:
         if touched is None:
             found += await self._tools_found()
         for node in nodes:
-            found += self._check_image(node)
+            found += self.check_image(node)
         if "secondary" not in nodes:
             found += self._check_raw(touched)
         if not found:
@@ -194,7 +194,8 @@ class CrossCheck:
         assert isinstance(image, Image)
         return image
 
-    def _check_image(self, node: str) -> Iterator[Divergence]:
+    def check_image(self, node: str) -> Iterator[Divergence]:
+        """What an overlay's image file shows that the model does not predict."""
         model = self._model(node)
         assert isinstance(model, ModelQcow2)
         where = f"{node} disk (file)"

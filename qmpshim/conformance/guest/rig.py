@@ -24,13 +24,14 @@ class ProgramChain(GuestChain):
 
     async def build(self) -> None:
         await super().build()
-        self._take_over()
+        self.take_over()
 
     async def rebuild(self) -> None:
         await super().rebuild()
-        self._take_over()
+        self.take_over()
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
+        """Make the guest's program the client of the guest's end."""
         self.guest.close()  # the export stays, for the cross-check
         self.guest = GuestDisk(self.machine, self.disk)
 

@@ -15,7 +15,7 @@ from qmpshim.machine.colo.node import ColoNode
 class BlockRun(PairRun):
     """Replicates, checks before and after each checkpoint, fails over."""
 
-    async def _round(self) -> None:
+    async def play_round(self) -> None:
         pair, workload = self.pair, self.workload
         assert isinstance(workload, ExportWorkload)
         self.doing = "start of replication"

@@ -25,7 +25,7 @@ _BY_THE_CLOCK = 50  # ms between the checkpoints that come by themselves
 class ColoRun(PairRun):
     """Runs COLO, judges every checkpoint, fails over, and goes on."""
 
-    async def _round(self) -> None:
+    async def play_round(self) -> None:
         pair, plan, workload = self.pair, self.plan, self.workload
         self.doing = "start of COLO"
         await workload.join()
@@ -33,7 +33,7 @@ class ColoRun(PairRun):
         pair.channel.on_message = self._message
         since = [len(member.events) for member in pair.members]
         await pair.start_colo()
-        await self._colo_runs(since)
+        await self.until_colo_runs(since)
         self.step("COLO runs")
         await workload.write(pair.primary, 1, _BOOT_LIMIT)
         self.step("the guest writes")
@@ -62,7 +62,7 @@ class ColoRun(PairRun):
         elif message is ColoMessage.CHECKPOINT_REPLY:  # its guest was stopped before it sent this
             self.workload.secondary_stopped()
 
-    async def _until(self, condition: Callable[[], bool], where: str, predicted: str) -> None:
+    async def until(self, condition: Callable[[], bool], where: str, predicted: str) -> None:
         """Wait for ``condition()``, as long as both sides live.
 
         :raises Stuck: it does not come
@@ -75,7 +75,12 @@ class ColoRun(PairRun):
                 raise Stuck(where, predicted)
             await self.pair.channel.until(condition, 0.004)  # events do not wake it
 
-    async def _colo_runs(self, since: list[int]) -> None:
+    async def until_colo_runs(self, since: list[int]) -> None:
+        """Wait until both sides run in COLO.
+
+        :param since: by side, how many events it had sent before
+        :raises Stuck: it does not come
+        """
         pair, predicted = self.pair, "both sides in COLO, and running"
 
         def runs() -> bool:
@@ -90,7 +95,7 @@ class ColoRun(PairRun):
                 for member, first in zip(pair.members, since, strict=True)
             )
 
-        await self._until(runs, self.doing, predicted)
+        await self.until(runs, self.doing, predicted)
 
     # -- checkpoints ----------------------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class ColoRun(PairRun):
         self.doing = f"checkpoint {number}"
         channel.hold(ColoMessage.VMSTATE_LOADED)
         await self.pair.set_delay(NEVER)
-        await self._until(
+        await self.until(
             lambda: channel.waiting is ColoMessage.VMSTATE_LOADED, self.doing, "vmstate-loaded"
         )
         await self._check_held(last=True)
@@ -122,7 +127,7 @@ class ColoRun(PairRun):
         if last:
             channel.hold()
         channel.release()
-        await self._until(
+        await self.until(
             lambda: len(pair.primary.events_of("RESUME")) > resumed,
             self.doing,
             "the primary going on after vmstate-loaded",
@@ -142,9 +147,9 @@ class ColoRun(PairRun):
         self.doing = "checkpoints by the clock"
         before = channel.loaded
         await self.pair.set_delay(_BY_THE_CLOCK)
-        await self._until(lambda: channel.loaded >= before + 4, self.doing, "four of them")
+        await self.until(lambda: channel.loaded >= before + 4, self.doing, "four of them")
         channel.hold(ColoMessage.VMSTATE_LOADED)
-        await self._until(lambda: channel.waiting is not None, self.doing, "another one")
+        await self.until(lambda: channel.waiting is not None, self.doing, "another one")
         # This requests a last one, and so may the clock have done.
         await self.pair.set_delay(NEVER)
         await self._check_held(last=False)
@@ -170,10 +175,10 @@ class ColoRun(PairRun):
         channel.hold(message)
         resumed = len(pair.secondary.events_of("RESUME"))
         await pair.set_delay(NEVER)
-        await self._until(lambda: channel.waiting is message, self.doing, message.spelling)
+        await self.until(lambda: channel.waiting is message, self.doing, message.spelling)
         if message is not ColoMessage.CHECKPOINT_REPLY:
             # It has all it needs by now, and takes the checkpoint whatever becomes of the primary.
-            await self._until(
+            await self.until(
                 lambda: len(pair.secondary.events_of("RESUME")) > resumed,
                 self.doing,
                 "vmstate loaded",
@@ -200,7 +205,7 @@ class ColoRun(PairRun):
         self.doing = "checkpoint after the link was cut"
         channel.hold(ColoMessage.VMSTATE_LOADED)
         await pair.set_delay(NEVER)
-        await self._until(
+        await self.until(
             lambda: channel.waiting is not None or bool(pair.primary.events_of("COLO_EXIT")),
             self.doing,
             "a checkpoint, or the end of COLO",

@@ -186,16 +186,16 @@ class PairRun(ABC):
     async def _act(self) -> None:
         """What is done with the built pair."""
         plan = self.plan
-        await self._round()
+        await self.play_round()
         if plan.failover is Failover.NONE:
             return
         survivor = await self._fail_over()
         if plan.resume:
             await self._resume(survivor)
-            await self._round()
+            await self.play_round()
 
     @abstractmethod
-    async def _round(self) -> None:
+    async def play_round(self) -> None:
         """Replication from its start, with all its checkpoints."""
 
     async def _fail_over(self) -> ColoNode:

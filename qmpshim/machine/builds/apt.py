@@ -30,7 +30,7 @@ _SHARED_SETTING = re.compile(r"Acquire::(https?|socks|Retries|ForceIPv|Check-)[^
 #: Suites laid over another, which has their packages' dependencies.
 _OVERLAY = re.compile(r"(.+?)-(backports|backports-sloppy|updates|proposed-updates|security)")
 _INSTALL = ("apt-get", "-q", "-y", "--download-only", "install")
-_RETRIES = 3
+RETRIES = 3
 _LISTS_LIMIT_S = 600
 _DOWNLOAD_LIMIT_S = 3600
 
@@ -161,7 +161,7 @@ class PrivateApt:
             "APT::Install-Recommends": "false",
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
-            "Acquire::Retries": _RETRIES,
+            "Acquire::Retries": RETRIES,
             "Acquire::http::Timeout": "60",
         }
         if os.environ.get(MIRROR_VARIABLE):

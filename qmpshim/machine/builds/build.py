@@ -32,7 +32,7 @@ Version = tuple[int, int, int]
 
 EMULATOR, STORAGE_DAEMON = "qemu-system-x86_64", "qemu-storage-daemon"
 #: Red Hat ships the emulator under this name, outside PATH.
-_SYSTEM_NAMES = (EMULATOR, "qemu-kvm", "/usr/libexec/qemu-kvm")
+SYSTEM_NAMES = (EMULATOR, "qemu-kvm", "/usr/libexec/qemu-kvm")
 #: Where a build tree keeps the emulator; the last two are the layout before meson (QEMU < 5.2).
 _IN_TREE = ("", "build", "x86_64-softmmu", "build/x86_64-softmmu")
 _IN_PREFIX = ("usr/bin", "bin", "usr/local/bin")
@@ -46,7 +46,7 @@ _FIRMWARE = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*")
 _INSTALL_HINT = "apt-get install qemu-system-x86 qemu-utils"
 _NOT_QEMU = "is not a QEMU system emulator"
-_START_LIMIT_S = 20.0
+START_LIMIT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Build:
 
         :raises HostError: there is none
         """
-        for name in _SYSTEM_NAMES:
+        for name in SYSTEM_NAMES:
             if found := find_program(name):
                 binary = Path(found).resolve()
                 # Tools first beside the name on PATH, then beside what it points to.
@@ -235,12 +235,12 @@ def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
             env=build.environment(),
-            timeout=_START_LIMIT_S,
+            timeout=START_LIMIT,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise BuildError(
-            f"{build.binary} {words[0]} did not end within {_START_LIMIT_S:.0f} s"
+            f"{build.binary} {words[0]} did not end within {START_LIMIT:.0f} s"
         ) from error
     if ended.returncode in (126, 127) and ended.stderr.startswith("setpriv: "):
         reason = ended.stderr.strip().rpartition(": ")[2]

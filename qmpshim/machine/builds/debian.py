@@ -44,7 +44,7 @@ _KEPT = (
     "usr/share/seabios",
 )
 #: Bytes needed on disk for each byte downloaded: the archives and what they unpack to.
-_SPACE_FACTOR = 6
+SPACE_FACTOR = 6
 _UNPACK_LIMIT_S = 120
 
 
@@ -108,7 +108,7 @@ def _fetch_into(workspace: Path, spec: Spec, report: Progress) -> Path:
     if spec.version:
         _pin_version(apt, spec)
     archives, size = apt.plan(*_PACKAGES)
-    needed, free = size * _SPACE_FACTOR, shutil.disk_usage(workspace).free
+    needed, free = size * SPACE_FACTOR, shutil.disk_usage(workspace).free
     if free < needed:
         raise HostError(
             f"{spec} needs {needed >> 20} MiB in {registry.cache_directory()}, where "

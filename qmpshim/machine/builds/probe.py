@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 #: Raised when a remembered answer must not be believed any more: a new field, a new question.
 _FORMAT = 1
-_LIMIT_S = 30.0
+LIMIT = 30.0
 
 _NULL = {"driver": "null-co", "size": 1048576}
 #: Driver to the fewest options with which it can be opened. An error about the options still shows
@@ -120,7 +120,7 @@ def probe(build: Build) -> Capabilities:
     except (OSError, ValueError, InputError) as error:
         logger.info("%s: probing again: %s", remembered, error)
     capabilities = examine(build)
-    _remember(remembered, json.dumps(encode(capabilities, order=True)))
+    remember(remembered, json.dumps(encode(capabilities, order=True)))
     return capabilities
 
 
@@ -147,7 +147,7 @@ def examine(build: Build) -> Capabilities:
                 discipline=protocol_of(version),
                 commands=commands,
                 events=events,
-                drivers=drivers - set(_absent_drivers(monitor, drivers)),
+                drivers=drivers - set(absent_drivers(monitor, drivers)),
                 migration=_names(monitor, "query-migrate-capabilities", "capability"),
                 accelerators=accelerators,
                 machines=_names(monitor, "query-machines", "name"),
@@ -175,7 +175,7 @@ def fingerprint(binary: Path) -> str:
     except (OSError, ValueError):
         logger.debug("%s: not seen before", binary)
     digest = _digest(binary)
-    _remember(remembered, digest)
+    remember(remembered, digest)
     return digest
 
 
@@ -231,7 +231,8 @@ def _read_schema(
     return commands, events, drivers
 
 
-def _absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str]:
+def absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str]:
+    """Drivers that QEMU's schema declares and that it lacks: Debian's modules, for one."""
     for driver in declared & _TRIALS.keys():
         node = f"probe-{driver}"
         try:
@@ -247,7 +248,7 @@ class _Monitor:
     """A QEMU without a machine, its QMP on stdin and stdout, killed at the end."""
 
     def __init__(self, build: Build) -> None:
-        self._deadline = time.monotonic() + _LIMIT_S
+        self._deadline = time.monotonic() + LIMIT
         self._unread = b""
         check_temporary_directory()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
@@ -304,7 +305,7 @@ class _Monitor:
         while b"\n" not in self._unread:
             left = self._deadline - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise MachineHung(f"no QMP answer within {_LIMIT_S:.0f} s")
+                raise MachineHung(f"no QMP answer within {LIMIT:.0f} s")
             more = os.read(self._process.stdout.fileno(), 1 << 20)
             if not more:
                 raise MachineDied(self._last_words())
@@ -326,7 +327,7 @@ class _Monitor:
 # -- memory ----------------------------------------------------------------------------------
 
 
-def _remember(path: Path, text: str) -> None:
+def remember(path: Path, text: str) -> None:
     """Write a cache file whole or not at all; a cache that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -159,25 +159,27 @@ class SecondaryChain:
         if not self.socket.exists():  # made by another chain on this QEMU
             await self.qemu.start_nbd_server(self.socket)
         again = topology.renewed
-        await self._open(part for part in topology.parts if part not in again)
-        await self._build_overlays()
+        await self.open_parts(part for part in topology.parts if part not in again)
+        await self.build_overlays()
 
     async def rebuild(self) -> None:
         """Take the overlays away, and all above them, and put fresh ones there, nothing running."""
         again = self.topology.renewed
-        await self._close(again)
+        await self.close_parts(again)
         for part in again:
             for node in part.within if isinstance(part, Node) else ():
                 if node.overlay:
                     self.images.remove(node)
-        await self._build_overlays()
+        await self.build_overlays()
 
-    async def _build_overlays(self) -> None:
+    async def build_overlays(self) -> None:
+        """Put fresh overlays there, and all above them."""
         self._fresh, self._running = True, False
         self._orphaned = False
-        await self._open(self.topology.renewed)
+        await self.open_parts(self.topology.renewed)
 
-    async def _open(self, parts: Iterable[Part]) -> None:
+    async def open_parts(self, parts: Iterable[Part]) -> None:
+        """Make images, nodes, exports with their clients, and devices, in this order."""
         for part in parts:
             match part:
                 case Node():
@@ -188,11 +190,12 @@ class SecondaryChain:
                 case Export():
                     await self._export(part)
                     own = part.name.removeprefix(self.prefix)
-                    setattr(self, own, self._connect(own))
+                    setattr(self, own, self.connect(own))
                 case QemuDevice():
                     await self._plug(part)
 
-    async def _close(self, parts: Iterable[Part]) -> None:
+    async def close_parts(self, parts: Iterable[Part]) -> None:
+        """Take these parts away, users first; their images stay."""
         users, commands = removals(parts)
         for user in users:
             match user:
@@ -228,7 +231,8 @@ class SecondaryChain:
         """The NBD URI of an export."""
         return nbd_uri(self.named(export), self.socket)
 
-    def _connect(self, export: str) -> NbdClient:
+    def connect(self, export: str) -> NbdClient:
+        """A client of one end of the chain, without block status: see :class:`NbdClient`."""
         return NbdClient(self.uri(export), self.qemu.limit, True, self.qemu.is_silent)
 
     def inspect(self, export: str) -> NbdClient:

@@ -85,7 +85,7 @@ def build(
     :raises HostError: no network, no space, no apt, a signature that does not verify
     """
     report = progress or logger.info
-    link = guests_directory() / f"recipe-{_recipe_digest(recipe)}"
+    link = guests_directory() / f"recipe-{recipe_digest(recipe)}"
     with _lock(report):
         if not refresh and (found := _load(link)):
             return found
@@ -121,7 +121,8 @@ def _digest(directory: Path) -> str:
     return both.hexdigest()[:32]
 
 
-def _recipe_digest(recipe: Path) -> str:
+def recipe_digest(recipe: Path) -> str:
+    """A digest of all that a guest image is made by."""
     total = hashlib.sha256(f"format {_FORMAT}".encode())
     try:
         for path in sorted(recipe.iterdir()):

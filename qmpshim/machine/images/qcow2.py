@@ -129,7 +129,7 @@ class Qcow2Reader:
         host = np.where(has_host, l2.host, -1)
         host[l2.compressed] = self.extra_at + self.cluster_size * np.arange(l2.compressed.sum())
         if self.header.extended_l2:
-            index, kind, host = _subclusters(l2, host, self.unit_size)
+            index, kind, host = subclusters(l2, host, self.unit_size)
         else:
             zero = ~l2.compressed & ((l2.raw & _ZERO) != 0)
             index = l2.index
@@ -380,7 +380,7 @@ class Entries:
                 yield f"{place} ({int(self.raw[at]):#018x}) {what}"
 
 
-def _subclusters(l2: Entries, host: Ints, size: int) -> tuple[Ints, NDArray[np.uint8], Ints]:
+def subclusters(l2: Entries, host: Ints, size: int) -> tuple[Ints, NDArray[np.uint8], Ints]:
     """Number, kind and host offset of every subcluster of the clusters in *l2*.
 
     :param host: offset of each cluster in bytes, -1 where it has none

@@ -148,13 +148,13 @@ class NonBlockingQmp(_Connection):
     def _take(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            if line.strip() and (fault := self._take_in(line)):
+            if line.strip() and (fault := self.take_message(line)):
                 text = line.strip().decode(errors="replace")[:200]
                 self.wrong = ProtocolBroken(f"QEMU's monitor said {text!r}: {fault}")
                 self._event_loop.on_readable(self._sock.fileno(), None)
                 return
 
-    def _take_in(self, line: bytes) -> str:
+    def take_message(self, line: bytes) -> str:
         """Keep a message; what is wrong with it, if anything."""
         try:
             message = json.loads(line)

@@ -54,14 +54,16 @@ class PrimaryChain:
         :raises ModelIOError: the primary's disk refuses it (case 1)
         """
         data = owned(op, count)
-        yield from self._both(self.primary.write(start, data), self.secondary.write(start, data))
+        yield from self.write_both(
+            self.primary.write(start, data), self.secondary.write(start, data)
+        )
 
     def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes zeroes; the filter forwards them as data.
 
         :raises ModelIOError: the primary's disk refuses it (case 1)
         """
-        yield from self._both(
+        yield from self.write_both(
             self.primary.zero(start, count, -op, False),
             self.secondary.write(start, owned(-op, count)),
         )
@@ -80,17 +82,17 @@ class PrimaryChain:
         :raises ModelIOError: the primary's disk cannot be flushed (case 1)
         """
         masks = KnownDefect.QUORUM_MASKS_FLUSH
-        yield from self._side_by_side(self.primary.flush(), self._flush_secondary(), masks)
+        yield from self.side_by_side(self.primary.flush(), self._flush_secondary(), masks)
 
-    def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
+    def write_both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
         """A write of the guest's disk, forwarded while replication runs: side by side."""
         if self.stage is Stage.RUNNING:
             masks = KnownDefect.QUORUM_MASKS_PRIMARY
-            yield from self._side_by_side(own, self._forward(forwarded), masks)
+            yield from self.side_by_side(own, self.forward(forwarded), masks)
         else:
             yield from own
 
-    def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
+    def side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
         """Do both; an error of the guest's own disk is raised, whatever the result of the other.
 
         :param masks: the defect by which it is not
@@ -109,7 +111,7 @@ class PrimaryChain:
             if masks not in self.behaviour.known or not all(others):
                 raise
 
-    def _forward(self, write: Co[None]) -> Co[bool]:
+    def forward(self, write: Co[None]) -> Co[bool]:
         """Whether the filter returns success: it always does."""
         try:
             yield from write

@@ -128,7 +128,7 @@ class Chain:
     def primary_write(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes its data."""
         if self.job is not None:
-            yield from self._before_write(self.job, start, count)
+            yield from self.before_write(self.job, start, count)
         yield from self.secondary.write(start, owned(op, count))
 
     def primary_write_fua(self, start: int, count: int, op: int) -> Co[None]:
@@ -147,11 +147,11 @@ class Chain:
         Whether the flag reaches the secondary disk while backup runs depends on the version.
         """
         unmap = self.job is None or self.behaviour.unmap_passes_job
-        return self._primary_zero(start, count, op, unmap)
+        return self.zero_after_copy(start, count, op, unmap)
 
     def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes zeroes and does not allow unmapping: NBD_CMD_FLAG_NO_HOLE."""
-        return self._primary_zero(start, count, op, unmap=False)
+        return self.zero_after_copy(start, count, op, unmap=False)
 
     def primary_zero_fast(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes zeroes, or fails at once: NBD_CMD_FLAG_FAST_ZERO.
@@ -162,9 +162,10 @@ class Chain:
         """
         return self.primary_zero(start, count, op)
 
-    def _primary_zero(self, start: int, count: int, op: int, unmap: bool) -> Co[None]:
+    def zero_after_copy(self, start: int, count: int, op: int, unmap: bool) -> Co[None]:
+        """Write zeroes to the secondary disk; a backup job copies before it."""
         if self.job is not None:
-            yield from self._before_write(self.job, start, count)
+            yield from self.before_write(self.job, start, count)
         yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
@@ -172,10 +173,11 @@ class Chain:
         if self.job is not None:
             if not self.behaviour.discard_passes_job:
                 return
-            yield from self._before_write(self.job, start, count)
+            yield from self.before_write(self.job, start, count)
         yield from self.secondary.discard(start, count, -op)
 
-    def _before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
+    def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
+        """What the serialization protocol does before a write to the secondary disk."""
         return self.memory.aside(self.protocol.before_write(job, start, count))
 
     def primary_read(self, start: int, count: int) -> Co[Owners]:

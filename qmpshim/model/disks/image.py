@@ -264,7 +264,7 @@ class Qcow2Image(Image):
         """Indices of the clusters that *count* sectors from *start* touch."""
         return range(start // self.cluster, (start + count - 1) // self.cluster + 1)
 
-    def _edges(self, start: int, count: int) -> tuple[int, int]:
+    def edges(self, start: int, count: int) -> tuple[int, int]:
         """The range rounded outwards to clusters, clipped to the image's end."""
         low = start - start % self.cluster
         high = min(-(-(start + count) // self.cluster) * self.cluster, self.size)
@@ -272,7 +272,7 @@ class Qcow2Image(Image):
 
     def write(self, start: int, owners: Owners, fill: Fill | None = None) -> Co[None]:
         end = start + len(owners)
-        low, high = self._edges(start, len(owners))
+        low, high = self.edges(start, len(owners))
         clusters = self.clusters(start, len(owners))
         # handle_dependencies(): a write to a cluster that is being allocated waits for it, even
         # when it writes all of it: the other's copy-on-write would undo what was written meanwhile.
@@ -323,7 +323,7 @@ class Qcow2Image(Image):
             is_data = any(self.alloc.get(index) is Alloc.DATA for index in clusters)
             is_data = is_data and not self.detects_zeroes
             return not is_data and is_zero(self.contents.read(io.start, io.count))
-        whole = (io.start, io.start + io.count) == self._edges(io.start, io.count)
+        whole = (io.start, io.start + io.count) == self.edges(io.start, io.count)
         return io.op in ("zero", "discard") and whole
 
     def put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> Co[None]:
@@ -363,9 +363,12 @@ class Qcow2Image(Image):
 
     def zero(self, start: int, count: int, owner: int, unmap: bool) -> Co[None]:
         unmap = unmap and self.discards
-        yield Io("zero", self.name, start, count, lambda: self._do_zero(start, count, owner, unmap))
+        yield Io(
+            "zero", self.name, start, count, lambda: self.apply_zero(start, count, owner, unmap)
+        )
 
-    def _do_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
+    def apply_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
+        """The effect of :meth:`zero`."""
         # bdrv_co_do_pwrite_zeroes() cuts the request at cluster boundaries, and
         # qcow2_co_pwrite_zeroes() turns a partial cluster into a zero cluster only if the rest of
         # it is known to be zero.
@@ -387,9 +390,12 @@ class Qcow2Image(Image):
     def discard(self, start: int, count: int, owner: int) -> Co[None]:
         if not self.discards:
             return
-        yield Io("discard", self.name, start, count, lambda: self._do_discard(start, count, owner))
+        yield Io(
+            "discard", self.name, start, count, lambda: self.apply_discard(start, count, owner)
+        )
 
-    def _do_discard(self, start: int, count: int, owner: int) -> None:
+    def apply_discard(self, start: int, count: int, owner: int) -> None:
+        """The effect of :meth:`discard`."""
         # qcow2_co_pdiscard() ignores partial clusters; discard_in_l2_slice() leaves a zero cluster
         # where there was an allocation or something behind it.
         for index in self.clusters(start, count):

@@ -43,7 +43,7 @@ class ExtendedQcow2(Qcow2Image):
             return  # whether its cluster has a host cluster
         self.alloc[index] = kind
 
-    def _whole(self, start: int, count: int) -> list[tuple[int, int, int]]:
+    def whole_clusters(self, start: int, count: int) -> list[tuple[int, int, int]]:
         """Clusters that a range covers wholly: (number, first sector, sectors)."""
         found = []
         for number in range(start // self.info_cluster, (start + count) // self.info_cluster + 1):
@@ -53,14 +53,16 @@ class ExtendedQcow2(Qcow2Image):
                 found.append((number, low, high - low))
         return found
 
-    def _do_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
+    def apply_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
         # zero_l2_subclusters() frees nothing, zero_in_l2_slice() does with BDRV_REQ_MAY_UNMAP
-        super()._do_zero(start, count, owner, unmap)
+        super().apply_zero(start, count, owner, unmap)
         if unmap:
-            self.hosts.difference_update(number for number, _, _ in self._whole(start, count))
+            self.hosts.difference_update(
+                number for number, _, _ in self.whole_clusters(start, count)
+            )
 
-    def _do_discard(self, start: int, count: int, owner: int) -> None:
-        for number, low, length in self._whole(start, count):
+    def apply_discard(self, start: int, count: int, owner: int) -> None:
+        for number, low, length in self.whole_clusters(start, count):
             inside = self.clusters(low, length)
             unknown = any(self.alloc.get(index) is Alloc.UNKNOWN for index in inside)
             if not (self.backed or unknown or number in self.hosts):

@@ -45,7 +45,7 @@ class _DoesNotResume(Drain):
 class _LooseQcow2(Qcow2Image):
     def write(self, start: int, owners: Owners, fill: Fill | None = None) -> Co[None]:
         end = start + len(owners)
-        low, high = self._edges(start, len(owners))
+        low, high = self.edges(start, len(owners))
         fresh = self.alloc.get(start // self.cluster) is not Alloc.DATA
         if fresh and low < start:
             owners = (yield from self._rest(low, start - low, fill)) + owners

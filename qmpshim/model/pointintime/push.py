@@ -107,7 +107,7 @@ class PushChain:
                 self._usable()
                 del self.disk.bitmaps[FIRST]
             case Verb.BITMAP_ADD:
-                self._add()
+                self.add_bitmap()
             case Verb.BITMAP_MERGE:
                 target, source = self._usable(NEW), self._usable()
                 target.merge(source)
@@ -130,7 +130,11 @@ class PushChain:
         bitmap.check()
         return bitmap
 
-    def _add(self) -> None:
+    def add_bitmap(self) -> None:
+        """Add :data:`NEW`, empty.
+
+        :raises RefusedError: it is there
+        """
         if NEW in self.disk.bitmaps:
             raise RefusedError(f"there is a bitmap {NEW}")
         self.disk.bitmaps[NEW] = Bitmap(NEW, GRANULARITY, self.disk.size)
@@ -143,7 +147,7 @@ class PushChain:
         must, may = copied(spec.sync, disk, bitmap, self.granule)
         t0 = array("q", disk.now)
         if new_bitmap:
-            self._add()
+            self.add_bitmap()
         if bitmap is not None:
             bitmap.use(spec.id, disk.version)
         whole = spec.sync in (Sync.FULL, Sync.TOP)

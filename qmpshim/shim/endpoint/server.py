@@ -97,7 +97,7 @@ class Shim:
         self.silent_end = False  # send clients no more than QEMU does when it ends: nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
-        self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone, on_text)
+        self.upstream = Upstream(sock, self.batch, self.take_event, self._on_gone, on_text)
         self.window = Window(self.batch, lambda: self.upstream.gone)
         self._descriptors = Descriptors(self.upstream, self._finish)
         self.watchdog = Watchdog(self.upstream, self.emit)
@@ -372,7 +372,8 @@ class Shim:
 
     # -- events and the end ------------------------------------------------------------
 
-    def _on_event(self, line: bytes) -> None:
+    def take_event(self, line: bytes) -> None:
+        """Pass an event on to all clients, and to those that wait for it in the shim."""
         if _OWN_EXPORT_EVENT in line:
             return
         self.counters.events += 1
@@ -400,7 +401,7 @@ class Shim:
     def emit(self, event: str, data: Mapping[str, object]) -> None:
         """Send an event of the shim's own to every client."""
         with self.batch:
-            self._on_event(self._event(event, data))
+            self.take_event(self._event(event, data))
 
     @staticmethod
     def _event(event: str, data: Mapping[str, object]) -> bytes:

@@ -242,7 +242,7 @@ class JsonStream:
         self._at += 1
         self._token = bytearray((byte,))
         self._state = _START.get(byte)
-        return self._stray() if self._state is None else None
+        return self.stray() if self._state is None else None
 
     def _step(self, state: _State) -> Parsed | Malformed | None:
         """One run of bytes and the byte that ends it."""
@@ -269,14 +269,15 @@ class JsonStream:
         if byte in state.moves:
             self._state = state.moves[byte]
             return None
-        return self._stray()
+        return self.stray()
 
     def _complete(self, kind: TokenKind) -> Parsed | Malformed | None:
         self._state = None
         token, self._token = bytes(self._token), bytearray()
         return self._framer.token(kind, token, lambda _: self._token_place, 0)
 
-    def _stray(self) -> Malformed | None:
+    def stray(self) -> Malformed | None:
+        """The error of a character that begins no token; what follows is passed over."""
         self._state = None
         self._recovering = True
         return self._framer.stray(for_message(bytes(self._token)), self._token_place)

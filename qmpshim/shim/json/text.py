@@ -143,7 +143,8 @@ def _double_out_coarsely(number: float) -> str:
     return text.rstrip("0").removesuffix(".") if "." in text else text
 
 
-def _double_in(number: float) -> str:
+def double_in(number: float) -> str:
+    """A number as text from which QEMU reads the same double."""
     if math.isinf(number):
         return "1e999" if number > 0 else "-1e999"
     return repr(number)
@@ -159,7 +160,7 @@ def as_qemu_writes(value: Value, coarse: bool = False) -> bytes:
 
 def as_qemu_reads(value: Value) -> bytes:
     """*value* as text from which QEMU's parser makes the very same value."""
-    return _dump(value, _double_in)
+    return _dump(value, double_in)
 
 
 _LAYOUT = re.compile(rb'"(?:[^"\\]|\\.)*"|\{\}|\[\]|[{[\]}]|, ?')

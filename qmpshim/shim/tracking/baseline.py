@@ -120,7 +120,7 @@ class Baseline:
             if files is None or self._found.based:
                 raise UnsupportedFeature("a disk that is not one file in reach")
             qcow2 = Qcow2Reader.parse(files.image)
-            self._allocate(image, qcow2)
+            self.set_allocation(image, qcow2)
             runs = [(run.offset, run.length) for run in qcow2.runs() if run.alloc is Alloc.DATA]
         except (UnsupportedFeature, ImageError):
             self._cannot_record("a secondary disk whose allocation is not known")
@@ -137,13 +137,13 @@ class Baseline:
                 self._remember(image, at + low, data[low:high])
         for start, count, kind in list(image.runs(0, image.size)):
             if kind is Alloc.DATA:
-                self._distrust_zeroes(image, start, count)
+                self.distrust_zeroes(image, start, count)
             elif kind is Alloc.ZERO:
                 if any(map(image.is_preallocated, image.clusters(start, count))):
                     self._cannot_record("clusters of zeroes that are allocated")
                 self._note(start, count, self._payloads.note(start, None), False)
 
-    def _distrust_zeroes(self, image: ModelQcow2, start: int, count: int) -> None:
+    def distrust_zeroes(self, image: ModelQcow2, start: int, count: int) -> None:
         """DATA that is zero may be reported as either where the image was preallocated.
 
         Block status then queries the file, too, whether it has a hole there
@@ -155,7 +155,7 @@ class Baseline:
                 image.alloc[index] = Alloc.UNKNOWN
                 self._cannot_record("clusters of zeroes that are allocated")
 
-    def _allocate(self, image: ModelQcow2, qcow2: Qcow2Reader) -> None:
+    def set_allocation(self, image: ModelQcow2, qcow2: Qcow2Reader) -> None:
         """The allocation that an image's tables hold.
 
         :raises ImageError: they are broken
@@ -182,7 +182,7 @@ class Baseline:
             return
         try:
             qcow2 = Qcow2Reader.parse(files.image)
-            self._allocate(image, qcow2)
+            self.set_allocation(image, qcow2)
             if not image.alloc:
                 return
             if self._found.workflow is Workflow.BACKUP:

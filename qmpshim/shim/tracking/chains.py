@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")
 #: States (``RunState``) in which no guest, and no migration, writes.
-_STOPPED = frozenset(
+STOPPED_STATES = frozenset(
     {
         *("paused", "prelaunch", "shutdown", "io-error", "internal-error", "watchdog"),
         "guest-panicked",
@@ -205,7 +205,7 @@ class TrackedChains:
         resumed = self._resumed
         exports = await self.endpoints.writable()
         graph = BlockGraph(await self.shim.execute("x-debug-query-block-graph"))
-        runs = (await self.shim.execute("query-status"))["status"] not in _STOPPED
+        runs = (await self.shim.execute("query-status"))["status"] not in STOPPED_STATES
         ran = runs or self._resumed != resumed
         jobs = {tracker.job for tracker in self.all}
         for tracker in self.trackers if trackers is None else trackers:

@@ -135,12 +135,13 @@ class DirtyBitmaps:
                 unsure.append((node, change))
         changed = set()
         for action in actions:
-            self._act(action, granularity)
+            self.apply(action, granularity)
             changed.add(action.key)
         for node, change in unsure:
             self._record(node, change, changed)
 
-    def _act(self, action: BitmapAction, granularity: Mapping[Key, int]) -> None:
+    def apply(self, action: BitmapAction, granularity: Mapping[Key, int]) -> None:
+        """Do to the bitmaps what QEMU did; *granularity* is in bytes."""
         key = action.key
         if action.verb == "add" and key in granularity:
             self._bitmaps[key] = _Bitmap(granularity[key], not action.disabled)

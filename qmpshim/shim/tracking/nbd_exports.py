@@ -184,7 +184,7 @@ class Endpoints:
         known = {*self._exported, *self._read_only}
         self._on_bypass({e for e in known if name is None or self._names.get(e, e) == name})
 
-    def _all_seen(self, export: str) -> bool:
+    def all_seen(self, export: str) -> bool:
         """Whether no client can have written to an NBD export but through the relays."""
         if self._server is None:
             return False
@@ -200,7 +200,7 @@ class Endpoints:
         return [
             Export(
                 *(e["id"], e["node-name"], self._nodes.get(e["id"], e["node-name"])),
-                e["type"] == "nbd" and self._all_seen(e["id"]),
+                e["type"] == "nbd" and self.all_seen(e["id"]),
             )
             for e in await self._shim.execute("query-block-exports")
             if not (e["id"].startswith(OWN_NODE) or self._read_only.get(e["id"]))

@@ -32,7 +32,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 
 #: By command, the member that names the node to which something is attached.
-_ATTACHING = {
+ATTACHING_COMMANDS = {
     "block-export-add": "node-name",
     "nbd-server-add": "device",
     "device_add": "drive",
@@ -140,13 +140,13 @@ class WriteLogs:
         put on a log by :meth:`insert_above_devices`.
         """
         self._watching = True
-        for name in _ATTACHING:
+        for name in ATTACHING_COMMANDS:
             self._shim.intercepts.setdefault(name, self.pass_on)
 
     async def pass_on(self, command: Command) -> Reply | None:
         """Pass on a client's command; what it attaches to a node, it attaches to a log above."""
         arguments: dict[str, Any] = dict(command.arguments or {})
-        member = _ATTACHING.get(command.name)
+        member = ATTACHING_COMMANDS.get(command.name)
         node = arguments.get(member) if member else None
         writes = command.name == "device_add" or arguments.get("writable") is True
         if self._watching and member and writes and isinstance(node, str):

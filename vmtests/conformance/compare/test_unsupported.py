@@ -34,7 +34,7 @@ def test_verify_and_explore_raise_what_they_cannot_judge(encrypted: bytes) -> No
     with pytest.raises(UnsupportedFeature, match=f"cannot judge: {FEATURE}"):
         read_overlay(encrypted)
     with pytest.raises(UnsupportedFeature, match=f"cannot judge: {FEATURE}"):
-        overlays._read(encrypted, 2048, 128, "hidden")
+        overlays.read_state(encrypted, 2048, 128, "hidden")
 
 
 def test_it_is_the_same_error_in_another_process() -> None:
@@ -51,5 +51,5 @@ def unsupported(build: Build, case: Case, results: Path) -> CaseOutcome:
 def test_check_skips_a_case_that_cannot_be_judged(tmp_path: Path, qemu_build: Build) -> None:
     case = Case("made", "up")
     order = Order(qemu_build, identify(qemu_build), case, f"{__name__}:unsupported")
-    outcome = case_worker._do(order, tmp_path / "results")
+    outcome = case_worker.carry_out(order, tmp_path / "results")
     assert (outcome.status, outcome.text) == (Status.SKIPPED, f"cannot judge: {FEATURE}")

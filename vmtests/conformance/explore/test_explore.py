@@ -101,10 +101,10 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
     judged: list[set[tuple[object, ...]]] = []
 
     class Judged(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             hits = tuple(hit for _, hit in self.now.failed)
             judged[-1].add((seen, tuple(self.now.precedence), hits))
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     for mode in (Mode.DPOR, Mode.STATEFUL):
         judged.append(set())

@@ -89,7 +89,7 @@ def test_a_program_by_its_name_or_path(name: str) -> None:
 
 def test_no_qemu_reports_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(builds, "_SYSTEM_NAMES", (builds.EMULATOR,))
+    monkeypatch.setattr(builds, "SYSTEM_NAMES", (builds.EMULATOR,))
     with pytest.raises(HostError, match="apt-get install qemu-system-x86 qemu-utils"):
         resolve(None)
     assert builds.list_builds()[0].problem.startswith("no qemu-system-x86_64 on PATH")
@@ -136,7 +136,7 @@ def test_a_qemu_that_cannot_be_tested(
     lib = "echo 'error while loading shared libraries: libx.so: cannot open' >&2; exit 127"
     with pytest.raises(BuildError, match="does not start: error while loading"):
         resolve(str(script("library", lib)))
-    monkeypatch.setattr(builds, "_START_LIMIT_S", 0.3)
+    monkeypatch.setattr(builds, "START_LIMIT", 0.3)
     hang = script("hang", f"exec sleep 61 # {tmp_path}")
     with pytest.raises(BuildError, match="did not end within"):
         resolve(str(hang))
@@ -255,7 +255,7 @@ def test_what_cannot_be_remembered_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    probe._remember(cache / "probe" / "some.json", "{}")
+    probe.remember(cache / "probe" / "some.json", "{}")
     assert list((cache / "probe").iterdir()) == []
 
 
@@ -397,7 +397,7 @@ def test_a_qemu_that_dies_or_says_nothing(script: Script, monkeypatch: pytest.Mo
     dying = resolve(str(script("dying", f"{VERSION}\necho 'no such machine' >&2; exit 3")))
     with pytest.raises(BuildError, match="exit status 3, no such machine"):
         probe.probe(dying)
-    monkeypatch.setattr(probe, "_LIMIT_S", 0.3)
+    monkeypatch.setattr(probe, "LIMIT", 0.3)
     silent = script("silent", f"{VERSION}\n{LISTEN}")
     with pytest.raises(BuildError, match="no QMP answer within"):
         probe.probe(resolve(str(silent)))
@@ -423,7 +423,7 @@ def test_a_driver_is_believed_when_it_opens() -> None:
                 raise CommandFailed(command, "GenericError", refusals[arguments["driver"]])
 
     declared = frozenset({"replication", "quorum", "qcow2", "blkdebug", "raw", "rbd"})
-    absent = set(probe._absent_drivers(Monitor(), declared))  # type: ignore[arg-type]
+    absent = set(probe.absent_drivers(Monitor(), declared))  # type: ignore[arg-type]
     assert absent == {"replication", "quorum"}
 
 

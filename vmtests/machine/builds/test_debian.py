@@ -287,7 +287,7 @@ def test_what_the_mirror_lacks(
     archive.sign()
     with pytest.raises(InputError, match="Unable to locate package"):
         debian.fetch("debian:made")
-    monkeypatch.setattr(apt, "_RETRIES", 0)
+    monkeypatch.setattr(apt, "RETRIES", 0)
     monkeypatch.setenv(apt.MIRROR_VARIABLE, "http://localhost:1/debian")
     with pytest.raises(HostError, match=r"cannot be used: .*Could not connect"):
         debian.fetch("debian:made")
@@ -356,7 +356,7 @@ def _package(directory: Path, name: str, members: dict[str, str | None]) -> Path
 
 
 def test_no_space(archive: Archive, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debian, "_SPACE_FACTOR", 10**9)
+    monkeypatch.setattr(debian, "SPACE_FACTOR", 10**9)
     with pytest.raises(HostError, match=r"needs \d+ MiB in .* are free: set QMPSHIM_CACHE"):
         debian.fetch("debian:made")
     assert registry_is_empty(cache)

@@ -116,15 +116,15 @@ class DriveBackup(ProgramChain):
         return replace(topology, parts=(*parts, replace(guest, node=self._node), disk))
 
     async def start(self) -> None:
-        await self._close(self.topology.renewed)
+        await self.close_parts(self.topology.renewed)
         target = {"target": str(self.image("hidden")), "format": "qcow2", "mode": "existing"}
         await self.qemu.execute(
             "drive-backup", {"job-id": "backup", "device": "secondary", "sync": "none", **target}
         )
         nodes = await self.qemu.execute("query-named-block-nodes")
         self._node = next(node["node-name"] for node in nodes if node["drv"] == "qcow2")
-        await self._open(self.topology.parts[-2:])
-        self._take_over()
+        await self.open_parts(self.topology.parts[-2:])
+        self.take_over()
 
 
 def test_drive_backup_copies_as_blockdev_backup_does(

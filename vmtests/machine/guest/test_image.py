@@ -50,7 +50,7 @@ def test_a_damaged_image_is_made_anew(
     image: GuestImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QMPSHIM_CACHE", str(tmp_path))
-    link = tmp_path / "guests" / f"recipe-{guest_image._recipe_digest(RECIPE)}"
+    link = tmp_path / "guests" / f"recipe-{guest_image.recipe_digest(RECIPE)}"
     place = tmp_path / "guests" / image.digest
     shutil.copytree(image.directory, place)
     link.symlink_to(image.digest)

@@ -211,14 +211,14 @@ def test_an_external_cluster_in_the_wrong_place(tmp_path: Path) -> None:
 def _zero_bits_ignored(
     l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
-    index, kind, place = _subclusters(l2, host, size)
+    index, kind, place = subclusters(l2, host, size)
     return index, (kind == DATA).astype("u1") * int(DATA), place
 
 
 def _subclusters_all_alike(
     l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
-    index, kind, place = _subclusters(l2, host, size)
+    index, kind, place = subclusters(l2, host, size)
     kind[place >= 0] = DATA
     return index, kind, place
 
@@ -226,23 +226,23 @@ def _subclusters_all_alike(
 def _one_offset_a_cluster(
     l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
-    return _subclusters(l2, host, 0)
+    return subclusters(l2, host, 0)
 
 
 def _offset_zero_is_none(image: Qcow2Reader, l2: qcow2.Entries) -> object:
     return l2.host != 0
 
 
-_subclusters = qcow2._subclusters
+subclusters = qcow2.subclusters
 MUTANTS: dict[str, tuple[object, str, object, str]] = {
-    "zero bits are ignored": (qcow2, "_subclusters", _zero_bits_ignored, "extended"),
+    "zero bits are ignored": (qcow2, "subclusters", _zero_bits_ignored, "extended"),
     "a cluster is allocated as a whole": (
         qcow2,
-        "_subclusters",
+        "subclusters",
         _subclusters_all_alike,
         "extended",
     ),
-    "all subclusters are the first": (qcow2, "_subclusters", _one_offset_a_cluster, "extended"),
+    "all subclusters are the first": (qcow2, "subclusters", _one_offset_a_cluster, "extended"),
     "offset 0 is no offset": (Qcow2Reader, "has_host", _offset_zero_is_none, "data file"),
     "data is in the image": (
         image_view,

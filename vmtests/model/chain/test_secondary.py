@@ -50,7 +50,7 @@ class _Unmaps(Chain):
     """A mutant: the flag that forbids holes is lost."""
 
     def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
-        return self._primary_zero(start, count, op, unmap=True)
+        return self.zero_after_copy(start, count, op, unmap=True)
 
 
 class _LosesOldData(Chain):

@@ -87,11 +87,11 @@ def _whole_cluster_copied(self: Qcow2Image, start: int, count: int) -> tuple[int
 
 
 def _subclusters_discarded(self: ExtendedQcow2, *args: Any) -> None:
-    Qcow2Image._do_discard(self, *args)
+    Qcow2Image.apply_discard(self, *args)
 
 
 def _nothing_freed(self: ExtendedQcow2, start: int, count: int, owner: int, unmap: bool) -> None:
-    Qcow2Image._do_zero(self, start, count, owner, unmap)
+    Qcow2Image.apply_zero(self, start, count, owner, unmap)
 
 
 def _parts_freed(self: ExtendedQcow2, start: int, count: int) -> list[tuple[int, int, int]]:
@@ -102,10 +102,10 @@ def _parts_freed(self: ExtendedQcow2, start: int, count: int) -> list[tuple[int,
 
 
 MUTANTS: dict[str, tuple[str, Any]] = {
-    "a write copies the whole cluster": ("_edges", _whole_cluster_copied),
-    "a discard is of subclusters": ("_do_discard", _subclusters_discarded),
-    "zeroes free nothing": ("_do_zero", _nothing_freed),
-    "a part of a cluster counts as all of it": ("_whole", _parts_freed),
+    "a write copies the whole cluster": ("edges", _whole_cluster_copied),
+    "a discard is of subclusters": ("apply_discard", _subclusters_discarded),
+    "zeroes free nothing": ("apply_zero", _nothing_freed),
+    "a part of a cluster counts as all of it": ("whole_clusters", _parts_freed),
 }
 
 

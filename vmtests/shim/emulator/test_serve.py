@@ -302,7 +302,7 @@ def test_a_tls_client_that_is_cut_off_leaves_nothing(loop: Loop, tmp_path: Path)
                 while True:
                     came[0].sendall(bytes(1 << 20))
             came[0].close()
-            wait_until(lambda: not listener._tasks)
+            wait_until(lambda: listener.tls_connections == 0)
     loop.run(listener.close())
 
 

@@ -381,16 +381,16 @@ def _no_allocation(self: Baseline, image: Qcow2Image, tables: Tables) -> None:
 
 def _no_subclusters(self: Baseline, image: Qcow2Image, tables: Tables) -> None:
     if image.name == "secondary":
-        _allocate(self, image, tables)
+        set_allocation(self, image, tables)
 
 
-_allocate = Baseline._allocate
+set_allocation = Baseline.set_allocation
 MUTANTS: dict[str, tuple[type, str, Any, str]] = {
-    "no allocation": (Baseline, "_allocate", _no_allocation, "data"),
-    "overlays are empty": (Baseline, "_allocate", _no_subclusters, "preallocation=metadata"),
+    "no allocation": (Baseline, "set_allocation", _no_allocation, "data"),
+    "overlays are empty": (Baseline, "set_allocation", _no_subclusters, "preallocation=metadata"),
     "DATA of zeroes is data": (
         Baseline,
-        "_distrust_zeroes",
+        "distrust_zeroes",
         lambda *_: None,
         "a preallocated disk",
     ),

@@ -126,13 +126,13 @@ def _nothing(_: Service, __: Wire) -> None:
 
 
 def _ignored(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    reference = DirtyBitmaps._act
+    reference = DirtyBitmaps.apply
 
     def act(self: DirtyBitmaps, action: BitmapAction, granularity: Any) -> None:
         if action.verb != verb:
             reference(self, action, granularity)
 
-    monkeypatch.setattr(DirtyBitmaps, "_act", act)
+    monkeypatch.setattr(DirtyBitmaps, "apply", act)
 
 
 def _all_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def _no_writer_is_suspected(patch: pytest.MonkeyPatch) -> None:
 
 def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelTracker, "exports_bypassed", lambda self, exports: None)
-    patch.setattr(Endpoints, "_all_seen", lambda self, export: True)
+    patch.setattr(Endpoints, "all_seen", lambda self, export: True)
 
 
 def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
@@ -196,8 +196,10 @@ def _job_never_ends(patch: pytest.MonkeyPatch) -> None:
 
 
 def _devices_stay_off_the_logs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chains, "_STOPPED", frozenset())
-    patch.setattr("qmpshim.shim.tracking.write_logs._ATTACHING", {"block-export-add": "node-name"})
+    patch.setattr(chains, "STOPPED_STATES", frozenset())
+    patch.setattr(
+        "qmpshim.shim.tracking.write_logs.ATTACHING_COMMANDS", {"block-export-add": "node-name"}
+    )
 
     async def nothing(self: WriteLogs, node: str) -> None:
         pass

@@ -30,14 +30,15 @@ def main(order_file: str, directory: str) -> int:
     limit = 2 * order.case.memory + (4 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    outcome = _do(order, Path(directory) / RESULTS)
+    outcome = carry_out(order, Path(directory) / RESULTS)
     part = Path(directory) / f"{OUTCOME}.part"
     part.write_text(json.dumps(encode(outcome)))
     os.rename(part, Path(directory) / OUTCOME)
     return 0
 
 
-def _do(order: Order, results: Path) -> CaseOutcome:
+def carry_out(order: Order, results: Path) -> CaseOutcome:
+    """What the case shows, or why it shows nothing; its files go into *results*."""
     results.mkdir(exist_ok=True)
     try:
         if (found := another_build(order.build, order.identity)) is not None:

@@ -15,8 +15,8 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import JOB_CONTROLS, Verb
 
-_REMOVAL = 5.0  # seconds for an export or a job to go
-_COMMIT = 10.0  # seconds for the commit that failover leaves running
+REMOVAL_LIMIT = 5.0  # seconds for an export or a job to go
+COMMIT_LIMIT = 10.0  # seconds for the commit that failover leaves running
 
 
 def operations_end(end: End) -> RealViolation | None:
@@ -35,7 +35,7 @@ def rest_is_there(end: End) -> RealViolation | None:
         return None
     done = _done(end)
     if Verb.UNEXPORT in done and not machine.event_loop.until(
-        lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
+        lambda: "primary" not in _names(machine, "query-block-exports", "id"), REMOVAL_LIMIT
     ):
         return _remains("the primary's export", "removed")
     job = scenario.topology.job
@@ -47,7 +47,7 @@ def rest_is_there(end: End) -> RealViolation | None:
         text = "the backup job is gone, though nobody ended it"
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.JOB_GONE))
     if machine.event_loop.until(
-        lambda: job not in _names(machine, "query-block-jobs", "device"), _REMOVAL
+        lambda: job not in _names(machine, "query-block-jobs", "device"), REMOVAL_LIMIT
     ):
         return None
     return _remains("the backup job", "cancelled")
@@ -83,7 +83,7 @@ def backup_job_ends(end: End) -> RealViolation | None:
     """Whether a backup job that was started ends."""
     machine = end.machine
     if not end.scenario.backs_up or machine.event_loop.until(
-        lambda: not _names(machine, "query-block-jobs", "device"), _REMOVAL
+        lambda: not _names(machine, "query-block-jobs", "device"), REMOVAL_LIMIT
     ):
         return None
     text = "the backup job does not end although nothing is held"
@@ -103,7 +103,9 @@ def _remains(what: str, how: str) -> RealViolation:
 def commit_ends(end: End) -> RealViolation | None:
     """Whether the commit that failover leaves running ends."""
     machine = end.machine
-    if not end.scenario.commits or machine.event_loop.until(lambda: _committed(machine), _COMMIT):
+    if not end.scenario.commits or machine.event_loop.until(
+        lambda: _committed(machine), COMMIT_LIMIT
+    ):
         return None
     text = "failover's commit does not end"
     return RealViolation(Verdict.HANG, text, cause=Cause(CauseKind.COMMIT_HANGS))

@@ -32,7 +32,7 @@ from qmpshim.model.operations import Verb
 Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
 _MASKED = {Verb.WRITE: "write", Verb.ZERO: "write", Verb.FLUSH: "flush"}  # of the guest
-_LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
+EVENT_LIMIT = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
 NOT_IN_STATUS = Cause(CauseKind.NOT_IN_STATUS, "2", "forwarding a write failed")
 
 
@@ -134,7 +134,7 @@ def error_is_reported(end: End) -> RealViolation | None:
         kind = _MASKED[op.verb]
         where = None if kind == "flush" else (op.start, op.count)
         reported = partial(_reported, machine, None if others else kind, None if others else where)
-        if kind in end.reported_errors or machine.event_loop.until(reported, _LATE):
+        if kind in end.reported_errors or machine.event_loop.until(reported, EVENT_LIMIT):
             end.reported_errors.add(kind)
             continue
         text = f"{op} says success though the primary disk refused it, and no event says so"

@@ -35,7 +35,7 @@ from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
-_DELAYED = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
+DELAYED_LIMIT = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
 
 
 def answer_waits(machine: GatedMachine) -> None:
@@ -87,20 +87,20 @@ def back_in_time(machine: GatedMachine) -> None:
         text = "a write fails although reconnect-delay is not over"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
     machine.gate.refuse("secondary", False)
-    errno = answered(machine, "primary", cookie, "a write whose disk is back", _DELAYED)
+    errno = answered(machine, "primary", cookie, "a write whose disk is back", DELAYED_LIMIT)
     _expect_content(machine, errno, "its disk came back in time")
 
 
 def back_too_late(machine: GatedMachine) -> None:
     """It is not: the write fails when the delay is over, and the next one works again."""
     cookie = _cut_while_writing(machine)
-    errno = answered(machine, "primary", cookie, "a write whose disk is gone", _DELAYED)
+    errno = answered(machine, "primary", cookie, "a write whose disk is gone", DELAYED_LIMIT)
     if errno != EIO:
         text = f"the write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
     machine.gate.refuse("secondary", False)
     errnos = []
-    until = time.monotonic() + _DELAYED
+    until = time.monotonic() + DELAYED_LIMIT
     while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
         errnos.append(write(machine, "primary", 2, 0, 128))
         if not errnos[-1]:

@@ -45,7 +45,7 @@ def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:
             return overlay
-    overlay = _read(image, *words)
+    overlay = read_state(image, *words)
     _RECENT.appendleft((image, words, overlay))
     return overlay
 
@@ -54,7 +54,11 @@ def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
 _RECENT: deque[tuple[bytes, tuple[int, int, str], OverlayState]] = deque(maxlen=16)
 
 
-def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
+def read_state(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
+    """The state of an overlay's image; *size* and *cluster* are sectors.
+
+    :raises UnsupportedFeature: the image has what the model lacks
+    """
     content: list[int | None] = [None] * size
     kinds = [0] * -(-size // cluster)
     try:

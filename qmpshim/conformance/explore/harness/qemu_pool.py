@@ -72,8 +72,8 @@ class QemuPool:
         self.machine: GatedMachine | None = None
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
-        self._tainted = False  # what QEMU has in memory may be broken
-        self._base = b""  # what the disks that are no overlays hold at the beginning
+        self.tainted = False  # what QEMU has in memory may be broken
+        self.base = b""  # what the disks that are no overlays hold at the beginning
         self._at_start = False  # nothing happened since the beginning
         self._apart = False  # there is no chain
         self.reported_errors: set[str] = set()
@@ -94,7 +94,7 @@ class QemuPool:
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
-        self._base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
+        self.base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
         self.back()
         machine = self.machine
         if machine is None:
@@ -106,10 +106,10 @@ class QemuPool:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape, self.deadline)
         if machine.topology.node("secondary").driver == "raw":
-            self._put_back(machine, self._base)
-            self._start(machine)
+            self._put_back(machine, self.base)
+            self.start_scenario(machine)
         else:  # QEMU has read the tables of the empty one
-            self._rebuild(machine, self._base)
+            self._rebuild(machine, self.base)
         return machine
 
     def back(self, apart: bool = False) -> None:
@@ -128,10 +128,10 @@ class QemuPool:
         machine = self.machine
         if machine is None:
             return
-        reasons = self._tainted
+        reasons = self.tainted
         try:
             if not self._at_start and not (apart and self._apart):
-                self._again(machine, self._base)
+                self._again(machine, self.base)
                 self._at_start = True
             if apart and not self._apart:
                 self._take_apart(machine)
@@ -152,7 +152,7 @@ class QemuPool:
         machine.settle()
         topology = machine.topology
         simple = topology.has("replication") and topology.node("secondary").driver == "raw"
-        if simple and self._running and not self._tainted:
+        if simple and self._running and not self.tainted:
             for name, client in machine.clients.items():
                 if client.lost:
                     machine.connect(name)
@@ -181,7 +181,7 @@ class QemuPool:
         machine.build_chain()
         self._apart = False
         self.resets["rebuild"] += 1
-        self._start(machine)
+        self.start_scenario(machine)
 
     @staticmethod
     def _put_back(machine: GatedMachine, base: bytes) -> None:
@@ -200,9 +200,10 @@ class QemuPool:
         ):
             machine.learn_block_status()
 
-    def _start(self, machine: GatedMachine) -> None:
+    def start_scenario(self, machine: GatedMachine) -> None:
+        """Start what the scenario begins with: the job, replication."""
         machine.start()
-        self._running, self._tainted = True, False
+        self._running, self.tainted = True, False
         self._teach_block_status(machine)
         machine.settle()
         machine.gate.trace.clear()
@@ -228,7 +229,7 @@ class QemuPool:
 
     def mark_tainted(self) -> None:
         """Commands were done at moments when they should not be, or I/O failed."""
-        self._tainted = True
+        self.tainted = True
 
     def discard(self) -> None:
         """The process is not fit to be used again."""

@@ -211,7 +211,7 @@ class RealSystem(RealRun):
         if now.over - before - {thread}:
             return EVERYTHING  # it ended somebody else, too
         coming = [now.held[name] for name in now.held.keys() - known]
-        if self._copying():
+        if self.job_runs():
             unfinished = now.started - now.over
             held = now.held.values()
             if now.faults or not any(self._footprints.is_copy(io, unfinished) for io in held):
@@ -221,7 +221,7 @@ class RealSystem(RealRun):
         more = thread not in now.over and all(one.op != thread for one in coming)
         return self._footprints.step(choice, thread, named, more)
 
-    def _copying(self) -> bool:
+    def job_runs(self) -> bool:
         """Whether a backup job goes on."""
         ops, now = self.scenario.ops, self.now
         started = any(ops[n].backs_up and now.answers[n] in (OK, UNANSWERED) for n in now.started)
@@ -230,7 +230,7 @@ class RealSystem(RealRun):
     def finish(self) -> Hashable:
         if not self.now.lost and self.violation is None:
             try:
-                self.violation = self._end()
+                self.violation = self.run_checkers()
             except MachineError as error:
                 self._machine_failed(error)
         if self.now.lost:
@@ -295,13 +295,14 @@ class RealSystem(RealRun):
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def _end(self) -> RealViolation | None:
+    def run_checkers(self) -> RealViolation | None:
         """Look at everything, and run the checkers."""
         errors = self.pool.reported_errors
-        end = End(self.machine, self.scenario, self.now, errors, self._verdict, self.probe)
+        end = End(self.machine, self.scenario, self.now, errors, self.judge_outcome, self.probe)
         return check_end(end)
 
-    def _verdict(self, seen: Outcome) -> RealViolation | None:
+    def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+        """What is wrong with an outcome; None: some sequential execution explains it."""
         assert self._checker is not None and self._failure_checker is not None
         if self.now.failed and self.scenario.backs_up:
             return None  # the checkers of backup jobs take failed I/Os into account themselves

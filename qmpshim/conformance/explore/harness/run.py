@@ -169,11 +169,11 @@ class RealRun:
         self._state.step(choice, self.now)
         match choice:
             case Start(op):
-                self._start(op)
+                self.start_operation(op)
             case Complete(io):
                 self._complete(self.now.held.pop(io))
             case Fail(io, fault):
-                self._fail(io, fault)
+                self.fail_io(io, fault)
 
     def _complete(self, named: NamedIo) -> None:
         self._last_moved = named.op
@@ -190,7 +190,8 @@ class RealRun:
             return b""
         return self.machine.gate.store(named.io.image).read(named.io.offset, named.io.length)
 
-    def _start(self, index: int) -> None:
+    def start_operation(self, index: int) -> None:
+        """Start an operation of the scenario; its answer and its requests come later."""
         now, op = self.now, self.scenario.ops[index]
         self._last_moved = index
         now.started.add(index)
@@ -202,7 +203,11 @@ class RealRun:
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
         self._namer.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
 
-    def _fail(self, name: IoId, errno: int) -> None:
+    def fail_io(self, name: IoId, errno: int) -> None:
+        """End a held I/O with an error.
+
+        :param errno: :data:`CUT` and :data:`RECONNECT` break its connection
+        """
         now = self.now
         named = now.held.pop(name)
         self._last_moved = named.op
@@ -273,7 +278,7 @@ class RealRun:
     def _settle(self) -> None:
         now = self.now
         self._be_still()
-        self._observe()
+        self.observe()
         if not now.held and not self._startable() and len(now.over) < len(now.started):
             self._wait()
         self._state.settled(now)
@@ -297,17 +302,17 @@ class RealRun:
                 return
             self.machine.event_loop.poll(0.02)
             self._be_still()
-            self._observe()
+            self.observe()
             if self.now.held or len(self.now.over) == len(self.now.started):
                 return
 
-    def _observe(self) -> None:
+    def observe(self) -> None:
         """Take what became visible: answers, and new requests."""
         if self.machine.qmp.over:
             raise self.machine.monitor_error()
         unfinished = [i for i in self.now.running if i not in self.now.over]
         for index in unfinished:
-            self._take_answer(index)
+            self.take_answer(index)
         self._take_requests(unfinished, self._drop_disconnected())
 
     def _drop_disconnected(self) -> list[NamedIo]:
@@ -339,7 +344,7 @@ class RealRun:
             self.ios.add(named.id)
             now.events.append(Arrived(named.id))
 
-    def _take_answer(self, index: int) -> None:
+    def take_answer(self, index: int) -> None:
         """Take an operation's answer, if it is there."""
         now, op = self.now, self.scenario.ops[index]
         found = real_ops.answer(self.machine, op, now.running[index])

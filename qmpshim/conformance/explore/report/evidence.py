@@ -36,7 +36,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
     :raises HostError: it cannot be written
     """
     pool = QemuPool(build, reuse=False)
-    gdb: _Gdb | None = None
+    gdb: Gdb | None = None
     try:
         (directory / "diagram.txt").write_text(diagram(finding) + "\n")
         system = system_of(finding, pool, keeping=True)
@@ -45,7 +45,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
             raise MachineError("QEMU ended before there was a chain")
         machine = system.machine
         if finding.verdict is Verdict.CRASH and machine.alive():
-            gdb = _Gdb.attach(machine.pid, directory / "backtrace.txt")
+            gdb = Gdb.attach(machine.pid, directory / "backtrace.txt")
         follow_finding(system, finding)
         _write(machine, directory)
     except QmpshimError as error:
@@ -73,14 +73,14 @@ def _write(machine: GatedMachine, directory: Path) -> None:
         write_sparse(directory / f"{name}.img", machine.gate.snapshot(name))
 
 
-class _Gdb:
+class Gdb:
     """A debugger that waits for the signal, to report where it came from."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     @classmethod
-    def attach(cls, pid: int, output: Path) -> _Gdb | None:
+    def attach(cls, pid: int, output: Path) -> Gdb | None:
         """Attach to a process; ``None`` where there is no gdb."""
         gdb = find_program("gdb")
         if gdb is None:

@@ -42,7 +42,7 @@ from qmpshim.model.explore.explorer import Mode
 
 Run = Callable[[ScenarioTask, Sequence[RealScenario], int, Board], list[ScenarioResult]]
 
-_PLAIN, _FAULTY = 3, 2  # schedules of a scenario's samples
+PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
 _WORTH_IT = 0.1  # of the budget
 _EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
 _LATEST = 0.75  # of a budget, when exploring has ended
@@ -208,8 +208,8 @@ def _explore(
 
 def samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
     """What is tried of each scenario at first; faults and all I/O have their share."""
-    plain = Sample(_PLAIN, all_io=task.all_io)
-    faulty = Sample(_FAULTY, faults=True, all_io=task.all_io)
+    plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
+    faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
     if mixed:
         return plain, faulty, Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
     return (plain, faulty) if task.errnos else (plain,)

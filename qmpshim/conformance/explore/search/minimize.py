@@ -32,7 +32,7 @@ from qmpshim.model.operations import operation
 
 TIMES = 3  # how often a finding has to show itself again
 _PAST = 3  # checkpoints that a finding may need to have behind it
-_SMALLER = 5.0  # seconds for each try with less
+SMALLER_LIMIT = 5.0  # seconds for each try with less
 _PLACES = 3  # I/Os of another scenario that are tried in place of the one that failed
 
 
@@ -276,7 +276,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
     return Shown(
         None,
         "the schedule cannot be followed on this build, and there are more schedules than "
-        f"{_SMALLER:g} s suffice for",
+        f"{SMALLER_LIMIT:g} s suffice for",
     )
 
 
@@ -289,7 +289,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
     pool = QemuPool(build)
     try:
         system = RealSystem(pool, scenario)
-        explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
+        explore(system, Mode.DPOR, Budget(seconds=SMALLER_LIMIT), stop=False)
         system.leave()
         sightings = [
             Sighting(scenario, one.violation, one.schedule, one.events, one.count)
@@ -335,7 +335,7 @@ def _search(
     system = _Until(pool, scenario, plan=plan, all_io=finding.all_io, each_step=check)
     if first and finding.verdict is not None:
         system.sought = finding.verdict, finding.cause
-    explored = explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
+    explored = explore(system, Mode.STATEFUL, Budget(seconds=SMALLER_LIMIT), stop=False)
     system.leave()
     exhausted = explored.exhaustive and not system.derailed
     assert finding.verdict is not None

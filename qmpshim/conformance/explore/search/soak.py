@@ -37,10 +37,10 @@ from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode
 
-_BATCH = 40  # scenarios, for each process
+BATCH = 40  # scenarios, for each process
 _DEEPER = 2  # of them that are explored, for each process
-_DEEP = 4.0  # seconds for each of those
-_CONFIRMING = 30.0  # seconds at most for what was seen for the first time
+DEEP_LIMIT = 4.0  # seconds for each of those
+CONFIRMING_LIMIT = 30.0  # seconds at most for what was seen for the first time
 _LEAST = 3.0  # seconds for that, where the end is near
 _LAST = 0.3, 60.0  # share of a budget, and seconds, of which the lesser is kept for confirming
 
@@ -173,7 +173,7 @@ class _Soak:
 
         :raises BuildError: the build can do none of them
         """
-        points = self._points.take(_BATCH * self._jobs)
+        points = self._points.take(BATCH * self._jobs)
         scenarios = sorted(map(scenario_of, points), key=shape)
         self._board.total += len(scenarios)
         results = self._run(replace(self._task, samples=samples(self._task, True)), scenarios)
@@ -198,7 +198,7 @@ class _Soak:
         best = best[: _DEEPER * self._jobs]
         task = replace(
             self._task,
-            budget=_DEEP * _DEEPER,
+            budget=DEEP_LIMIT * _DEEPER,
             errnos=self._task.errnos if self._batches % 2 else (),
             all_io=self._batches % 4 > 1,
         )
@@ -210,7 +210,7 @@ class _Soak:
 
     def _compact(self) -> None:
         """Keep one sighting of each kind: a soak is long."""
-        for result in self._board.done[-_BATCH * self._jobs :]:
+        for result in self._board.done[-BATCH * self._jobs :]:
             left: list[Sighting] = []
             for seen in result.sightings:
                 (finding,) = group([seen], self._recognise)
@@ -229,7 +229,7 @@ class _Soak:
         fresh = [one for one in self._findings() if _key(one) not in self._confirmed]
         for number, finding in enumerate(fresh):
             now = time.monotonic()
-            until = now + _CONFIRMING
+            until = now + CONFIRMING_LIMIT
             if self._end is not None:
                 share = max((self._end - now) / (len(fresh) - number), _LEAST)
                 until = min(until, now + share, self._end)

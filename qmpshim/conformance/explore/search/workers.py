@@ -30,7 +30,7 @@ from qmpshim.conformance.explore.search.search import (
 from qmpshim.errors import HostError, QmpshimError
 from qmpshim.machine.host.processors import one_processor
 
-_TICK = 0.2  # seconds between two words of progress
+TICK = 0.2  # seconds between two words of progress
 _LEAVE = 5.0  # seconds for a process to end its QEMU
 _MOST_AT_ONCE = 8  # scenarios that a worker of a cluster is given: each time it starts a QEMU
 _LATE = 2.0  # seconds after the deadline until a process is not waited for any more
@@ -97,7 +97,7 @@ class Board:
     def tell(self, force: bool = False) -> None:
         """Report, if it is time to."""
         now = time.monotonic()
-        if self.progress is None or (not force and now - self._last < _TICK):
+        if self.progress is None or (not force and now - self._last < TICK):
             return
         self._last = now
         verdicts: Counter[str] = Counter()
@@ -123,7 +123,7 @@ class Board:
         )
 
 
-def _share(task: ScenarioTask, began: float, waiting: int, jobs: int) -> float | None:
+def share_of_time(task: ScenarioTask, began: float, waiting: int, jobs: int) -> float | None:
     """How long the next scenario may take."""
     if task.budget is None:
         return None
@@ -149,7 +149,7 @@ def here(
 
     try:
         for number, scenario in enumerate(scenarios):
-            seconds = _share(task, began, len(scenarios) - number, 1)
+            seconds = share_of_time(task, began, len(scenarios) - number, 1)
             results.append(_visit(task)(pool, scenario, task, seconds, tick))
             board.done.append(results[-1])
             board.live.clear()
@@ -185,14 +185,14 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
     def tick(live: LiveFindings) -> None:
         nonlocal last, seen
         # What is new is sent at once: it must not be lost, whatever happens to this process.
-        if time.monotonic() - last > _TICK or len(live.sightings) != seen:
+        if time.monotonic() - last > TICK or len(live.sightings) != seen:
             last, seen = time.monotonic(), len(live.sightings)
             talk.send(("at", live))
 
     try:
         while (given := talk.recv()) is not None:
             place, scenario, waiting = given
-            seconds = _share(task, began, waiting, jobs)
+            seconds = share_of_time(task, began, waiting, jobs)
             result = _visit(task)(pool, scenario, task, seconds, tick)
             talk.send(("done", (place, result)))
     except QmpshimError as error:
@@ -298,7 +298,7 @@ def on_cluster(
 
     def arguments(place: int) -> tuple[ScenarioTask, Sequence[RealScenario], float | None]:
         waiting = len(scenarios) - place * size
-        seconds, left = _share(task, began, waiting, jobs), None
+        seconds, left = share_of_time(task, began, waiting, jobs), None
         if seconds is not None:
             seconds *= len(batches[place])
         if task.deadline is not None:

@@ -41,10 +41,18 @@ class Store(ABC):
         self._touched: set[int] = set()  # blocks that may differ from it
 
     @abstractmethod
-    def _get(self, offset: int, length: int) -> bytes: ...
+    def get_bytes(self, offset: int, length: int) -> bytes:
+        """The bytes of a range inside the image.
+
+        :raises OSError: the host cannot read
+        """
 
     @abstractmethod
-    def _put(self, offset: int, data: bytes | memoryview) -> None: ...
+    def put_bytes(self, offset: int, data: bytes | memoryview) -> None:
+        """Replace a range inside the image, whatever its blocks' states.
+
+        :raises OSError: the host cannot write
+        """
 
     @abstractmethod
     def flush(self) -> None:
@@ -63,7 +71,7 @@ class Store(ABC):
         :raises OSError: the host cannot read
         """
         self._check(offset, length)
-        return self._get(offset, length)
+        return self.get_bytes(offset, length)
 
     def write(self, offset: int, data: bytes) -> None:
         """Put ``data`` at ``offset``.
@@ -72,8 +80,8 @@ class Store(ABC):
         """
         self._check(offset, len(data))
         if data:
-            self._mark(offset // BLOCK, -(-(offset + len(data)) // BLOCK), _DATA)
-            self._put(offset, data)
+            self.mark_blocks(offset // BLOCK, -(-(offset + len(data)) // BLOCK), _DATA)
+            self.put_bytes(offset, data)
 
     def zero(self, offset: int, length: int, hole: bool = True) -> None:
         """Make a range read as zeroes; whole blocks become holes, or stay allocated.
@@ -89,16 +97,18 @@ class Store(ABC):
         for extent in list(self._runs(offset, end)):
             if not extent.state & STATE_ZERO:
                 for start in range(at, at + extent.length, _PIECE):
-                    self._put(start, bytes(min(_PIECE, at + extent.length - start)))
+                    self.put_bytes(start, bytes(min(_PIECE, at + extent.length - start)))
             at += extent.length
         # Blocks covered in part keep their state, but a hole that must not be one is filled.
         inner = range(-(-offset // BLOCK), len(self._states) if end == self.size else end // BLOCK)
         for edge in (offset // BLOCK, (end - 1) // BLOCK):
             if edge not in inner:
                 state = self._states[edge]
-                self._mark(edge, edge + 1, STATE_ZERO if state == _HOLE and not hole else state)
+                self.mark_blocks(
+                    edge, edge + 1, STATE_ZERO if state == _HOLE and not hole else state
+                )
         if inner:
-            self._mark(inner.start, inner.stop, _HOLE if hole else STATE_ZERO)
+            self.mark_blocks(inner.start, inner.stop, _HOLE if hole else STATE_ZERO)
 
     def trim(self, offset: int, length: int) -> None:
         """Discard a range: it reads as zeroes, as a discarded range of a sparse file does."""
@@ -120,7 +130,7 @@ class Store(ABC):
 
     def snapshot(self) -> bytes:
         """The exact bytes of the whole image, now."""
-        return self._get(0, self.size)
+        return self.get_bytes(0, self.size)
 
     def restore(self, snapshot: bytes) -> None:
         """Make the image's bytes those of ``snapshot``; blocks of zeroes become holes.
@@ -136,10 +146,10 @@ class Store(ABC):
         if snapshot is self._base:
             with memoryview(snapshot) as view:
                 for block in self._touched:
-                    self._put(block * BLOCK, view[block * BLOCK : (block + 1) * BLOCK])
+                    self.put_bytes(block * BLOCK, view[block * BLOCK : (block + 1) * BLOCK])
                     states[block] = self._base_states[block]
         else:
-            self._put(0, snapshot)
+            self.put_bytes(0, snapshot)
             states[:] = _states_of(snapshot)
             self._base, self._base_states = snapshot, bytes(states)
         self._touched.clear()
@@ -148,7 +158,7 @@ class Store(ABC):
         if offset < 0 or length < 0 or offset + length > self.size:
             raise InputError(f"{offset}+{length} is outside an image of {self.size} bytes")
 
-    def _mark(self, first: int, last: int, state: int) -> None:
+    def mark_blocks(self, first: int, last: int, state: int) -> None:
         """Set the state of the blocks ``first`` to ``last - 1``."""
         if last - first == 1:
             self._states[first] = state
@@ -181,10 +191,10 @@ class MemoryStore(Store):
         if not isinstance(content, int):
             self.restore(content)
 
-    def _get(self, offset: int, length: int) -> bytes:
+    def get_bytes(self, offset: int, length: int) -> bytes:
         return self._memory[offset : offset + length]
 
-    def _put(self, offset: int, data: bytes | memoryview) -> None:
+    def put_bytes(self, offset: int, data: bytes | memoryview) -> None:
         self._memory[offset : offset + len(data)] = data
 
     def flush(self) -> None:

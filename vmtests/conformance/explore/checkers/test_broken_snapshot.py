@@ -80,10 +80,10 @@ def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(pool: QemuPool, fai
     seen: set[tuple[object, ...]] = set()
 
     class Noted(RealSystem):
-        def _verdict(self, seen_now: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen_now: Outcome) -> RealViolation | None:
             assert seen_now.view is None and self.now.failed
             seen.add(seen_now.answers)
-            return super()._verdict(seen_now)
+            return super().judge_outcome(seen_now)
 
     assert not breaks(pool, fails, kind=Noted).found
     assert seen == {(OK, OK), (OK, io_error(EINVAL))}
@@ -113,8 +113,8 @@ def test_a_copy_that_fails_on_tables_breaks_the_snapshot(pool: QemuPool) -> None
     assert not explored(pool, scenario, fails=tables[0], all_io=True).found
 
     class Shown(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, view=(self.scenario.number(0),) * 2 * C))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, view=(self.scenario.number(0),) * 2 * C))
 
     shown = explored(pool, scenario, Shown, tables[0], all_io=True)
     assert verdicts(shown) == {Verdict.ISOLATION}
@@ -134,9 +134,9 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
     """They hold the old data; the write has happened by then."""
 
     class Noted(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             there.add(seen.hidden[landed])
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     there: set[int | None] = set()
     system = breaks(pool, fails, scenario, Noted)
@@ -163,9 +163,9 @@ def test_a_copy_that_is_made_again_for_a_broken_snapshot_may_be_of_new_data(
     scenario = replace(BREAKS, ops=ops)
 
     class Noted(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             copied.add(seen.hidden[0])
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     copied: set[int | None] = set()
     system = breaks(pool, "hidden write 0+128", scenario, Noted)
@@ -211,8 +211,8 @@ def test_a_failed_copy_is_noticed_beside_a_query(pool: QemuPool) -> None:
     (whole,) = set(LinearizabilityChecker(scenario, behaviour_of((7, 2, 0))).outcomes.values())
 
     class Unbroken(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(whole, answers=seen.answers))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(whole, answers=seen.answers))
 
     unbroken = breaks(pool, "hidden write 0+128", scenario, Unbroken)
     assert verdicts(unbroken) == {Verdict.ISOLATION}
@@ -223,8 +223,8 @@ def test_a_broken_snapshot_cannot_be_read(pool: QemuPool, fails: str) -> None:
     class Generous(RealSystem):
         """A snapshot that can be read though a copy failed, and is right."""
 
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, view=(scenarios.BASE,) * 2 * C))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, view=(scenarios.BASE,) * 2 * C))
 
     found = breaks(pool, fails, kind=Generous).found
     assert {kind for kind, _ in found} == {Verdict.ISOLATION}

@@ -58,13 +58,13 @@ def test_a_commit_that_fails_is_reported(pool: QemuPool) -> None:
     statuses = set()
 
     class Reporting(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             statuses.add(seen.status)
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     class Silent(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, status=None))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, status=None))
 
     for fails, nth, status in (
         ("secondary write 0+128", 0, "I/O error occurred"),
@@ -89,9 +89,9 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_reported_or_not(
     left: list[bool] = []
 
     class Reporting(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             left.append(durability.unflushed(self.machine, self.scenario, self.now))
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     def silent(*given: Any) -> tuple[Outcome, RealViolation | None]:
         outcome, broken = looked(*given)

@@ -67,8 +67,8 @@ def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(pool: QemuP
 
 def test_a_failed_write_of_tables_is_reported_with_its_own_error(pool: QemuPool) -> None:
     class Mixing(RealSystem):
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.now.answers[index] == io_error(EIO):
                 self.now.answers[index] = io_error(EINVAL)
 

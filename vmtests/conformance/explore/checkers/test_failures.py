@@ -58,8 +58,8 @@ def test_an_error_that_is_swallowed_is_found_out(pool: QemuPool, image: str, cau
 
 def test_a_client_is_gone_only_where_something_cuts_it_off(pool: QemuPool) -> None:
     class Vanishing(RealSystem):
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.scenario.ops[index].writes and self.now.answers[index] == OK:
                 self.now.answers[index] = DISCONNECTED
 
@@ -72,8 +72,8 @@ def test_a_client_is_gone_only_where_something_cuts_it_off(pool: QemuPool) -> No
 
 def test_a_false_error_is_failovers_own_only_while_it_fails_over(pool: QemuPool) -> None:
     class Crying(RealSystem):
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.scenario.ops[index].queries and self.now.answers[index] != UNANSWERED:
                 self.now.answers[index] = ReportedError("I/O error occurred")
 
@@ -116,10 +116,10 @@ def test_zeroes_that_were_there_before_are_no_news(pool: QemuPool) -> None:
 
 def test_a_view_that_cannot_be_read_is_an_error(pool: QemuPool) -> None:
     class Unplugged(RealSystem):
-        def _end(self) -> RealViolation | None:
+        def run_checkers(self) -> RealViolation | None:
             self.machine.gate.refuse("secondary")
             self.machine.gate.cut("secondary")
-            return super()._end()
+            return super().run_checkers()
 
     assert "the view cannot be read" in causes(explored(pool, one("WR"), Unplugged))
 
@@ -139,15 +139,15 @@ def test_a_flush_that_hides_its_failure_is_found_out(
     scenario = replace(one(letters), ops=(replace(flush, after=1), write))
 
     class Forgetting(Swallowing):
-        def _observe(self) -> None:
+        def observe(self) -> None:
             if any(hit.verb == "flush" for _, hit in self.now.failed) and 0 not in self.now.over:
                 image = fails.split()[0]
-                empty = self.pool._base if image == "secondary" else self.machine.blank(image)
+                empty = self.pool.base if image == "secondary" else self.machine.blank(image)
                 self.machine.stores[image].restore(empty)
-            super()._observe()
+            super().observe()
 
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if index == 0 and 0 in self.now.over:
                 self.violation = self.watch.made_durable(self.now, 0)
 
@@ -203,8 +203,8 @@ def test_an_ejected_disk_excuses_errors_and_nothing_else(pool: QemuPool) -> None
     fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
 
     class Misbehaving(RealSystem):
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if index == 1 and isinstance(self.now.answers[1], IoError):
                 self.now.answers[1] = OK
 

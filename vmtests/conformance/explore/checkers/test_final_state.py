@@ -96,7 +96,7 @@ def test_a_command_that_does_nothing_is_missed(
     def swallow(machine: GatedMachine, what: Verb) -> tuple[str, Mapping[str, Any]]:
         return ("query-iothreads", {}) if what == do else command(machine, what)
 
-    monkeypatch.setattr(liveness, "_REMOVAL", 0.5)
+    monkeypatch.setattr(liveness, "REMOVAL_LIMIT", 0.5)
     assert found(pool, name, faithfully) == {}
     with monkeypatch.context() as patch:
         patch.setattr(real_ops, "command", swallow)

@@ -48,8 +48,8 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> Non
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
 
     class Failing(RealSystem):
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.scenario.ops[index].reads:
                 self.now.answers[index] = io_error(EIO)
 
@@ -76,8 +76,8 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
     class Remembering(RealSystem):
         """A QEMU that returns what can be read no more."""
 
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
 
@@ -96,8 +96,8 @@ def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:
     class Inventing(RealSystem):
         """A QEMU that returns zeroes for what it cannot read."""
 
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (0,) * C
 
@@ -118,8 +118,8 @@ def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool)
     class Silent(RealSystem):
         """A QEMU that reports no error of what the primary sends."""
 
-        def _take_answer(self, index: int) -> None:
-            super()._take_answer(index)
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
             answers = self.now.answers
             if self.scenario.ops[index].changes and isinstance(answers[index], IoError):
                 answers[index] = OK

@@ -131,8 +131,8 @@ def test_a_request_that_fails_is_no_reason_for_a_job_to_fail(
 class Hasty(RealSystem):
     """A QEMU whose job goes on by itself."""
 
-    def _fail(self, name: IoId, errno: int) -> None:
-        super()._fail(name, errno)
+    def fail_io(self, name: IoId, errno: int) -> None:
+        super().fail_io(name, errno)
         self.machine.settle()
         with contextlib.suppress(CommandFailed):  # it is not paused
             self.machine.call("block-job-resume", {"device": "backup"})
@@ -173,7 +173,7 @@ def test_a_resume_that_does_nothing_is_a_hang(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_errors, "command", lambda machine, verb: ("query-status", {}))
-    monkeypatch.setattr(liveness, "_REMOVAL", 0.05)
+    monkeypatch.setattr(liveness, "REMOVAL_LIMIT", 0.05)
     found = kinds(explored(pool, then("bitmap_disable"), plan={OF_FIRST: EIO}, most=1))
     assert found == {(Verdict.HANG, CauseKind.HANGS, "backup job")}
 
@@ -211,8 +211,8 @@ def test_a_paused_job_that_is_cancelled_does_not_complete(
 class Lenient(RealSystem):
     """A QEMU that says success where it refuses a command while the job is paused."""
 
-    def _take_answer(self, index: int) -> None:
-        super()._take_answer(index)
+    def take_answer(self, index: int) -> None:
+        super().take_answer(index)
         paused = index in self.now.paused
         if paused and isinstance(self.now.answers[index], ReportedError):
             self.now.answers[index] = OK
@@ -221,8 +221,8 @@ class Lenient(RealSystem):
 class Strict(RealSystem):
     """A QEMU that cancels a job, and says that it does not."""
 
-    def _take_answer(self, index: int) -> None:
-        super()._take_answer(index)
+    def take_answer(self, index: int) -> None:
+        super().take_answer(index)
         if self.scenario.ops[index].verb is Verb.JOB_CANCEL and self.now.answers[index] == OK:
             self.now.answers[index] = ReportedError("no")
 
@@ -244,7 +244,7 @@ def test_a_paused_job_is_not_cancelled_without_force(
 ) -> None:
     plan = {OF_FIRST: EIO}
     assert kinds(failing(pool, then("stop"), plan=plan)) == set()
-    monkeypatch.setattr(liveness, "_REMOVAL", 0.05)
+    monkeypatch.setattr(liveness, "REMOVAL_LIMIT", 0.05)
     found = kinds(failing(pool, then("stop"), Lenient, plan))
     assert found == {(Verdict.HANG, CauseKind.HANGS, "backup job")}
 

@@ -84,8 +84,8 @@ def test_answers_that_do_not_fit_together_are_found_out(pool: QemuPool) -> None:
     """Of two stops that wait for a write either may be the first, but not both."""
 
     class Both(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, answers=(seen.answers[0], OK, OK)))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, answers=(seen.answers[0], OK, OK)))
 
     scenario = RealScenario("WSS", (*one("W").ops, operation("stop"), operation("stop")))
     assert not explored(pool, scenario).found
@@ -122,14 +122,14 @@ def test_new_data_is_never_seen_whatever_failed(pool: QemuPool, where: str) -> N
     """Also where a failed write of tables excuses the rest."""
 
     class Leaking(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
             new = self.scenario.number(0)
             if where == "read" and seen.data[1]:
                 read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too
                 seen = replace(seen, data=(seen.data[0], read))
             if where == "view" and seen.view:
                 seen = replace(seen, view=(new, *seen.view[1:]))
-            return super()._verdict(seen)
+            return super().judge_outcome(seen)
 
     scenario = one("WR")
     fails = meta_write(pool, scenario)
@@ -166,8 +166,8 @@ def test_what_a_snapshot_does_not_have_cannot_be_read(pool: QemuPool, given_up: 
     class Generous(RealSystem):
         """A snapshot that can be read all the same, and is right."""
 
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, view=(BASE,) * scenario.size))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, view=(BASE,) * scenario.size))
 
     assert causes(explored(pool, scenario, Generous)) == {"the view can be read"}
 
@@ -180,8 +180,8 @@ def test_zeroes_that_are_none_are_lost_writes_whatever_reports_them(
     scenario = RealScenario("Z", (operation(do, 0, C),), form="backup")
 
     class Zeroed(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, data=((0,) * C,)))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, data=((0,) * C,)))
 
     assert not explored(pool, scenario).found
     zeroed = explored(pool, scenario, Zeroed)

@@ -24,7 +24,7 @@ def test_a_commit_that_gets_no_answer_is_missed(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its write to the secondary disk is done, and that is never reported."""
-    monkeypatch.setattr(liveness, "_COMMIT", 1.0)
+    monkeypatch.setattr(liveness, "COMMIT_LIMIT", 1.0)
     unanswered: list[NamedIo] = []
 
     def release(machine: GatedMachine, named: NamedIo) -> None:

@@ -84,7 +84,7 @@ def test_a_reduction_that_takes_too_little_for_touched_hides_outcomes(
     """Where no step touches anything."""
     scenario = scenario_of(point_named(f"primary_discard+backup_incremental,{_DIRTY}"))
     every, _ = ends(pool, scenario, Mode.STATEFUL)
-    monkeypatch.setattr(RealSystem, "_copying", lambda system: False)
+    monkeypatch.setattr(RealSystem, "job_runs", lambda system: False)
     monkeypatch.setattr(Footprints, "step", lambda *args: Footprint(0, 0))
     fewer, _ = ends(pool, scenario, Mode.STATEFUL)
     assert fewer < every
@@ -167,8 +167,8 @@ def test_a_failed_copy_that_is_not_reported_is_found_out(
 class Obeying(RealSystem):
     """A QEMU that says success where it refuses a command."""
 
-    def _take_answer(self, index: int) -> None:
-        super()._take_answer(index)
+    def take_answer(self, index: int) -> None:
+        super().take_answer(index)
         if isinstance(self.now.answers[index], ReportedError):
             self.now.answers[index] = OK
 

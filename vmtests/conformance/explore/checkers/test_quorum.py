@@ -103,13 +103,13 @@ def explored_second(
 
 
 class ForwardsNothing(PrimaryChain):
-    def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
+    def write_both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
         yield from own
 
 
 class HidesItsError(PrimaryChain):
-    def _forward(self, write: Co[None]) -> Co[bool]:
-        answer = yield from super()._forward(write)
+    def forward(self, write: Co[None]) -> Co[bool]:
+        answer = yield from super().forward(write)
         self.error = False
         return answer
 
@@ -160,9 +160,9 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
 class Masks(PrimaryChain):
     """Case 1 as QEMU has it."""
 
-    def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
+    def side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
         try:
-            yield from super()._side_by_side(own, other, masks)
+            yield from super().side_by_side(own, other, masks)
         except ModelIOError:
             return
 
@@ -248,16 +248,16 @@ def test_a_swallowed_error_is_found_out_where_qemu_reports_it(pool: QemuPool) ->
 
 def test_a_write_that_was_not_forwarded_and_not_reported(pool: QemuPool) -> None:
     class Silent(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, status=None))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, status=None))
 
     assert causes(explored(pool, single(WRITE), Silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
 
 
 def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
     class Crying(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, status="I/O error occurred"))
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(replace(seen, status="I/O error occurred"))
 
     found = causes(explored(pool, single(WRITE), Crying))
     assert found == {"final status I/O error occurred"}
@@ -265,19 +265,19 @@ def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
 
 def test_an_error_that_no_event_reports(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an error nor QUORUM_REPORT_BAD."""
-    take_in = NonBlockingQmp._take_in
+    take_in = NonBlockingQmp.take_message
 
     def deaf(qmp: NonBlockingQmp, line: bytes) -> str:
         return "" if b"QUORUM_REPORT_BAD" in line else take_in(qmp, line)
 
     pool.discard()
-    monkeypatch.setattr(quorum, "_LATE", 0.3)
+    monkeypatch.setattr(quorum, "EVENT_LIMIT", 0.3)
     for scenario, fails, run, do in (
         (single(WRITE), OWN, explored_first, "guest_write"),
         (FLUSHED, "primary flush", explored_second, "guest_flush"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(NonBlockingQmp, "_take_in", deaf)
+            patch.setattr(NonBlockingQmp, "take_message", deaf)
             found = causes_by_verdict(run(pool, scenario, fails))
             cause = f"{do}: neither an error nor QUORUM_REPORT_BAD"
             assert found == {Verdict.ERROR_CONTRACT: {cause}}

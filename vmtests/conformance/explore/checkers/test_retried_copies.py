@@ -111,11 +111,11 @@ def test_what_a_job_reports_excuses_no_request(pool: QemuPool) -> None:
 class SwallowingFirst(Swallowing):
     """It ignores them for the first operation alone."""
 
-    def _take_answer(self, index: int) -> None:
+    def take_answer(self, index: int) -> None:
         if index == 0:
-            super()._take_answer(index)
+            super().take_answer(index)
         else:
-            RealSystem._take_answer(self, index)
+            RealSystem.take_answer(self, index)
 
 
 def test_what_a_request_reports_excuses_no_other(pool: QemuPool) -> None:

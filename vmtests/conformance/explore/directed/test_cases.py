@@ -150,7 +150,7 @@ def test_a_directed_case_sees(
     monkeypatch: pytest.MonkeyPatch,
     qemu_build: Build,
 ) -> None:
-    monkeypatch.setattr(storage, "_DELAYED", 5.0)
+    monkeypatch.setattr(storage, "DELAYED_LIMIT", 5.0)
     found = run_mutant(name, mutant, qemu_build, reconnect=reconnect)
     assert found is not None
     assert (found.kind, str(found.cause)) == (verdict, cause), found.text

@@ -48,7 +48,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     verdict: Verdict,
     qemu_build: Build,
 ) -> None:
-    before = QemuPool._start
+    before = QemuPool.start_scenario
 
     def start(self: QemuPool, machine: GatedMachine) -> None:
         os.kill(machine.pid, number)
@@ -56,7 +56,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
             impatient.setattr(GatedMachine, "limit", 1.0)
             before(self, machine)
 
-    monkeypatch.setattr(QemuPool, "_start", start)
+    monkeypatch.setattr(QemuPool, "start_scenario", start)
     report = explore_real(qemu_build, WR)
     (finding,) = report.findings
     assert (finding.verdict, finding.contract, finding.known) == (verdict, True, "")
@@ -105,7 +105,7 @@ def test_what_went_wrong_once_is_seen_though_the_next_beginning_goes_well(
     mode: Mode, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     """A walk goes back to the beginning before its first execution."""
-    start, left = QemuPool._start, 1
+    start, left = QemuPool.start_scenario, 1
 
     def once(self: QemuPool, machine: GatedMachine) -> None:
         nonlocal left
@@ -114,7 +114,7 @@ def test_what_went_wrong_once_is_seen_though_the_next_beginning_goes_well(
             raise MachineHung("no answer in 1 s")
         start(self, machine)
 
-    monkeypatch.setattr(QemuPool, "_start", once)
+    monkeypatch.setattr(QemuPool, "start_scenario", once)
     task = ScenarioTask(qemu_build, read_version(qemu_build)[0], mode, (), 2.0, 0)
     with closing(QemuPool(qemu_build)) as pool:
         found = explore_scenario(pool, WR[0], task, 2.0).sightings
@@ -129,7 +129,7 @@ def test_a_qemu_that_refuses_to_start_replication(
     def start(self: QemuPool, machine: GatedMachine) -> None:
         machine.call("xen-set-replication", {"enable": True, "primary": True})
 
-    monkeypatch.setattr(QemuPool, "_start", start)
+    monkeypatch.setattr(QemuPool, "start_scenario", start)
     (finding,) = explore_real(qemu_build, WR).findings
     assert finding.verdict is Verdict.ERROR_CONTRACT
     assert str(finding.cause).startswith("before the scenario begins: xen-set-replication: ")

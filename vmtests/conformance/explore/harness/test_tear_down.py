@@ -87,13 +87,13 @@ def test_what_goes_wrong_before_is_reported_by_a_replay(
         (finding,) = explore_real(
             qemu_build, scenario_sets.named("WH"), settings=Settings(minimise=False)
         ).findings
-    start = RealRun._start
+    start = RealRun.start_operation
 
     def struck(self: RealRun, index: int) -> None:
         start(self, index)
         os.kill(self.machine.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(RealRun, "_start", struck)
+    monkeypatch.setattr(RealRun, "start_operation", struck)
     again = replay_schedule(finding, qemu_build)
     assert again.violation is not None and not again.shows(finding)
     assert str(again.violation.cause) == "QEMU was killed by SIGKILL"
@@ -124,7 +124,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
     ).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert str(finding.cause).startswith("taken apart: blockdev-del: ")
-    monkeypatch.setattr(QemuPool, "_tainted", property(lambda self: True, lambda *_: None), False)
+    monkeypatch.setattr(QemuPool, "tainted", property(lambda self: True, lambda *_: None), False)
     report = explore_real(qemu_build, scenario_sets.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
 
@@ -133,14 +133,14 @@ def test_a_qemu_that_died_before_does_not_die_again(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     """An execution is left where its end is known; then nothing has looked at the process yet."""
-    start = RealRun._start
+    start = RealRun.start_operation
 
     def struck(self: RealRun, index: int) -> None:
         start(self, index)
         if self.scenario.ops[index].name == "guest_write":
             os.kill(self.machine.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(RealRun, "_start", struck)
+    monkeypatch.setattr(RealRun, "start_operation", struck)
     report = explore_real(qemu_build, scenario_sets.named("WG"), settings=Settings(minimise=False))
     (finding,) = report.findings
     assert not report.unconfirmed

@@ -25,7 +25,7 @@ def test_a_crash_that_does_not_come_is_not_waited_for(
     case = load_finding(DIRECTORY / "checkpoint-then-overlapping-write-aborts.json")
     happened: list[str] = []
 
-    class Gdb(evidence._Gdb):
+    class Gdb(evidence.Gdb):
         def end(self) -> None:
             happened.append("gdb asked")
             super().end()
@@ -35,7 +35,7 @@ def test_a_crash_that_does_not_come_is_not_waited_for(
             happened.append("QEMU ended")
             super().close()
 
-    monkeypatch.setattr(evidence, "_Gdb", Gdb)
+    monkeypatch.setattr(evidence, "Gdb", Gdb)
     monkeypatch.setattr(evidence, "QemuPool", Ended)
     (reference,) = scenario_sets.named("WP")
     collect(replace(case, scenario=reference, schedule=(), events=()), qemu_build, tmp_path)

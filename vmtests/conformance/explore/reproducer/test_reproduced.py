@@ -263,7 +263,7 @@ def test_not_seen_needs_the_schedule_or_all_of_them(
     assert minimize.show_again(NO_HOLE, qemu_build) == minimize.Shown(None)
     another = replace(NO_HOLE, schedule=(Start(0), Complete(io_id(0, "hidden write 0+128"))))
     assert minimize.show_again(another, qemu_build) == minimize.Shown(None)  # all were taken
-    monkeypatch.setattr(minimize, "_SMALLER", 0.0)
+    monkeypatch.setattr(minimize, "SMALLER_LIMIT", 0.0)
     monkeypatch.setattr("qmpshim.conformance.explore.harness.run.PATIENCE", 0.1)
     shown = minimize.show_again(another, qemu_build)
     assert shown.finding is None and "more schedules than 0 s suffice for" in shown.unsure

@@ -74,9 +74,9 @@ def _soak(
 def test_a_soak_that_is_ended_has_its_figures_and_goes_on(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(soak, "_BATCH", 2)
-    monkeypatch.setattr(soak, "_DEEP", 0.2)
-    monkeypatch.setattr(soak, "_CONFIRMING", 0.5)
+    monkeypatch.setattr(soak, "BATCH", 2)
+    monkeypatch.setattr(soak, "DEEP_LIMIT", 0.2)
+    monkeypatch.setattr(soak, "CONFIRMING_LIMIT", 0.5)
     file, kept = tmp_path / "soak.json", list[int]()
     state = soak_state(file, qemu_build, 4)
     report = _soak(qemu_build, 30, state, kept)

@@ -44,7 +44,7 @@ def test_the_progress_is_of_all_that_is_explored(
     jobs: int, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
-    monkeypatch.setattr(workers, "_TICK", 0.0)
+    monkeypatch.setattr(workers, "TICK", 0.0)
     reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("WR")]
     report = explore_real(
@@ -68,20 +68,20 @@ def test_the_progress_is_of_all_that_is_explored(
 def test_what_was_cut_short_is_explored_with_what_is_left(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share, shares = workers._share, iter([600.0] * 3 + [0.001, 0.001])  # samples come first
+    share, shares = workers.share_of_time, iter([600.0] * 3 + [0.001, 0.001])  # samples come first
 
     def mean(*words: Any) -> float | None:
         return next(shares, share(*words))
 
-    monkeypatch.setattr(workers, "_share", mean)
-    monkeypatch.setattr(workers, "_TICK", 0.0)
+    monkeypatch.setattr(workers, "share_of_time", mean)
+    monkeypatch.setattr(workers, "TICK", 0.0)
     reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("HQ"), *scenario_sets.named("WR")]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0), progress=reported.append)
     assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
     whole = explore_real(qemu_build, every)
     # Samples come before. On a busy machine a share may be over before the first schedule.
-    every_one = whole.schedules + len(every) * exploration._PLAIN
+    every_one = whole.schedules + len(every) * exploration.PLAIN_SAMPLES
     assert every_one <= report.schedules <= every_one + 2
     assert reported[-1].schedules == report.schedules and reported[-1].scenarios == 3
     schedules = [one.schedules for one in reported]
@@ -107,7 +107,7 @@ def test_what_can_never_be_exhausted_is_explored_once(
             settings=Settings(minimise=False),
             bounds=Bounds(budget=budget),
         )
-        samples = 0 if budget is None else exploration._PLAIN
+        samples = 0 if budget is None else exploration.PLAIN_SAMPLES
         assert report.schedules == samples + 1 and not report.exhaustive and report.findings
 
 
@@ -115,7 +115,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found before is reported; only the scenario that needed it is skipped."""
-    start, spawn, starts = RealRun._start, GatedMachine.spawn, iter(range(100))
+    start, spawn, starts = RealRun.start_operation, GatedMachine.spawn, iter(range(100))
 
     def struck(self: RealRun, index: int) -> None:
         start(self, index)
@@ -126,7 +126,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
             raise NotStarted("it did not greet")
         spawn(self)
 
-    monkeypatch.setattr(RealRun, "_start", struck)
+    monkeypatch.setattr(RealRun, "start_operation", struck)
     monkeypatch.setattr(GatedMachine, "spawn", not_again)
     (finding,) = explore_real(
         qemu_build, scenario_sets.named("WG"), settings=Settings(minimise=False)
@@ -170,5 +170,5 @@ def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(
     names = ["WV", "HQ", "WR"]
     every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0))
-    assert set(begun[: len(names) * exploration._PLAIN]) == set(names)
+    assert set(begun[: len(names) * exploration.PLAIN_SAMPLES]) == set(names)
     assert report.exhaustive

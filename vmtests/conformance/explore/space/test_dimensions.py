@@ -150,8 +150,8 @@ def _pause_is_forgotten(chain: Chain) -> Co[None]:
 @pytest.mark.parametrize(
     ("name", "method", "mutant", "verdict"),
     [
-        ("primary_write+job_pause", "_before_write", _paused_copies_nothing, Verdict.LOST_WRITE),
-        ("primary_write+primary_read,history=paused", "_before_write", _paused_copies_nothing,
+        ("primary_write+job_pause", "before_write", _paused_copies_nothing, Verdict.LOST_WRITE),
+        ("primary_write+primary_read,history=paused", "before_write", _paused_copies_nothing,
          Verdict.LOST_WRITE),
         ("primary_write+stop,history=paused", "job_pause", _pause_is_forgotten,
          Verdict.ERROR_CONTRACT),

@@ -149,7 +149,7 @@ def _nothing(*args: object) -> None:
     [
         ("primary_write+bitmap_merge,history=two-bitmaps", Bitmap, "merge",
          (Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b1")),
-        ("primary_write+bitmap_add", PushChain, "_add", LIST),
+        ("primary_write+bitmap_add", PushChain, "add_bitmap", LIST),
     ],
 )  # fmt: skip
 def test_a_command_about_a_bitmap_does_what_it_is_called(

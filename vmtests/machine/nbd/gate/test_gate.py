@@ -150,13 +150,13 @@ def test_restoring_again_puts_back_only_what_was_touched() -> None:
     golden = store.snapshot()
     store.restore(golden)
     put: list[int] = []
-    original = store._put
+    original = store.put_bytes
 
     def spy(at: int, data: bytes | memoryview) -> None:
         put.append(at)
         original(at, data)
 
-    store._put = spy  # type: ignore[assignment,method-assign]
+    store.put_bytes = spy  # type: ignore[assignment,method-assign]
     store.write(5 * BLOCK + 1, b"x")
     store.zero(9 * BLOCK, BLOCK)
     put.clear()
@@ -185,10 +185,10 @@ def test_a_zero_that_fails_half_way_is_taken_back_by_the_next_restore() -> None:
     class Full(MemoryStore):
         full = False
 
-        def _put(self, offset: int, data: bytes | memoryview) -> None:
+        def put_bytes(self, offset: int, data: bytes | memoryview) -> None:
             if self.full and offset:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            super()._put(offset, data)
+            super().put_bytes(offset, data)
 
     base = random.Random(1).randbytes(3 * MB)
     store = Full(base)
@@ -431,10 +431,10 @@ class Failing(MemoryStore):
     def flush(self) -> None:
         self.flushes += 1
 
-    def _put(self, offset: int, data: bytes | memoryview) -> None:
+    def put_bytes(self, offset: int, data: bytes | memoryview) -> None:
         if self.flushes > 2:
             raise OSError(errno.ENOSPC, "full")
-        super()._put(offset, data)
+        super().put_bytes(offset, data)
 
 
 def test_flushes_and_errors_of_the_store(tmp_path: Path) -> None:
