@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
 from vmtests.support.documents import validator
+from vmtests.support.waiting import wait_until
 
 ENVELOPE = {
     *("format", "qmpshim", "command", "arguments", "builds", "verdict", "exit_status", "error"),
@@ -250,10 +250,7 @@ def test_of_what_is_interrupted(qmpshim: CommandLine, number: signal.Signals) ->
     """What was done until then is in it."""
     out = qmpshim.home / "it.json"
     process = qmpshim.start("verify", "--ops", "400000", "--size", "8M", "--json", out)
-    deadline = time.monotonic() + LIMIT
-    while not qmpshim.emulators():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(qmpshim.emulators, LIMIT)
     process.send_signal(number)
     process.communicate(timeout=LIMIT)
     document = valid(out, "verify", 128 + number)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,11 @@ def ended(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
         process.kill()
         process.wait()
     return process.returncode, errors
+
+
+def state_of(pid: int) -> str:
+    """``T``: stopped; ``S``: it waits."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -85,9 +91,11 @@ def test_killed_while_qemu_is_stopped(qmpshim: CommandLine) -> None:
 def test_interrupted_while_qemu_is_stopped(qmpshim: CommandLine, number: signal.Signals) -> None:
     """Ctrl-C where nothing moves any more: that must not take until the limit."""
     process = running(qmpshim)
-    for pid in qmpshim.emulators():
+    emulators = qmpshim.emulators()
+    for pid in emulators:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.3)
+    wait_until(lambda: all(state_of(pid) == "T" for pid in emulators))
+    wait_until(lambda: state_of(process.pid) == "S")  # for an answer
     process.send_signal(number)
     status, _ = ended(process, LIMIT)
     assert status == 128 + number

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from vmtests.support.waiting import becomes_true
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
 ROOT = Path(__file__).parents[2]
@@ -95,10 +96,8 @@ class CommandLine:
 
     def left(self, patience: float = 0.0) -> list[str]:
         """Processes, and files in TMPDIR, that are still there after so many seconds."""
-        deadline = time.monotonic() + patience
-        while True:
-            there = [f"{pid} {words}" for pid, words in self.processes()]
-            there += self.files()
-            if not there or time.monotonic() > deadline:
-                return there
-            time.sleep(0.05)
+
+        def there() -> list[str]:
+            return [f"{pid} {words}" for pid, words in self.processes()] + self.files()
+
+        return [] if becomes_true(lambda: not there(), patience) else there()

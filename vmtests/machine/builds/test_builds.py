@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from qmpshim.errors import BuildError, CommandFailed, HostError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds import probe, registry
 from qmpshim.machine.builds.build import Build, protocol_of, resolve
+from vmtests.support.waiting import becomes_true, wait_until
 
 EMULATOR = shutil.which(builds.EMULATOR)
 needs_qemu = pytest.mark.skipif(EMULATOR is None, reason="no QEMU is installed")
@@ -62,11 +62,8 @@ def running(mark: str) -> list[int]:
     return found
 
 
-def gone(mark: str, limit: float = 30.0) -> bool:
-    end = time.monotonic() + limit
-    while running(mark) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not running(mark)
+def gone(mark: str) -> bool:
+    return becomes_true(lambda: not running(mark), 30.0)
 
 
 # -- which QEMU a name means -----------------------------------------------------------------
@@ -435,9 +432,7 @@ def test_the_asked_qemu_dies_with_its_asker(script: Script, tmp_path: Path) -> N
     )
     # When the asker dies the stuck one's stdin ends too: it goes on, and only a signal helps.
     with subprocess.Popen([sys.executable, "-c", code]) as asker:
-        end = time.monotonic() + 60
-        while not (tmp_path / "up").exists() and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until((tmp_path / "up").exists)
         assert len(running(str(stuck))) == 2
         asker.send_signal(signal.SIGKILL)
     try:

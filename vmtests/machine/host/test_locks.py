@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from qmpshim.machine.host.locks import Deadlock, deadlock, waiters
+from vmtests.support.waiting import becomes_true
 
 # pthread_mutex_lock(3) on a normal mutex by the thread that has it: it waits for itself.
 SELF = """
@@ -48,10 +48,8 @@ def process(code: str) -> Iterator[int]:
 
 def found(pid: int, wanted: int) -> Deadlock | None:
     """The deadlock once so many threads wait."""
-    for _ in range(400):
-        if len(waiters(pid)) >= wanted:
-            return deadlock(pid)
-        time.sleep(0.02)
+    if becomes_true(lambda: len(waiters(pid)) >= wanted, 8.0):
+        return deadlock(pid)
     pytest.skip("this kernel does not tell where a thread sleeps")
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.process import Qemu
+from vmtests.support.waiting import wait_until
 
 Test = Callable[[Qemu], Coroutine[Any, Any, None]]
 
@@ -146,8 +146,15 @@ def test_an_interruption_of_the_wait_for_the_end_leaves_nothing_running(
         qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
         await qemu.start()
         os.kill(qemu.pid, signal.SIGSTOP)
+        sent, inner = asyncio.Event(), qemu.client.execute
+
+        async def unanswered(command: str, *more: Any, **named: Any) -> Any:
+            sent.set()
+            return await inner(command, *more, **named)
+
+        qemu.client.execute = unanswered  # type: ignore[method-assign, assignment]
         closing = asyncio.ensure_future(qemu.close())
-        await asyncio.sleep(0.1)
+        await sent.wait()
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
@@ -244,10 +251,11 @@ def test_qemu_dies_with_its_owner(tmp_path: Path, qemu_build: Build) -> None:
     with os.fdopen(reading) as pipe:
         pid = int(pipe.readline())
     os.waitpid(owner, 0)
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < deadline:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.01)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: _ended(pid))
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

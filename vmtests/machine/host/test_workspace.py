@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from qmpshim.errors import HostError
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from vmtests.support.waiting import becomes_true
 
 OWNER = """\
 import signal, subprocess, sys, time
@@ -42,14 +42,9 @@ def start(end: str) -> tuple[subprocess.Popen[str], Path, int]:
     return owner, Path(path), int(pid)
 
 
-def gone(path: Path, pid: int, limit: float = 30.0) -> bool:
+def gone(path: Path, pid: int) -> bool:
     """Whether directory and process are gone, or go in time."""
-    deadline = time.monotonic() + limit
-    while path.exists() or lives(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+    return becomes_true(lambda: not path.exists() and not lives(pid), 30.0)
 
 
 def lives(pid: int) -> bool:

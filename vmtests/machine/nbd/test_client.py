@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 from qmpshim.machine.nbd.client import NbdClient
+from vmtests.support.waiting import wait_until
 
 pytest.importorskip("nbd")
 MiB = 1 << 20
@@ -37,11 +37,9 @@ def serve(qemu_on_path: None) -> Iterator[Server]:
             words = [word.replace("SOCKET", path) for word in command]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
             started.append(process)
-            deadline = time.monotonic() + 20
-            with socket.socket(socket.AF_UNIX) as probe:
-                while probe.connect_ex(path):  # it must be there, and be listened at
-                    assert process.poll() is None and time.monotonic() < deadline
-                    time.sleep(0.005)
+            with socket.socket(socket.AF_UNIX) as probe:  # it must be there, and be listened at
+                wait_until(lambda: process.poll() is not None or not probe.connect_ex(path))
+            assert process.poll() is None
             return process, f"nbd+unix:///?socket={path}"
 
         yield start

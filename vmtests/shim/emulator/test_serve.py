@@ -47,14 +47,8 @@ def _wait_until_ended(pid: int) -> None:
 
 def _client(path: Path) -> Wire:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    deadline = time.monotonic() + LIMIT
-    while True:
-        try:
-            sock.connect(str(path))
-            return Wire(sock)
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    wait_until(lambda: not sock.connect_ex(str(path)))
+    return Wire(sock)
 
 
 # -- other people's clients ------------------------------------------------------------
@@ -336,10 +330,7 @@ def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop, qemu_build: Bui
 
     for rounds in (0, 3, 30):
         assert loop.run(give_up(rounds))
-        deadline = time.monotonic() + 20  # it was killed; a busy host takes its time
-        while _children("qemu-system") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not _children("qemu-system")
+        wait_until(lambda: not _children("qemu-system"))  # it was killed; that takes its time
 
 
 def _children(name: str) -> list[str]:

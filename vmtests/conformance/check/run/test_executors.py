@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.machine.builds.build import Build
 from vmtests.support.clusters import local_cluster
 from vmtests.support.command_line import LIMIT, CommandLine
+from vmtests.support.waiting import wait_until
 
 #: Six shards of one workload, a few schedules, and a case whose runner cannot do what it has to.
 SUITE = """
@@ -140,10 +140,8 @@ def processes(place: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[byt
 
     try:
         start("scheduler", "--host", "127.0.0.1", "--port", "0")
-        deadline = time.monotonic() + LIMIT
-        while not file.exists():
-            assert time.monotonic() < deadline and started["scheduler"].poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: file.exists() or started["scheduler"].poll() is not None)
+        assert file.exists()
         start("worker", "--nthreads", "1", "--no-nanny")
         yield json.loads(file.read_text())["address"], started
     finally:
@@ -160,10 +158,12 @@ def test_the_cluster_goes_away(qmpshim: CommandLine, tmp_path: Path, which: str)
     with processes(tmp_path) as (address, cluster):
         process = qmpshim.start(*words, "--dask", address, "--json", "it.json")
         journal = qmpshim.home / "out" / "journal.jsonl"
-        deadline = time.monotonic() + LIMIT
-        while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
+
+        def two_are_done() -> bool:
+            return journal.exists() and len(journal.read_bytes().splitlines()) >= 2
+
+        wait_until(lambda: two_are_done() or process.poll() is not None, LIMIT)
+        assert process.poll() is None
         cluster[which].kill()
         output, complaint = process.communicate(timeout=LIMIT)
     why = {"scheduler": "went away", "worker": "has no workers any more"}[which]

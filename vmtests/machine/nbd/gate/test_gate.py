@@ -23,6 +23,7 @@ from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import BLOCK, MemoryStore, Store
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from vmtests.support.file_store import FileStore
+from vmtests.support.waiting import until
 
 nbd = pytest.importorskip("nbd")
 
@@ -539,8 +540,7 @@ def test_a_negotiation_without_end_is_not_listened_to(tmp_path: Path) -> None:
             raw.writer.write(struct.pack(">I", 3))
             raw.writer.write((b"IHAVEOPT" + struct.pack(">II", 3, 0)) * 300_000)
             (connection,) = gate._connections.values()
-            while not connection.transport.get_write_buffer_size():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: connection.transport.get_write_buffer_size() > 0)
             await asyncio.sleep(0.5)
             assert 0 < connection.transport.get_write_buffer_size() < 2 * MB
             raw.transport.abort()
