@@ -10,7 +10,7 @@ import pytest
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.command_line import LIMIT, QMPSHIM, CommandLine
 
-GREEN, RED, END, REWRITE = "\x1b[32m", "\x1b[31m", "\x1b[0m", "\x1b[K"
+GREEN, RED, END = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 VERIFY = ("verify", "--workflow", "backup", "--ops", "40", "--size", "1M")
 
 

@@ -507,7 +507,7 @@ class Mutant:
 
 
 B, R = Workflow.BACKUP, Workflow.REPLICATION
-HIDDEN, ACTIVE, SECONDARY = (f"{node} disk (file)" for node in ("hidden", "active", "secondary"))
+HIDDEN, SECONDARY = (f"{node} disk (file)" for node in ("hidden", "secondary"))
 V = Verdict
 MUTANTS = [
     # the images

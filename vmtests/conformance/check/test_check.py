@@ -274,7 +274,6 @@ def test_a_suite_file_that_is_wrong(tmp_path: Path, text: str, say: str) -> None
 
 # -- the journal ---------------------------------------------------------------------------------
 
-IDENTITY = Identity("a", "7.2.22", "00", (7, 2, 22), "copy-before-write")
 OK = CaseOutcome(Status.OK, "fine")
 
 

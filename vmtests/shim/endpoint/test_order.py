@@ -25,8 +25,6 @@ from qmpshim.shim.tracking.commands import Commands
 from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim
 from vmtests.support.waiting import wait_until
 
-Send = Callable[..., None]
-
 #: Commands of the script's that the shim never sends for itself.
 SCRIPTED = {
     "blockdev-backup", "blockdev-mirror", "block-job-cancel", "block-job-pause", "job-dismiss",
