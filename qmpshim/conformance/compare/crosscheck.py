@@ -11,6 +11,14 @@ from contextlib import closing
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import (
+    Evidence,
+    Held,
+    Returned,
+    Runs,
+    Unsound,
+    owner_runs,
+)
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.workload.pattern import (
@@ -81,6 +89,10 @@ def _stretches(view: ImageView) -> Iterator[tuple[int, memoryview]]:
             end = piece.offset + piece.length
     if first >= 0:
         yield first, view.read(first, end - first).data
+
+
+def _expected(wrong: Mismatch) -> Runs:
+    return owner_runs([wrong.predicted] * wrong.count)
 
 
 class CrossCheck:
@@ -173,6 +185,7 @@ class CrossCheck:
                 operation,
                 "qemu-img, libqcow and our own reader agree",
                 "; ".join(faults[:3]),
+                evidence=Unsound(node),
             )
             for (node, operation, _), faults in zip(started, found, strict=True)
             if faults
@@ -183,9 +196,14 @@ class CrossCheck:
         await asyncio.gather(*(running for _, _, running in self._running), return_exceptions=True)
 
     def _divergence(
-        self, verdict: Verdict, where: str, predicted: str, observed: str
+        self,
+        verdict: Verdict,
+        where: str,
+        predicted: str,
+        observed: str,
+        evidence: Evidence | None = None,
     ) -> Divergence:
-        return Divergence(verdict, where, self._operation, predicted, observed)
+        return Divergence(verdict, where, self._operation, predicted, observed, evidence=evidence)
 
     # -- the files ------------------------------------------------------------
 
@@ -201,12 +219,16 @@ class CrossCheck:
         where = f"{node} disk (file)"
         overlay, broken = read_overlay(map_file(self.chain.image(node)))
         if broken is not None:
-            yield self._divergence(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
+            yield self._divergence(
+                Verdict.CORRUPTION, where, broken.predicted, broken.observed, Unsound(node)
+            )
         if overlay is None:
             return
         cluster = self.chain.spec.cluster
         if wrong := wrong_allocation(model.alloc, overlay.allocation, cluster):
-            yield self._divergence(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
+            yield self._divergence(
+                Verdict.ALLOCATION, where, wrong.predicted, wrong.observed, wrong.evidence(node)
+            )
         for offset, data in _stretches(overlay.view):
             if differing := self._comparer.compare(data, model.contents, offset // SECTOR):
                 yield self._content(node, differing)
@@ -231,9 +253,12 @@ class CrossCheck:
         writer = self._writers.get(abs(first.predicted))
         if (node, writer) in (("secondary", Side.PRIMARY), ("active", Side.GUEST)):
             verdict = Verdict.LOST_WRITE
-        return self._differs(verdict, f"{node} disk (file)", wrong)
+        evidence = Held((node,), first.start, _expected(first))
+        return self._differs(verdict, f"{node} disk (file)", wrong, evidence)
 
-    def _differs(self, verdict: Verdict, where: str, wrong: list[Mismatch]) -> Divergence:
+    def _differs(
+        self, verdict: Verdict, where: str, wrong: list[Mismatch], evidence: Evidence
+    ) -> Divergence:
         first = wrong[0]
         more = f" (and {len(wrong) - 1} more runs of sectors)" if len(wrong) > 1 else ""
         return self._divergence(
@@ -241,6 +266,7 @@ class CrossCheck:
             where,
             first.prediction,
             f"{first.found}{more}",
+            evidence,
         )
 
     # -- through QEMU ------------------------------------------------------------
@@ -249,23 +275,32 @@ class CrossCheck:
         chain, oracle = self.chain, self.oracle
         if oracle.readable:
             with closing(chain.inspect("guest")) as client:
-                found = self._check_view("guest's view", client, oracle.guest_view, touched)
+                found = self._check_view(
+                    "guest", "guest's view", client, oracle.guest_view, touched
+                )
             if found:
                 return found
         if touched is None:
             with closing(chain.inspect("primary")) as client:
                 found = self._check_view(
-                    "secondary disk (export)", client, oracle.primary_view, touched, Side.PRIMARY
+                    "primary",
+                    "secondary disk (export)",
+                    client,
+                    oracle.primary_view,
+                    touched,
+                    Side.PRIMARY,
                 )
             if found:
                 return found
         if chain.spec.topology.export("guest").node == "hidden":
             return []  # the guest's view is the hidden disk
         async with chain.read_hidden() as client:
-            return self._check_view("hidden disk (export)", client, oracle.hidden_view, touched)
+            where = "hidden disk (export)"
+            return self._check_view("hidden", where, client, oracle.hidden_view, touched)
 
     def _check_view(
         self,
+        export: str,
         where: str,
         client: NbdClient,
         view: View,
@@ -290,7 +325,9 @@ class CrossCheck:
                 if wrong:
                     at = wrong[0].start * SECTOR - offset
                     verdict = self.read_verdict(side, wrong[0], buffer[at : at + SECTOR])
-                    return [self._differs(verdict, where, wrong)]
+                    first = wrong[0]
+                    evidence = Returned(export, first.start, _expected(first))
+                    return [self._differs(verdict, where, wrong, evidence)]
         except IOFailed as error:
             return [
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from qmpshim.codec import decode, encode
+from qmpshim.conformance.compare.evidence import Evidence
 from qmpshim.errors import (
     CommandFailed,
     GuestFailed,
@@ -43,10 +44,6 @@ def verdict_of(error: MachineError) -> Verdict:
     )
 
 
-#: What a divergence has of a command, and of an I/O, that succeeds.
-NO_ERROR, SUCCESS = "no error", "success"
-
-
 class Ending(NamedTuple):
     """How a QEMU ended: ``was killed by SIGABRT``, and what it wrote last."""
 
@@ -71,6 +68,7 @@ class Divergence:
     :ivar predicted: the model's answer, in words
     :ivar observed: QEMU's answer, in words
     :ivar ending: how QEMU ended, where that is what was observed
+    :ivar evidence: the same as data, where a script can look for it
     """
 
     verdict: Verdict
@@ -79,6 +77,7 @@ class Divergence:
     predicted: str
     observed: str
     ending: Ending | None = None
+    evidence: Evidence | None = None
 
     @classmethod
     def of_error(
@@ -111,10 +110,11 @@ class Divergence:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the fields above; ``ending`` only where there is one."""
+        """A JSON object with the fields above; the last two only where there is one."""
         value: dict[str, Any] = encode(self)
-        if self.ending is None:
-            del value["ending"]
+        for name in ("ending", "evidence"):
+            if value[name] is None:
+                del value[name]
         return value
 
     @classmethod

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
-from qmpshim.conformance.compare.divergence import NO_ERROR, SUCCESS, Divergence
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import Answered, Returned, owner_runs
 from qmpshim.conformance.compare.oracle import Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
 from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
@@ -76,8 +78,9 @@ def wrong_error(
         Verdict.ERROR_CONTRACT,
         str(operation.verb),
         operation.number,
-        f"the error {prediction.error!r}" if prediction.error else NO_ERROR,
-        f"the error {observed!r}" if observed else NO_ERROR,
+        _error_text(prediction.error),
+        _error_text(observed),
+        evidence=Answered(prediction.error, observed),
     )
 
 
@@ -100,18 +103,21 @@ def wrong_errno(
         operation.number,
         _errno_text(prediction.errno),
         _errno_text(observed),
+        evidence=Answered(prediction.errno or None, observed or None),
     )
 
 
 def wrong_data(
     operation: Operation,
     data: pattern.Bytes,
+    owners: Owners,
     wrong: list[pattern.Mismatch],
     check: CrossCheck,
 ) -> Divergence:
     """What it is called that a read brought something else.
 
     :param data: what it brought
+    :param owners: what was predicted
     :param wrong: where that differs; not empty
     :param check: knows which operation wrote what
     """
@@ -123,11 +129,16 @@ def wrong_data(
         operation.number,
         first.prediction,
         first.found,
+        evidence=Returned(operation.side.value, operation.start, owner_runs(owners)),
     )
 
 
+def _error_text(error: str | None) -> str:
+    return f"the error {error!r}" if error else "no error"
+
+
 def _errno_text(number: int) -> str:
-    return errno_words(number) if number else SUCCESS
+    return errno_words(number) if number else "success"
 
 
 def check_space(directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.errors import ImageError
 from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
@@ -32,6 +33,25 @@ class OverlayFault:
     observed: str
 
 
+@dataclass(frozen=True, slots=True)
+class WrongCluster(OverlayFault):
+    """A cluster whose allocation is wrong.
+
+    :ivar index: its number
+    :ivar allowed: what it may be
+    """
+
+    index: int
+    allowed: tuple[Alloc, ...]
+
+    def evidence(self, image: str) -> Allocated:
+        """The same as data.
+
+        :param image: the name of the image in its chain
+        """
+        return Allocated(image, self.index, tuple(one.name.lower() for one in self.allowed))
+
+
 def read_overlay(image: BytesLike) -> tuple[Overlay | None, OverlayFault | None]:
     """Read a qcow2 image's bytes: what it holds, if it can be read, and what is broken in it.
 
@@ -50,7 +70,7 @@ def read_overlay(image: BytesLike) -> tuple[Overlay | None, OverlayFault | None]
 
 def wrong_allocation(
     predicted: Mapping[int, Alloc], observed: Mapping[int, Alloc], cluster: int
-) -> OverlayFault | None:
+) -> WrongCluster | None:
     """The first cluster whose allocation is not as predicted, if there is one.
 
     :param predicted: by cluster; which is left out is unallocated
@@ -70,7 +90,10 @@ def wrong_allocation(
     index = wrong[0]
     more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
     where = f"cluster {index} (byte {index * cluster}) "
-    return OverlayFault(
-        where + predicted.get(index, none).name.lower(),
+    wanted = predicted.get(index, none)
+    return WrongCluster(
+        where + wanted.name.lower(),
         where + observed.get(index, none).name.lower() + more,
+        index,
+        tuple(one for one in (none, Alloc.ZERO, Alloc.DATA) if wanted.admits(one)),
     )

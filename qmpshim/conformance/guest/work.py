@@ -212,7 +212,7 @@ class GuestWork:
         if operation.verb is not Verb.READ or prediction.owners is None:
             return
         if wrong := pattern.mismatches(data, prediction.owners, operation.start, self.recorded):
-            raise GuestDiverged(wrong_data(operation, data, wrong, self._check))
+            raise GuestDiverged(wrong_data(operation, data, prediction.owners, wrong, self._check))
 
     # -- observation ---------------------------------------------------------------------------
 

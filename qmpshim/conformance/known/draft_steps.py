@@ -13,10 +13,13 @@ from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule
+from qmpshim.conformance.known.conclusions import to_look_for
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.conformance.known.workload_steps import steps_of_workload, to_look_for
+from qmpshim.conformance.known.points_steps import steps_of_points
+from qmpshim.conformance.known.workload_steps import steps_of_workload
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover, PairPlan
+from qmpshim.conformance.pointintime.bundle import load_steps
 from qmpshim.model.check.cause import Cause, CauseKind
 
 
@@ -35,6 +38,8 @@ def steps_draft(bundle: Path) -> str:
     case = load_case(bundle)
     if isinstance(case, WorkloadCase):
         return steps_of_workload(case)
+    if done := load_steps(bundle):
+        return steps_of_points(case, done)
     return _by_hand("of 5.2 or later", _listed(case), case.divergence)
 
 

@@ -1,25 +1,20 @@
 """Steps of a stand-alone script, made of a workload that `verify` or a session has kept.
 
-The nodes, exports and commands are those of the chain's topology, so that every chain of one disk
-has steps. Looked for is what was wrong: the answer to the last operation, the data that it
-returned, or QEMU's end. What else was seen is left to the author (:data:`~.meaning.TO_WRITE`).
+The nodes, exports and commands are those of the chain's topology: each chain of one disk has steps.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from qmpshim.conformance.bundles.bundle import WorkloadCase
-from qmpshim.conformance.compare.divergence import NO_ERROR, SUCCESS, Divergence, Ending, stable
-from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.errors import Exit
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import Returned
+from qmpshim.conformance.known.conclusions import conclusion, expectation
 from qmpshim.machine.chain.parts import Export, Node
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import Topology
-from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import REQUESTS, Operation, Verb
 
 
@@ -27,23 +22,22 @@ def steps_of_workload(case: WorkloadCase) -> str:
     """What a script does, as Python, with what ``steps.py.in`` has."""
     found, spec = case.divergence, case.spec
     done = [one for one in case.operations if found is None or one.number <= found.operation]
-    ending = found.ending if found else None
     lines = [f"# A QEMU {spec.topology.needs}", "start_qemu()", *_chain(spec)]
     for one in done:
         last = found is not None and one is done[-1] and one.number == found.operation
-        if last and ending is not None:
-            lines.append(_crash(ending))
-        lines += _step(one, spec.topology, named=last and ending is None)
-    if ending is not None:
-        lines.append('conclude(False, "QEMU lives")')
-    else:
-        lines.append(_conclusion(case, done))
-    return "\n".join(lines) + "\n"
+        if last:
+            lines += expectation(found)
+        lines += _step(one, spec.topology, named=last)
+    return "\n".join([*lines, *conclusion(found, bool(done) and _is_wrong(done[-1], found))]) + "\n"
 
 
-def to_look_for(seen: object) -> str:
-    """The comment in the place of a conclusion that the author has to write."""
-    return f"# {TO_WRITE}: conclude(seen, evidence); what was seen: {' '.join(str(seen).split())}"
+def _is_wrong(one: Operation, found: Divergence | None) -> bool:
+    """Whether it is an operation's own data that is wrong, not what was compared after it."""
+    match found.evidence if found else None:
+        case Returned(export, start, owners):
+            place = (one.side.value, one.start, one.count)
+            return one.verb is Verb.READ and place == (export, start, sum(n for _, n in owners))
+    return False
 
 
 # -- the chain -----------------------------------------------------------------------------------
@@ -112,50 +106,3 @@ def _command(verb: Verb, topology: Topology) -> QmpCommand:
     if verb is Verb.START and topology.begins is not None:
         return topology.begins
     return topology.commands[verb.value]
-
-
-# -- what is looked for --------------------------------------------------------------------------
-
-
-def _crash(ending: Ending) -> str:
-    words = re.escape(stable(ending.last_words)) if ending.last_words else ".*"
-    return f"expect_crash({words!r}, {Exit.parse(ending.how).status})"
-
-
-def _conclusion(case: WorkloadCase, done: Sequence[Operation]) -> str:
-    """What is looked for in the answer to the last step, where it is that which is wrong."""
-    found = case.divergence
-    if found is None or not done or done[-1].number != found.operation:
-        return to_look_for(found)
-    last = done[-1]
-    if found.where not in (last.verb.value, f"{last.side} {last.verb}"):
-        return to_look_for(found)
-    if last.verb is Verb.READ and found.verdict in (Verdict.CONTENT, Verdict.ISOLATION):
-        return (
-            f'conclude(text == "ok" and data != {_predicted(case)}, "it returns %s" % runs(data))'
-        )
-    return _answer(last, found)
-
-
-def _answer(last: Operation, found: Divergence) -> str:
-    fine = '""' if last.verb is Verb.STATUS else '"ok"'
-    if found.predicted in (NO_ERROR, SUCCESS):
-        return f'conclude(text != {fine}, "{last.verb.value}: %s" % text)'
-    if found.observed in (NO_ERROR, SUCCESS):
-        return f'conclude(text == {fine}, "{last.verb.value}: %s" % text)'
-    return to_look_for(found)
-
-
-def _predicted(case: WorkloadCase) -> str:
-    """Whose data the last operation has to return, as an expression; 0 is zeroes."""
-    oracle = Oracle(case.spec, case.behaviour)
-    owners: list[int] = []
-    for one in case.operations:
-        owners = [max(0, owner) for owner in oracle.predict(one).owners or ()]
-    pieces: list[list[int]] = []
-    for owner in owners:
-        if pieces and pieces[-1][0] == owner:
-            pieces[-1][1] += 1
-        else:
-            pieces.append([owner, 1])
-    return " + ".join(f"[{owner}] * {count}" for owner, count in pieces)

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.conformance.pointintime.comparisons import Diverged, compare_bits, compare_state
+from qmpshim.conformance.compare.evidence import BitmapNames
+from qmpshim.conformance.pointintime.comparisons import (
+    BitmapPlace,
+    Diverged,
+    compare_bits,
+    compare_state,
+)
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.masks import span
 from qmpshim.model.units import SECTOR
-
-
-def _bitmap_name(disk: int, name: str) -> str:
-    return f"bitmap disk{disk}/{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Bitmaps:
             for offset, length in found[name]:
                 marked |= span(offset // SECTOR, length // SECTOR)
             bitmap = self.sides.model.disks[disk].bitmaps[name]
-            compare_bits(_bitmap_name(disk, name), bitmap, marked)
+            compare_bits(BitmapPlace(disk, name), export, bitmap, marked)
 
     def compare_states(self, disk: int, listed: Sequence[Mapping[str, Any]]) -> None:
         """Compare what ``query-named-block-nodes`` has of the bitmaps.
@@ -60,10 +62,13 @@ class Bitmaps:
         named = {one["name"]: one for one in listed if "name" in one}
         bitmaps = self.sides.model.disks[disk].bitmaps
         where = f"bitmaps of disk{disk}"
+        evidence = BitmapNames(f"disk{disk}", tuple(sorted(bitmaps)))
         if named.keys() != bitmaps.keys():
             wanted, seen = ", ".join(sorted(bitmaps)), ", ".join(sorted(named))
-            raise Diverged(Verdict.PROTOCOL, where, wanted or "none", seen or "none")
+            raise Diverged(Verdict.PROTOCOL, where, wanted or "none", seen or "none", evidence)
         if len(named) < len(listed) and not active:
-            raise Diverged(Verdict.PROTOCOL, where, "named ones only", "one without a name")
+            raise Diverged(
+                Verdict.PROTOCOL, where, "named ones only", "one without a name", evidence
+            )
         for name, bitmap in bitmaps.items():
-            compare_state(_bitmap_name(disk, name), bitmap, named[name])
+            compare_state(BitmapPlace(disk, name), bitmap, named[name])

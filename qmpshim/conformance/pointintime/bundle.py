@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
+from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import check_format, read_case, strings
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
@@ -17,11 +18,13 @@ from qmpshim.conformance.pointintime.session import PointsRun
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.points import PointsSpec
+from qmpshim.machine.chain.record import Step
 from qmpshim.machine.host.files import write_directory
 from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.units import SECTOR
 
 KIND = "points"
+STEPS = "steps.json"
 FORMAT = 1
 
 
@@ -89,6 +92,23 @@ def load(path: Path) -> PointsCase:
         )
 
 
+def load_steps(path: Path) -> tuple[Step, ...]:
+    """What was done to QEMU in the run that showed it; nothing where there was none.
+
+    :param path: a bundle's directory, or its ``case.json``
+    :raises InputError: the file is damaged
+    """
+    file = (path if path.is_dir() else path.parent) / STEPS
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
+    steps: tuple[Step, ...] = decode(tuple[Step, ...], value, f"{file}")
+    return steps
+
+
 def _operation(value: Any, spec: PointsSpec) -> PointOperation:
     operation = PointOperation.from_json(value)
     disks = [operation.disk, *(action.disk for action in operation.actions)]
@@ -114,6 +134,7 @@ def _write(parts: Path, case: PointsCase, run: PointsRun | None) -> None:
     (parts / "README").write_text(_README.format(shows=case.shows))
     if run is None:
         return
+    (parts / STEPS).write_text(json.dumps(encode(run.chain.steps)) + "\n")
     write_evidence(parts, run.qemu, run.directory, _images(run.directory))
 
 
@@ -128,6 +149,7 @@ Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
 
 case.json         what is replayed: disks, operations, the divergence
 operations.txt    the same operations to read
+steps.json        what was done to QEMU for them, for `qmpshim findings new`
 images/           the disks and targets as they were when it diverged
 qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
 """

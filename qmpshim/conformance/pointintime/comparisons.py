@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import BitmapBits, BitmapState, Evidence
 from qmpshim.conformance.workload import pattern
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
@@ -15,16 +17,31 @@ from qmpshim.model.units import SECTOR
 
 
 class Diverged(Exception):
-    """Something differs from its prediction."""
+    """Something differs from its prediction: in words, and as data where a script can see it."""
 
-    def __init__(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
+    def __init__(
+        self,
+        verdict: Verdict,
+        where: str,
+        predicted: str,
+        observed: str,
+        evidence: Evidence | None = None,
+    ) -> None:
         super().__init__(where)
         self.verdict, self.where = verdict, where
         self.predicted, self.observed = predicted, observed
+        self.evidence = evidence
 
     def at(self, operation: int) -> Divergence:
         """The divergence, after this operation."""
-        return Divergence(self.verdict, self.where, operation, self.predicted, self.observed)
+        return Divergence(
+            self.verdict,
+            self.where,
+            operation,
+            self.predicted,
+            self.observed,
+            evidence=self.evidence,
+        )
 
 
 def first_run(sectors: int) -> str:
@@ -34,36 +51,63 @@ def first_run(sectors: int) -> str:
 
 
 def compare_data(
-    verdict: Verdict, where: str, found: pattern.Bytes, owners: Owners, start: int
+    verdict: Verdict,
+    where: str,
+    found: pattern.Bytes,
+    owners: Owners,
+    start: int,
+    evidence: Callable[[], Evidence],
 ) -> None:
     """Compare bytes with what these *owners* wrote, from sector *start* on.
 
+    :param evidence: made where they differ
     :raises Diverged: they differ
     """
     if wrong := pattern.mismatches(found, owners, start):
-        raise Diverged(verdict, where, wrong[0].prediction, wrong[0].found)
+        raise Diverged(verdict, where, wrong[0].prediction, wrong[0].found, evidence())
 
 
-def compare_bits(where: str, bitmap: Bitmap, marked: int) -> None:
+@dataclass(frozen=True, slots=True)
+class BitmapPlace:
+    """A bitmap of a disk."""
+
+    disk: int
+    name: str
+
+    @property
+    def node(self) -> str:
+        """The node that has it."""
+        return f"disk{self.disk}"
+
+    def __str__(self) -> str:
+        return f"bitmap {self.node}/{self.name}"
+
+
+def compare_bits(place: BitmapPlace, export: str, bitmap: Bitmap, marked: int) -> None:
     """Compare the sectors that are *marked* in a bitmap, and fix the model's bitmap to them.
 
+    :param export: by which they were read
     :raises Diverged: one is missing, or there are more than there may be
     """
-    if missing := bitmap.must & ~marked:
-        place = first_run(missing)
-        raise Diverged(Verdict.LOST_WRITE, where, f"{place} are dirty", "they are clean")
-    if more := marked & ~bitmap.may:
-        place = first_run(more)
-        raise Diverged(Verdict.ALLOCATION, where, f"{place} are clean", "they are dirty")
+    where = str(place)
+    missing, more = bitmap.must & ~marked, marked & ~bitmap.may
+    if missing or more:
+        must, may = tuple(runs(bitmap.must)), tuple(runs(bitmap.may))
+        evidence = BitmapBits(export, place.name, must, may)
+        at = first_run(missing or more)
+        if missing:
+            raise Diverged(Verdict.LOST_WRITE, where, f"{at} are dirty", "they are clean", evidence)
+        raise Diverged(Verdict.ALLOCATION, where, f"{at} are clean", "they are dirty", evidence)
     # What is marked stays so until a command or a job clears it.
     bitmap.must = bitmap.may = marked
 
 
-def compare_state(where: str, bitmap: Bitmap, state: Mapping[str, Any]) -> None:
+def compare_state(place: BitmapPlace, bitmap: Bitmap, state: Mapping[str, Any]) -> None:
     """Compare what ``query-named-block-nodes`` has of a bitmap.
 
     :raises Diverged: it differs
     """
+    where = str(place)
     predicted = {
         "granularity": bitmap.granularity * SECTOR,
         "recording": bitmap.recording,
@@ -72,13 +116,14 @@ def compare_state(where: str, bitmap: Bitmap, state: Mapping[str, Any]) -> None:
         "inconsistent": bitmap.inconsistent,
     }
     observed = {key: state.get(key, False) for key in predicted}
-    if predicted != observed:
-        raise Diverged(Verdict.PROTOCOL, where, str(predicted), str(observed))
-    if bitmap.inconsistent:
-        return
     unit = bitmap.granularity
     least, most = (units(m, unit) * unit * SECTOR for m in (bitmap.must, bitmap.may))
+    if bitmap.inconsistent:
+        least, most = 0, state["count"]
+    evidence = BitmapState(place.node, place.name, predicted, least, most)
+    if predicted != observed:
+        raise Diverged(Verdict.PROTOCOL, where, str(predicted), str(observed), evidence)
     if not least <= state["count"] <= most:
         range_ = f"a count from {least} to {most}"
         verdict = Verdict.LOST_WRITE if state["count"] < least else Verdict.ALLOCATION
-        raise Diverged(verdict, where, range_, str(state["count"]))
+        raise Diverged(verdict, where, range_, str(state["count"]), evidence)

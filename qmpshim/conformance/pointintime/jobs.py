@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qmpshim.conformance.compare.evidence import Answered, JobEnded, JobSilent
 from qmpshim.conformance.pointintime.bitmaps import Bitmaps
 from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.comparisons import Diverged
@@ -21,6 +22,7 @@ from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.pointintime.targets import Target, compare_target
 from qmpshim.errors import CommandFailed, MachineHung
 from qmpshim.machine.chain.points import JobEvent, base_name, is_base
+from qmpshim.machine.chain.record import JobReached
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.bitmap import ErrorClass
 from qmpshim.model.pointintime.jobs import BackupJob, Ending, JobSpec, OnError, Stage, Sync
@@ -266,6 +268,10 @@ class Jobs:
             job.stage = Stage.PENDING
         elif event.status in _ENDINGS:
             await self._ended(job, _ENDINGS[event.status])
+            return
+        else:
+            return
+        self._chain.steps.append(JobReached(event.job, event.status))
 
     async def _ended(self, job: BackupJob, ending: Ending) -> None:
         spec = job.spec
@@ -273,12 +279,21 @@ class Jobs:
         if ending not in allowed:
             predicted = " or ".join(sorted(one.name.lower() for one in allowed)) or "it runs on"
             where = f"the end of a backup with sync={spec.sync}"
-            raise Diverged(Verdict.ERROR_CONTRACT, where, predicted, ending.name.lower())
+            names = tuple(sorted(one.name.lower() for one in allowed))
+            evidence = JobEnded(spec.id, names, ending.name.lower())
+            raise Diverged(Verdict.ERROR_CONTRACT, where, predicted, evidence.observed, evidence)
+        self._chain.steps.append(JobReached(spec.id, ending.name.lower()))
         target = self.targets.pop(spec.id)
         silent = target.fails and spec.id not in self._errors
         if silent and ending is Ending.COMPLETED:
             where = f"a backup with on-target-error={spec.fault}"
-            raise Diverged(Verdict.ERROR_CONTRACT, where, "an error is reported", "none was")
+            raise Diverged(
+                Verdict.ERROR_CONTRACT,
+                where,
+                "an error is reported",
+                "none was",
+                JobSilent(spec.id),
+            )
         self._errors.discard(spec.id)
         if spec.disk in self.snapshots.exported:
             await self.snapshots.unexport(spec.disk)
@@ -339,6 +354,7 @@ class Jobs:
                     where,
                     f"the error {before}" if before else "no error",
                     f"the error {observed}: {text}" if observed else "no error",
+                    Answered(after, text if observed else None),
                 )
         if observed is None:
             done()

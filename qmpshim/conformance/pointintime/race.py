@@ -9,7 +9,9 @@ from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.jobs import Jobs
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.record import Request
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import JobSpec, Sync
 from qmpshim.model.units import SECTOR
 
@@ -38,6 +40,7 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
         disk, sector = index % len(disks), operation.start + index
         sent = pattern.data_of(operation.number, sector, 1)
         chain.clients[disk].write(sent, sector * SECTOR)
+        chain.steps.append(Request(f"disk{disk}", Verb.WRITE, sector, 1, operation.number))
         model.disks[disk].write(sector, 1, operation.number)
         written.append((disk, sector))
         after += started.done()
@@ -61,4 +64,5 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
     for disk in disks:
         t0 = model.jobs[f"job{disk}"].t0[operation.start : operation.start + len(written)]
         found = chain.read(f"snapshot{disk}", len(t0) * SECTOR, operation.start * SECTOR)
-        sides.compare(Verdict.ISOLATION, "snapshots of one transaction", found, t0, operation.start)
+        where, export = "snapshots of one transaction", f"snapshot{disk}"
+        sides.compare(Verdict.ISOLATION, where, export, found, t0, operation.start)

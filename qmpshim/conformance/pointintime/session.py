@@ -19,8 +19,10 @@ from qmpshim.conformance.pointintime.sides import PointsResult, PointsSetup, Sid
 from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
-from qmpshim.machine.chain.points import PointsSpec
+from qmpshim.machine.chain.points import PointsSpec, base_name
+from qmpshim.machine.chain.record import BaseImage, Began, Request, Restarted
 from qmpshim.model.disks.image import Owners
+from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.units import SECTOR
 
@@ -70,6 +72,9 @@ class PointsRun:
 
         :raises BuildError: this QEMU cannot open them
         """
+        for disk in range(self.setup.spec.disks):
+            file = self.chain.image(base_name(disk)).name
+            self.chain.steps.append(BaseImage(file, BASE_OWNER - disk))
         self.chain.create()
         await self.qemu.start()
         try:
@@ -91,6 +96,7 @@ class PointsRun:
             for operation in operations:
                 last = operation
                 self.result.operations[operation.name] += 1
+                self.chain.steps.append(Began(operation.number))
                 await self._do(operation)
                 if (now := time.monotonic()) > tick:
                     tick = now + _TICK
@@ -145,6 +151,8 @@ class PointsRun:
         )
         start, count, number = operation.start, operation.count, operation.number
         offset, length = start * SECTOR, count * SECTOR
+        verb = Verb(operation.kind.value)
+        self.chain.steps.append(Request(f"disk{operation.disk}", verb, start, count, number))
         match operation.kind:
             case PointKind.WRITE:
                 client.write(pattern.data_of(number, start, count), offset)
@@ -187,9 +195,11 @@ class PointsRun:
         """End QEMU and start another on the same images."""
         await self._jobs.poll()
         if kill:
-            for client in self.chain.clients:
+            for disk, client in enumerate(self.chain.clients):
+                self.chain.steps.append(Request(f"disk{disk}", Verb.FLUSH))
                 client.flush()
             self.qemu.kill()
+        self.chain.steps.append(Restarted(kill))
         self.chain.disconnect()
         await self.qemu.close()
         self._jobs.forget()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from qmpshim.conformance.compare.evidence import Returned, owner_runs
 from qmpshim.conformance.pointintime.comparisons import compare_data
 from qmpshim.conformance.pointintime.operations import Action
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
+from qmpshim.machine.chain.record import Request
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
+from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import Copying, JobSpec
 from qmpshim.model.pointintime.points import PointDefect, PointInTime
 from qmpshim.model.units import SECTOR
@@ -69,14 +72,28 @@ class Sides:
     result: PointsResult = field(default_factory=PointsResult)
 
     def compare(
-        self, verdict: Verdict, where: str, found: pattern.Bytes, owners: Owners, start: int
+        self,
+        verdict: Verdict,
+        where: str,
+        export: str,
+        found: pattern.Bytes,
+        owners: Owners,
+        start: int,
     ) -> None:
-        """Compare bytes with the owners that are predicted, from sector *start* on.
+        """Compare what an export returned with the owners predicted, from sector *start* on.
 
         :raises Diverged: they differ
         """
         self.result.clusters += -(-len(owners) * SECTOR // self.setup.spec.cluster)
-        compare_data(verdict, where, found, owners, start)
+        self.chain.steps.append(Request(export, Verb.READ, start, len(owners)))
+        compare_data(
+            verdict,
+            where,
+            found,
+            owners,
+            start,
+            lambda: Returned(export, start, owner_runs(owners)),
+        )
 
     def read_disk(self, disk: int, start: int, count: int) -> None:
         """Compare a part of a disk, in sectors.
@@ -85,4 +102,4 @@ class Sides:
         """
         found = self.chain.clients[disk].read(count * SECTOR, start * SECTOR)
         owners = self.model.disks[disk].now[start : start + count]
-        self.compare(Verdict.CONTENT, f"disk{disk}", found, owners, start)
+        self.compare(Verdict.CONTENT, f"disk{disk}", f"disk{disk}", found, owners, start)

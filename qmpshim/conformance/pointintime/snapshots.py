@@ -49,7 +49,8 @@ class Snapshots:
             return
         found = self.sides.chain.read(f"snapshot{disk}", count * SECTOR, start * SECTOR)
         t0 = self.sides.model.jobs[f"job{disk}"].t0[start : start + count]
-        self.sides.compare(Verdict.ISOLATION, f"snapshot of disk{disk}", found, t0, start)
+        where, export = f"snapshot of disk{disk}", f"snapshot{disk}"
+        self.sides.compare(Verdict.ISOLATION, where, export, found, t0, start)
 
     def read_bitmaps(self, disk: int) -> None:
         """Compare the bitmaps that its export has.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qmpshim.conformance.compare.evidence import Held, NotHeld, owner_runs
 from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
 from qmpshim.machine.chain.points import PointsChain, is_base
 from qmpshim.machine.images.image_view import ImageView, Piece, through
@@ -53,24 +54,34 @@ def compare_target(
         for name in (target.image, *target.backing)
     ]
     size = len(job.t0) * SECTOR
+    files = tuple(chain.image(name).name for name in (target.image, *target.backing))
     for piece in views[0].pieces(0, size):
         if piece.alloc is Alloc.UNALLOCATED:
             continue
-        _compare(where, piece, job.t0)
+        _compare(where, files, piece, job.t0)
         there = span(piece.offset // SECTOR, piece.length // SECTOR)
         if extra := there & ~job.may:
             predicted = f"{first_run(extra)} are not copied"
-            raise Diverged(Verdict.ALLOCATION, where, predicted, "they are")
+            evidence = NotHeld(files[0], tuple(runs(extra)))
+            raise Diverged(Verdict.ALLOCATION, where, predicted, "they are", evidence)
     if has is None:
         if ending is not Ending.COMPLETED:
             return
         has = span(0, len(job.t0)) if job.whole else job.must
     for start, count in runs(has):
         for piece in through(views, start * SECTOR, count * SECTOR):
-            _compare(where, piece, job.t0)
+            _compare(where, files, piece, job.t0)
 
 
-def _compare(where: str, piece: Piece, t0: Owners) -> None:
+def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Owners) -> None:
     start, count = piece.offset // SECTOR, piece.length // SECTOR
     data = bytes(piece.length) if piece.data is None else piece.data
-    compare_data(Verdict.CONTENT, where, data, t0[start : start + count], start)
+    owners = t0[start : start + count]
+    compare_data(
+        Verdict.CONTENT,
+        where,
+        data,
+        owners,
+        start,
+        lambda: Held(files, start, owner_runs(owners)),
+    )

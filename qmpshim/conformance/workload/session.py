@@ -267,7 +267,7 @@ class WorkloadRun:
         if self._comparer.same(exchange.payload, prediction.owners, operation.start):
             return None
         wrong = pattern.mismatches(exchange.payload, prediction.owners, operation.start)
-        return wrong_data(operation, exchange.payload, wrong, self._check)
+        return wrong_data(operation, exchange.payload, prediction.owners, wrong, self._check)
 
     # -- commands ------------------------------------------------------------
 

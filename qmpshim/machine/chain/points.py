@@ -24,6 +24,16 @@ from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.images import create_qcow2
 from qmpshim.machine.chain.parts import Export, ImageSpec, Node
+from qmpshim.machine.chain.record import (
+    Command,
+    Connected,
+    ExportGone,
+    FileClosed,
+    NewImage,
+    NodeClosed,
+    Step,
+    without_directory,
+)
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -96,6 +106,7 @@ class PointsChain:
     :param qemu_img: how to run ``qemu-img``
     :param bases: the contents of the disks' bases
     :ivar commands: the names of those that this QEMU has
+    :ivar steps: what was done so far, but for queries
     """
 
     def __init__(
@@ -112,6 +123,7 @@ class PointsChain:
         self._qemu_img = list(qemu_img)
         self.clients: list[NbdClient] = []
         self.commands: set[str] = set()
+        self.steps: list[Step] = []
         self.socket = directory / "nbd.sock"
         self._events = EventListener(names=_EVENTS)
         self._template = directory / "empty.qcow2"
@@ -129,7 +141,7 @@ class PointsChain:
         """
         create_qcow2(self._qemu_img, self._template, self.spec.size, self.spec.cluster)
         for disk in range(self.spec.disks):
-            shutil.copyfile(self._template, self.image(f"disk{disk}"))
+            self.new_image(f"disk{disk}")
 
     async def open(self) -> None:
         """Open the images on this QEMU, and connect to the exports."""
@@ -141,8 +153,8 @@ class PointsChain:
         for disk in range(self.spec.disks):
             for part in parts_of(disk):
                 command = opening(part, lambda node: self._storage(node.name))
-                await self.qemu.execute(command.name, command.arguments)
-            self.clients.append(self.connect(f"disk{disk}"))
+                await self._needed(command.name, command.arguments)
+            self.clients.append(self._connected(f"disk{disk}"))
 
     def _storage(self, node: str) -> dict[str, Any]:
         # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
@@ -151,6 +163,18 @@ class PointsChain:
             "filename": str(self.image(node)),
             "cache": {"no-flush": True},
         }
+
+    async def _needed(self, name: str, arguments: Mapping[str, Any]) -> None:
+        self._record(name, arguments, True)
+        await self.qemu.execute(name, arguments)
+
+    def _record(self, name: str, arguments: Mapping[str, Any], needed: bool = False) -> None:
+        found = without_directory(dict(arguments), self.directory)
+        self.steps.append(Command(name, found, needed))
+
+    def _connected(self, export: str) -> NbdClient:
+        self.steps.append(Connected(export))
+        return self.connect(export)
 
     def connect(self, export: str) -> NbdClient:
         """A client at an export; the caller closes it."""
@@ -171,6 +195,8 @@ class PointsChain:
         :param backing: the images below it, from the top: its header names the first
         :raises HostError: it cannot be made
         """
+        below_it = self.image(backing[0]).name if backing else ""
+        self.steps.append(NewImage(self.image(name).name, below_it))
         if not backing:
             shutil.copyfile(self._template, self.image(name))
             return
@@ -215,7 +241,7 @@ class PointsChain:
                 "inject-error": rules,
                 **_UNMAP,
             }
-        await self.qemu.execute("blockdev-add", options)
+        await self._needed("blockdev-add", options)
 
     def _nested(self, images: Sequence[str]) -> dict[str, Any] | None:
         if not images:
@@ -242,6 +268,7 @@ class PointsChain:
                     raise
                 await asyncio.sleep(_GLANCE)
             else:
+                self.steps.append(NodeClosed(f"target{disk}"))
                 return
 
     async def until_closed(self, image: str) -> None:
@@ -253,6 +280,7 @@ class PointsChain:
             return all(node["file"] != path for node in nodes)
 
         await self.qemu.until(closed, f"{image} stays open")
+        self.steps.append(FileClosed(self.image(image).name))
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -264,6 +292,7 @@ class PointsChain:
         arguments: dict[str, Any] = {"actions": list(actions)}
         if grouped:
             arguments["properties"] = {"completion-mode": "grouped"}
+        self._record("transaction", arguments)
         await self.qemu.execute("transaction", arguments)
 
     async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
@@ -271,6 +300,7 @@ class PointsChain:
 
         :raises CommandFailed: QEMU refuses
         """
+        self._record(name, arguments)
         await self.qemu.execute(name, arguments)
 
     async def job_events(self) -> list[JobEvent]:
@@ -311,7 +341,8 @@ class PointsChain:
         export = Export(name, node, writable)
         arguments = opening(export, lambda one: self._storage(one.name)).arguments
         extra = {"bitmaps": list(bitmaps)} if bitmaps else {}
-        await self.qemu.execute("block-export-add", {**arguments, **extra})
+        await self._needed("block-export-add", {**arguments, **extra})
+        self.steps.append(Connected(name))
 
     async def unexport(self, name: str) -> None:
         """Remove an export, and wait until it is gone."""
@@ -319,8 +350,9 @@ class PointsChain:
         async def gone() -> bool:
             return all(e["id"] != name for e in await self.qemu.execute("query-block-exports"))
 
-        await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
+        await self._needed("block-export-del", {"id": name, "mode": "hard"})
         await self.qemu.until(gone, f"export {name} did not go away")
+        self.steps.append(ExportGone(name))
 
     def read_bitmaps(self, export: str, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """The dirty extents of an export's bitmaps: (offset, length) in bytes."""

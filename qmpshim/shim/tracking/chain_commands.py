@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from qmpshim.errors import ImageError, QmpshimError
 from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
@@ -249,8 +248,8 @@ class ChainCommands:
         error = None if reply is None else reply.value().get("error")
         if not chains or not _accepted(kind, command):
             return  # it never reached replication
-        observed = "success" if error is None else str(error["desc"])
-        predicted = {tracker: tracker.step(kind, do) or "success" for tracker in chains}
+        observed = None if error is None else str(error["desc"])
+        predicted = {tracker: tracker.step(kind, do) for tracker in chains}
         if error is None:
             wrong = [tracker for tracker, result in predicted.items() if result != observed]
         else:  # QEMU goes through the filters in an order of its own, up to the first error
@@ -259,8 +258,7 @@ class ChainCommands:
                 self.chains.doubt_all(f"which chain {kind.value} failed on is not known")
         for tracker in wrong:
             if not tracker.doubts:
-                where = (Verdict.ERROR_CONTRACT, kind.value)
-                tracker.diverged(*where, predicted[tracker], observed)
+                tracker.answered(kind.value, predicted[tracker], observed)
 
 
 def _accepted(kind: Verb, command: Command) -> bool:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import Answered
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.errors import HostError, InputError, errno_words
 from qmpshim.machine.chain.block_graph import BlockGraph
@@ -114,12 +115,26 @@ class ModelTracker:
         if why not in self.doubts:
             self.doubts.append(why)
 
-    def diverged(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
-        """Record a divergence and report it to all clients."""
-        self.record(Divergence(verdict, where, self.payloads.operations, predicted, observed))
+    def answered(self, where: str, predicted: str | int | None, observed: str | int | None) -> None:
+        """Record that an answer differs from its prediction, and report it to all clients.
+
+        :param predicted: a command's error, or a request's errno; None: success
+        :param observed: the same
+        """
+        texts = [errno_words(one) if isinstance(one, int) else one for one in (predicted, observed)]
+        self.record(
+            Divergence(
+                Verdict.ERROR_CONTRACT,
+                where,
+                self.payloads.operations,
+                texts[0] or "success",
+                texts[1] or "success",
+                evidence=Answered(predicted, observed),
+            )
+        )
 
     def record(self, divergence: Divergence) -> None:
-        """As :meth:`diverged`."""
+        """Record a divergence and report it to all clients."""
         self.divergences.append(divergence)
         self._emit(divergence)
 
@@ -243,8 +258,7 @@ class ModelTracker:
             return
         if predicted != error and not quiet and not self.doubts:
             where = f"write to the {role} at byte {change.offset}"
-            texts = [errno_words(one) if one else "success" for one in (predicted, error)]
-            self.diverged(Verdict.ERROR_CONTRACT, where, *texts)
+            self.answered(where, predicted or None, error or None)
 
     def logged(self, node: str, change: Change) -> None:
         """A write log has a change to *node*."""
@@ -303,7 +317,7 @@ class ModelTracker:
         self.job, self.ending = job, False
         predicted = self.step(Verb.START, lambda oracle: oracle.chain.start())
         if predicted is not None and not self.doubts:
-            self.diverged(Verdict.ERROR_CONTRACT, Verb.START.value, predicted, "success")
+            self.answered(Verb.START.value, predicted, None)
 
     def job_ended(self) -> None:
         """The chain's backup job is over."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.crosscheck import merge
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import Returned, Unsound, owner_runs
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
 from qmpshim.errors import ImageError, IOFailed, MachineError, UnsupportedFeature
@@ -92,12 +93,11 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
             try:
                 difference, count = await asyncio.to_thread(_compare, tracker, uri, view)
             except IOFailed as error:
-                difference, count = ("a read that succeeds", str(error)), 0
+                difference, count = _Difference("a read that succeeds", str(error)), 0
                 verdict = Verdict.ERROR_CONTRACT
         compared += count
         if difference is not None:
-            where, operations = f"{role} disk", tracker.payloads.operations
-            seen.append((role, Divergence(verdict, where, operations, *difference)))
+            seen.append((role, difference.divergence(verdict, role, tracker.payloads.operations)))
     divergences = []
     for role, wrong in seen:
         if suspects := tracker.suspects(role, wrong.verdict):
@@ -193,15 +193,46 @@ def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[
     if faults:
         text = "; ".join(faults[:3])
         wanted = "consistent qcow2 metadata"
-        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, text)], untold
+        evidence = Unsound(role)
+        return [
+            Divergence(Verdict.CORRUPTION, where, operations, wanted, text, evidence=evidence)
+        ], untold
     if wrong is None:
         return [], untold
-    found = Divergence(Verdict.ALLOCATION, where, operations, wrong.predicted, wrong.observed)
+    found = Divergence(
+        Verdict.ALLOCATION,
+        where,
+        operations,
+        wrong.predicted,
+        wrong.observed,
+        evidence=wrong.evidence(role),
+    )
     return [found], untold
 
 
-def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
-    """The first difference in words (predicted, observed), and the bytes compared."""
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """What is wrong with a disk: what was predicted, and what was observed, in words.
+
+    :ivar sector: the first wrong one; :ivar owner: of what it has to hold
+    """
+
+    predicted: str
+    observed: str
+    sector: int | None = None
+    owner: int = 0
+
+    def divergence(self, verdict: Verdict, role: str, operations: int) -> Divergence:
+        evidence = None
+        if self.sector is not None:
+            evidence = Returned(role, self.sector, owner_runs([self.owner]))
+        return Divergence(
+            verdict, f"{role} disk", operations, self.predicted, self.observed, evidence=evidence
+        )
+
+
+def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[_Difference | None, int]:
+    """The first difference, and the bytes compared."""
     compared = 0
     with closing(NbdClient(uri)) as client:
         size = client.size
@@ -225,13 +256,13 @@ def _pieces(pages: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
             yield at, min(_STEP * _PAGE_BYTES, end - at)
 
 
-def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> tuple[str, str]:
+def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> _Difference:
     for index, owner in enumerate(owners):
         low = index * SECTOR
         found, want = bytes(data[low : low + SECTOR]), wanted[low : low + SECTOR]
         if found != want:
             by = "zeroes" if owner <= 0 else f"the data of operation {owner}"
-            place = f"sector {at // SECTOR + index}"
+            sector = at // SECTOR + index
             seen = "zeroes" if not any(found) else f"bytes {found[:8].hex()}..."
-            return f"{by} in {place}", f"{seen} there"
+            return _Difference(f"{by} in sector {sector}", f"{seen} there", sector, owner)
     raise MachineError("a difference was not there when it was looked for again")

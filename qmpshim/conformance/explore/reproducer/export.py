@@ -29,6 +29,8 @@ from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.operations import Verb, does
 
 _TEMPLATES = Path(__file__).with_name("templates")
+#: What scripts need beside ``steps.py.in``, by what they call.
+_MORE = {"start_secondary(": "colo.py.in", "\nbase(": "points.py.in"}
 _OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 
 
@@ -90,13 +92,14 @@ def steps_script(title: str, steps: str) -> str:
     """A reproducer that takes a few steps, one after another, as a program.
 
     :param steps: in Python, in terms of ``templates/steps.py.in``; where two machines are at work
-        (``start_secondary``) those of ``templates/colo.py.in``, too. The first line is a comment:
-        ``# A QEMU`` and what it must have.
+        (``start_secondary``) those of ``templates/colo.py.in``, too, and of ``points.py.in`` on
+        disks with bitmaps. The first line is a comment: ``# A QEMU`` and what it must have.
     """
     head, _, steps = steps.partition("\n")
     needs = head.removeprefix("# A QEMU ")
     case = {"title": title, "sign": {"kind": "steps"}, "schedule": []}
-    more = template("colo.py.in") if "start_secondary(" in steps else ""
+    parts = [name for call, name in _MORE.items() if call in steps]
+    more = "".join(template(name) for name in parts)
     text = _filled("steps.py.in", case, needs).replace("@MORE@\n", more)
     return text.replace("@STEPS@\n", steps)
 
