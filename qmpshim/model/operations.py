@@ -39,6 +39,7 @@ class Verb(StrEnum):
     DISCARD = "discard"
     FLUSH = "flush"
     BLOCK_STATUS = "block_status"  # where it reads as zeroes, as far as that is known
+    DIRTY_BITMAP = "dirty_bitmap"  # what a bitmap names that the snapshot's export offers
     DISCONNECT = "vanish"  # the client is gone at once
     START = "start"
     CHECKPOINT = "checkpoint"
@@ -76,6 +77,8 @@ _ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.ZERO_FAST, Verb.DISCARD)
 _OF_PRIMARY = (Verb.ZERO_NO_HOLE, Verb.ZERO_FAST)
 _WRITES = frozenset((Verb.WRITE, Verb.WRITE_FUA))
 _CHANGES = _ZEROES | _WRITES
+_STATUS = frozenset((Verb.BLOCK_STATUS, Verb.DIRTY_BITMAP))
+_READS = _STATUS | {Verb.READ}
 #: Requests of the primary and the guest.
 REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
 #: Commands to the monitor.
@@ -155,7 +158,12 @@ class Operation:
     @property
     def reads(self) -> bool:
         """Whether it returns data, or what is known of them."""
-        return self.verb in (Verb.READ, Verb.BLOCK_STATUS)
+        return self.verb in _READS
+
+    @property
+    def queries_status(self) -> bool:
+        """Whether it queries block status, which another client of the export does."""
+        return self.verb in _STATUS
 
     @property
     def writes(self) -> bool:
@@ -271,7 +279,7 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
     for one in (
         *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
         *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb not in _OF_PRIMARY),
-        Operation(Side.GUEST, Verb.BLOCK_STATUS),
+        *(Operation(Side.GUEST, verb) for verb in (Verb.BLOCK_STATUS, Verb.DIRTY_BITMAP)),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
         *(
             Operation(Side.CHAIN, verb)

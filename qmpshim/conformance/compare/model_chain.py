@@ -10,6 +10,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.protocols import SerializationProtocol
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.pointintime.masks import cover, span
 from qmpshim.model.units import SECTOR
 
 
@@ -40,8 +41,23 @@ def model_chain(
         behaviour=behaviour,
     )
     chain.min_cluster = topology.min_copy // SECTOR
+    chain.frozen = frozen_at_start(topology, size)
     equip(chain, topology)
     return chain
+
+
+def frozen_at_start(topology: Topology, size: int) -> int:
+    """The sectors of the granules that the frozen bitmap names, as a set; nothing without one.
+
+    :param size: sectors of the disk
+    """
+    bitmap = topology.frozen
+    if bitmap is None:
+        return 0
+    written = 0
+    for start, end in bitmap.written:
+        written |= span(start // SECTOR, -(-end // SECTOR) - start // SECTOR)
+    return cover(written & span(0, size), bitmap.granularity // SECTOR, size)
 
 
 def equip(chain: Chain, topology: Topology) -> None:

@@ -51,6 +51,7 @@ class Outcome:
     :ivar status: the error that replication reports
     :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
     :ivar backup: what a backup job and the dirty bitmaps left, where there may be such
+    :ivar bitmaps: those of a disk whose snapshot is pulled
     """
 
     answers: tuple[Prediction, ...]
@@ -63,3 +64,4 @@ class Outcome:
     status: str | None
     primary: tuple[int, ...] | None = None
     backup: BackupLeft | None = None
+    bitmaps: tuple[BitmapLeft, ...] = ()

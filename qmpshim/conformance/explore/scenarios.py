@@ -91,7 +91,7 @@ class RealScenario:
         (``cbw_open``, block/copy-before-write.c, QEMU 7.2 and 10.0).
         """
         bitmap = next(iter(self.topology.bitmaps), None)
-        if bitmap is None:
+        if bitmap is None or bitmap == self.topology.frozen:
             return None
         fine, unit = bitmap.granularity, self.granule * SECTOR
         return frozenset(

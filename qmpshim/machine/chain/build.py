@@ -20,9 +20,10 @@ Storage = Callable[[Node], dict[str, Any]]
 def opening(part: Part, storage: Storage) -> QmpCommand:
     """The command that opens a part of a chain."""
     match part:
-        case Export(name, node, writable):
+        case Export(name, node, writable, bitmaps):
             names = {"type": "nbd", "id": name, "name": name, "node-name": node}
-            return QmpCommand("block-export-add", {**names, "writable": writable})
+            offered = {"bitmaps": list(bitmaps)} if bitmaps else {}
+            return QmpCommand("block-export-add", {**names, "writable": writable, **offered})
         case DirtyBitmap(name, node, granularity):
             names = {"node": node, "name": name}
             return QmpCommand("block-dirty-bitmap-add", {**names, "granularity": granularity})
@@ -91,7 +92,8 @@ def marking(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:
     own = DirtyBitmap(bitmap.name, _MARKED, bitmap.granularity, bitmap.written)
     yield QmpCommand("blockdev-add", {"driver": "null-co", "node-name": _MARKED, "size": size})
     yield opening(own, lambda node: {})
-    for start, end in bitmap.written:
+    within = ((start, min(end, size)) for start, end in bitmap.written if start < size)
+    for start, end in within:
         line = f'qemu-io {_MARKED} "write {start} {end - start}"'
         yield QmpCommand("human-monitor-command", {"command-line": line})
     source = {"node": _MARKED, "name": own.name}

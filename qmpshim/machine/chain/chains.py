@@ -144,7 +144,9 @@ _CHAINS = (
         _BACKUP_JOB,
         "with the NBD driver",
         _PRIMARY_IO | _READER_IO | _CONTROLS.keys() | {"status", "unexport"},
-        dict.fromkeys(_CONTROLS.keys() - {"stop"}, _PRIMARY_IO | _READER_IO),
+        dict.fromkeys(
+            _CONTROLS.keys() - {"stop"}, _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}
+        ),
         job="backup",
     ),
     # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:

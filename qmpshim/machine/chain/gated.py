@@ -118,12 +118,13 @@ class GatedMachine(GatedProcess):
             {"execute": command.name, "arguments": command.arguments} for command in batch
         ]
         self.batch(batch)
-        for export in self.topology.exports:
-            self.connect(export.name)
+        for part in self.topology.first:
+            if isinstance(part, Export):
+                self.connect(part.name)
 
     def _opening(self) -> Iterator[QmpCommand]:
-        """The commands that open the images and export them."""
-        for part in self.topology.parts:
+        """The commands that open the images and export them, before anything begins."""
+        for part in self.topology.first:
             yield opening(part, self._storage)
             if isinstance(part, DirtyBitmap):
                 yield from marking(part, self.shape.size)
@@ -141,21 +142,25 @@ class GatedMachine(GatedProcess):
         return self.send(self.topology.commands[operation])
 
     def start(self) -> None:
-        """Start what copies, once the chain is open.
+        """Start what copies, once the chain is open, and make the exports that come after it.
 
         :raises OptionMissing: this QEMU has no such option
         :raises CommandFailed: QEMU refuses
         """
-        begins = self.topology.begins
-        if begins is None:
+        if self.topology.begins is None:
             return
+        late = [opening(export, self._storage) for export in self.topology.offering]
+        begins = [self.topology.begins, *late]
         try:
-            self.send(begins)
+            for command in begins:
+                self.send(command)
         except CommandFailed as error:
-            if self._lacks([begins]):
+            if self._lacks(begins):
                 text = f"{self.build.name} cannot build the chain: {error}"
                 raise OptionMissing(text) from error
             raise
+        for export in self.topology.offering:
+            self.connect(export.name)
 
     def connect(self, name: str) -> None:
         """Connect to the export *name*, in place of the client that was.
@@ -185,7 +190,12 @@ class GatedMachine(GatedProcess):
         """
         if name in self.status_clients:
             self.status_clients[name].close()
-        self.status_clients[name] = StatusClient(self.event_loop, self.workspace.path / "nbd", name)
+        self.status_clients[name] = StatusClient(
+            self.event_loop,
+            self.workspace.path / "nbd",
+            name,
+            self.topology.export(name).bitmaps,
+        )
 
     def status_client(self, name: str) -> StatusClient:
         """The connection that :meth:`connect_status` made."""

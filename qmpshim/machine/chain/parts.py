@@ -75,11 +75,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An NBD export, under the name of its client."""
+    """An NBD export, under the name of its client.
+
+    :ivar bitmaps: dirty bitmaps of a node below that it offers as metadata contexts. It is made
+        once they are frozen: when what the chain begins with is done
+    """
 
     name: str
     node: str
     writable: bool
+    bitmaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

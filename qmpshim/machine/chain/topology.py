@@ -62,6 +62,22 @@ class Topology:
         return tuple(part for part in self.parts if isinstance(part, DirtyBitmap))
 
     @property
+    def first(self) -> tuple[Part, ...]:
+        """The parts that are opened before it begins: all but the exports that offer bitmaps."""
+        return tuple(p for p in self.parts if not isinstance(p, Export) or not p.bitmaps)
+
+    @property
+    def offering(self) -> tuple[Export, ...]:
+        """The exports that offer bitmaps, which are frozen when it begins."""
+        return tuple(export for export in self.exports if export.bitmaps)
+
+    @property
+    def frozen(self) -> DirtyBitmap | None:
+        """The bitmap that is frozen when it begins and offered since; None: there is none."""
+        offered = {name for export in self.offering for name in export.bitmaps}
+        return next((bitmap for bitmap in self.bitmaps if bitmap.name in offered), None)
+
+    @property
     def images(self) -> tuple[str, ...]:
         """The names of the images, those that clients see first."""
         own = [node for node in self.nodes if node.image is not None]
@@ -122,14 +138,14 @@ class Topology:
         return tuple(name for name in self.overlays if name in used)
 
     def parts_to_json(self) -> list[dict[str, Any]]:
-        """The parts, for a script that opens them: ``part`` is ``node`` or ``export``."""
+        """The nodes and exports, for a script that opens them: ``part`` is which it is."""
         found: list[dict[str, Any]] = []
         for part in self.parts:
             match part:
-                case Export(name, node, writable):
-                    found.append(
-                        {"part": "export", "name": name, "node": node, "writable": writable}
-                    )
+                case Export(name, node, writable, bitmaps):
+                    offered = {"bitmaps": [*bitmaps]} if bitmaps else {}
+                    names = {"part": "export", "name": name, "node": node}
+                    found.append({**names, "writable": writable, **offered})
                 case Node(name, driver, options, image):
                     made = {"image": image is not None, "options": dict(options)}
                     found.append({"part": "node", "name": name, "driver": driver, **made})

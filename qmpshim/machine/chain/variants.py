@@ -7,9 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.parts import REFERENCES, DirtyBitmap, Export, Node, Part, QemuDevice
-from qmpshim.machine.chain.qmp_commands import QmpCommand, with_arguments
+from qmpshim.machine.chain.qmp_commands import BACKS_UP, QmpCommand, with_arguments
 from qmpshim.machine.chain.topology import Topology
+from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
+from qmpshim.model.units import SECTOR
 
 #: In the place of a node's name: the commands that start a backup job.
 JOB = "job"
@@ -19,6 +22,9 @@ IMAGE_CLUSTER = "image.cluster"
 #: names when the filter is opened.
 WRITTEN = "bitmap.written"
 _FINE = 4096  # bytes of a granule of that bitmap
+#: In the place of an option of an export, the reader's: the bytes, first and end, that a bitmap of
+#: the disk names which is frozen when the backup job begins, and which the export offers.
+FROZEN = "bitmap.frozen"
 
 #: More options of nodes: node, option, value.
 Options = tuple[tuple[str, str, Any], ...]
@@ -88,11 +94,14 @@ def with_options(topology: Topology, options: Mapping[str, Mapping[str, Any]]) -
 
     :param options: by node's name; of :data:`JOB` those of the commands that start it.
         :data:`IMAGE_CLUSTER` is about how a node's image is made, :data:`WRITTEN` about the
-        bitmap that a filter goes by
-    :raises KeyError: there is no such node
+        bitmap that a filter goes by, :data:`FROZEN` about the one that an export offers
+    :raises KeyError: there is no such node, or no job for a bitmap to be frozen with
     """
     changed = topology
     for name, more in options.items():
+        if FROZEN in more:
+            changed = _pulled(changed, name, more[FROZEN])
+            continue
         if name == JOB:
             changed = _with_job(changed, more)
             continue
@@ -114,6 +123,40 @@ def _with_bitmap(topology: Topology, name: str, written: tuple[tuple[int, int], 
     changed = _with(topology, name, functools.partial(replace, options=both))
     place = 1 + next(n for n, part in enumerate(topology.parts) if part.name == disk)
     return replace(changed, parts=(*changed.parts[:place], bitmap, *changed.parts[place:]))
+
+
+def _pulled(topology: Topology, reader: str, written: tuple[tuple[int, int], ...]) -> Topology:
+    """The same as libvirt begins a pull: in the transaction that starts the job a bitmap of the
+    disk is frozen, which the reader's export offers, and one is added that records from then on.
+    """
+    job = topology.begins
+    if job is None or job.name != BACKS_UP:
+        raise KeyError(JOB)
+    disk = job.arguments["device"]
+    bitmap = DirtyBitmap(FIRST, disk, GRANULARITY * SECTOR, written)
+    new = opening(replace(bitmap, name=NEW), lambda node: {})
+    begins = QmpCommand(
+        "transaction",
+        {
+            "actions": [
+                {
+                    "type": "block-dirty-bitmap-disable",
+                    "data": {"node": disk, "name": bitmap.name},
+                },
+                {"type": new.name, "data": new.arguments},
+                {"type": job.name, "data": job.arguments},
+            ]
+        },
+    )
+    export = replace(topology.export(reader), bitmaps=(bitmap.name,))
+    parts = [export if part.name == reader else part for part in topology.parts]
+    parts.insert(1 + next(n for n, part in enumerate(parts) if part.name == disk), bitmap)
+    return replace(
+        topology,
+        parts=tuple(parts),
+        begins=begins,
+        operations=topology.operations | {f"{reader}_dirty_bitmap"},
+    )
 
 
 def _with_job(topology: Topology, options: Mapping[str, Any]) -> Topology:

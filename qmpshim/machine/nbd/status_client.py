@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from errno import EIO
+from pathlib import Path
 from struct import Struct
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd.protocol.handshake import Option, OptionReply
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
+from qmpshim.machine.nbd.client import dirty_bitmap
+from qmpshim.machine.nbd.protocol.handshake import BASE_ALLOCATION, Option, OptionReply
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 
-_CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
-# The replies to STRUCTURED_REPLY and SET_META_CONTEXT, if the server has both.
-_AGREED = OptionReply.ACK, OptionReply.META_CONTEXT, OptionReply.ACK
+_ID = 4  # bytes of a context's number
 _ERROR = 1 << 15  # the error bit of a chunk's type
 _LAST = 1  # the flag of a reply's last chunk
 
 
-class StatusClient(NonBlockingNbd):
-    """A separate connection, since it needs structured replies.
+@dataclass(slots=True)
+class StatusAnswer(NbdAnswer):
+    """How a query ended.
 
-    The data of an answer are its extents, as they came: for each its length and its state.
+    Extents are as they came: for each its length and its state, four bytes each.
+
+    :ivar data: the extents of ``base:allocation``
+    :ivar marked: by dirty bitmap its extents
     """
 
-    def _negotiate(self) -> None:
-        self._parts: dict[int, NbdAnswer] = {}  # of answers that have not ended
-        name = self._export.encode()
-        context = b"".join(
-            (
-                *(len(name).to_bytes(4, "big"), name, (1).to_bytes(4, "big")),
-                *(len(_CONTEXT).to_bytes(4, "big"), _CONTEXT),
-            )
-        )
-        self._option(Option.STRUCTURED_REPLY, b"")
-        self._option(Option.SET_META_CONTEXT, context)
-        for expected in _AGREED:
-            if self._reply() != expected:
-                raise MachineDied(f"NBD connection to {self._export} has no block status")
+    marked: dict[str, bytes] = field(default_factory=dict)
 
-    def _reply(self) -> int:
-        """The kind of the server's next reply to an option."""
+
+class StatusClient(NonBlockingNbd):
+    """A separate connection, since it needs structured replies; see :class:`NonBlockingNbd`.
+
+    Its answers are :class:`StatusAnswer`.
+
+    :param bitmaps: dirty bitmaps that the export offers, queried beside ``base:allocation``
+    """
+
+    def __init__(
+        self, event_loop: ManualEventLoop, path: Path, export: str, bitmaps: Sequence[str] = ()
+    ) -> None:
+        self._parts: dict[int, StatusAnswer] = {}  # of answers that have not ended
+        self._bitmaps: dict[int, str] = {}  # by their context's number
+        self._wanted = {BASE_ALLOCATION: "", **{dirty_bitmap(name): name for name in bitmaps}}
+        super().__init__(event_loop, path, export)
+
+    def _negotiate(self) -> None:
+        contexts = [context.encode() for context in self._wanted]
+        many = len(contexts).to_bytes(4, "big")
+        queries = b"".join(map(_string, contexts))
+        self._option(Option.STRUCTURED_REPLY, b"")
+        self._option(Option.SET_META_CONTEXT, _string(self._export.encode()) + many + queries)
+        agreed = self._reply()[0] == OptionReply.ACK
+        kind, body = self._reply()
+        while kind == OptionReply.META_CONTEXT:
+            self._bitmaps[int.from_bytes(body[:_ID], "big")] = self._wanted[body[_ID:].decode()]
+            kind, body = self._reply()
+        if not agreed or kind != OptionReply.ACK or len(self._bitmaps) < len(contexts):
+            raise MachineDied(f"NBD connection to {self._export} has no such block status")
+
+    def _reply(self) -> tuple[int, bytes]:
+        """The kind of the server's next reply to an option, and what it carries."""
         _, _, kind, length = _REPLY.unpack(self._received(_REPLY.size))
-        self._received(length)
-        return int(kind)
+        return int(kind), self._received(length)
 
     def query(self, size: int) -> None:
         """Query the block status of *size* bytes, and wait for the reply.
@@ -64,11 +88,18 @@ class StatusClient(NonBlockingNbd):
                 return
             body = bytes(self._buffer[_CHUNK.size : _CHUNK.size + length])
             del self._buffer[: _CHUNK.size + length]
-            before = self._parts.pop(cookie, NbdAnswer(0))
+            answer = self._parts.setdefault(cookie, StatusAnswer(0))
             if kind & _ERROR:
-                self._parts[cookie] = NbdAnswer(int.from_bytes(body[:4], "big") or EIO)
-            else:  # a context's number, and its extents
-                self._parts[cookie] = NbdAnswer(before.errno, before.data + body[4:])
+                answer.errno = int.from_bytes(body[:4], "big") or EIO
+            elif name := self._bitmaps[int.from_bytes(body[:_ID], "big")]:
+                answer.marked[name] = answer.marked.get(name, b"") + body[_ID:]
+            else:
+                answer.data += body[_ID:]
             if flags & _LAST:
                 self.answers[cookie] = self._parts.pop(cookie)
                 self.flying.discard(cookie)
+
+
+def _string(text: bytes) -> bytes:
+    """A string as an option carries it."""
+    return len(text).to_bytes(4, "big") + text

@@ -78,6 +78,7 @@ class Chain:
     :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
     :param memory: makes the containers that operations share
     :ivar min_cluster: sectors that a copy has at least; 0: the target decides
+    :ivar frozen: sectors of the granules that the snapshot's dirty bitmap names, as a set
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Chain:
         self.behaviour = behaviour or Behaviour()
         self.memory = memory
         self.min_cluster = 0
+        self.frozen = 0
         self.secondary: Image = (
             RawImage("secondary", size, memory)
             if secondary == "raw"
@@ -219,6 +221,18 @@ class Chain:
         :raises ModelIOError: replication has not been started
         """
         return self.guest_read(start, count)
+
+    def guest_dirty_bitmap(self, start: int, count: int) -> Co[Owners]:
+        """By sector whether the snapshot's bitmap names it, 1 or 0: whatever is written meanwhile.
+
+        It was frozen when the job started (``block_dirty_bitmap_disable_action``, blockdev.c;
+        ``bdrv_set_dirty``, block/dirty-bitmap.c; QEMU 10.0). A client that queries the block
+        status, too, gets both or neither (``nbd_handle_request``, nbd/server.c).
+
+        :raises ModelIOError: as :meth:`guest_block_status`
+        """
+        yield from self.guest_block_status(start, count)
+        return array("q", (self.frozen >> sector & 1 for sector in range(start, start + count)))
 
     def snapshot_read(self, start: int, count: int) -> Co[Owners]:
         """What a backup program reads: the disk as it was when the job started.

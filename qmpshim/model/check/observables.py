@@ -38,6 +38,8 @@ class Aspect(StrEnum):
 
 #: The owner of a sector that, by a block status, may not be zeroes: no more is known of it.
 NOT_ZEROES = -3
+#: In the place of the owner of a sector: whether a dirty bitmap names it.
+MARKED, UNMARKED = -4, -5
 
 
 class Observable(NamedTuple):

@@ -13,7 +13,8 @@ from qmpshim.machine.chain.build import closing, drive, opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.parts import ImageSpec, Node, Part, QemuDevice
-from qmpshim.machine.chain.variants import prefixed, with_image, with_options, with_parts
+from qmpshim.machine.chain.qmp_commands import actions_of
+from qmpshim.machine.chain.variants import FROZEN, prefixed, with_image, with_options, with_parts
 from qmpshim.machine.colo.topologies import COLO_SECONDARY, exported
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -178,3 +179,25 @@ def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
         assert machine.call("query-block-jobs") == []
     finally:
         machine.close()
+
+
+def test_a_pull_begins_with_a_transaction_and_offers_what_is_frozen_then() -> None:
+    pull = topology_of("backup", options=(("guest", FROZEN, ((0, 512),)),))
+    assert pull.begins is not None
+    done = list(actions_of(pull.begins))
+    assert [kind for kind, _ in done] == [
+        "block-dirty-bitmap-disable",
+        "block-dirty-bitmap-add",
+        "blockdev-backup",
+    ]
+    plain = TOPOLOGIES["backup"].begins
+    assert plain is not None and done[-1][1] == plain.arguments
+    (late,) = pull.offering
+    assert opening(late, storage).arguments["bitmaps"] == [done[0][1]["name"]]
+    assert late.name == "guest" and late not in pull.first
+    assert pull.frozen is not None and pull.frozen.name == done[0][1]["name"] != done[1][1]["name"]
+    assert pull.operations - TOPOLOGIES["backup"].operations == {"guest_dirty_bitmap"}
+    assert TOPOLOGIES["fleecing"].frozen is None
+    for chain, reader in (("fleecing", "guest"), ("push", "primary"), ("backup", "nobody")):
+        with pytest.raises(KeyError):
+            topology_of(chain, options=((reader, FROZEN, ()),))

@@ -12,6 +12,7 @@ from qmpshim.conformance.explore.checkers import (
     liveness,
     point_in_time,
     probe,
+    pulled_bitmaps,
     quorum,
 )
 from qmpshim.conformance.explore.checkers.end import Check, End
@@ -38,6 +39,7 @@ DISKS_READ: Sequence[Check] = (
     final_state.outcome_is_explained,
     point_in_time.target_is_point_in_time,
     bitmaps.bitmaps_name_changes,
+    pulled_bitmaps.pulled_bitmaps_hold,
     durability.commit_is_flushed,
     probe.chain_works_on,
 )

@@ -63,13 +63,13 @@ def _wrong(
         return
     for one in left.bitmaps:
         want = predicted[one.name]
-        yield _state(one, want)
+        yield state_differs(one, want.recording)
         must, may = want.must, want.may
         if one.name == NEW:
             may |= beside
         if not gone:  # what the target did not keep of a copy when it went away is in no bitmap
             must |= want.uncopied & _not_copied(left, scenario.granule)
-        yield _granules(one, must, may | must, scenario.size)
+        yield granules_differ(one, must, may | must, scenario.size)
 
 
 def beside_transaction(scenario: RealScenario, precedence: Sequence[frozenset[int]]) -> int:
@@ -103,9 +103,9 @@ def _not_copied(left: BackupLeft, granule: int) -> int:
     return nothing
 
 
-def _state(one: BitmapLeft, want: Named) -> RealViolation | None:
-    seen = f"{'busy' if one.busy else 'idle'} and {'' if one.recording else 'not '}recording"
-    predicted = f"idle and {'' if want.recording else 'not '}recording"
+def state_differs(one: BitmapLeft, recording: bool, busy: bool = False) -> RealViolation | None:
+    """Whether a bitmap records or not, and is in use or not, as it should be."""
+    seen, predicted = _state(one.recording, one.busy), _state(recording, busy)
     if seen == predicted:
         return None
     text = f"bitmap {one.name} is {seen}, predicted {predicted}"
@@ -113,7 +113,17 @@ def _state(one: BitmapLeft, want: Named) -> RealViolation | None:
     return RealViolation(Verdict.PROTOCOL, text, cause=cause)
 
 
-def _granules(one: BitmapLeft, must: int, may: int, size: int) -> RealViolation | None:
+def _state(recording: bool, busy: bool) -> str:
+    return f"{'busy' if busy else 'idle'} and {'' if recording else 'not '}recording"
+
+
+def granules_differ(one: BitmapLeft, must: int, may: int, size: int) -> RealViolation | None:
+    """Whether a bitmap names each granule that it must, and none that it may not.
+
+    :param must: sectors, as a set; a granule that has one of them has to be named
+    :param may: sectors; a granule that has none of them must not be
+    :param size: sectors of the disk
+    """
     named = one.granules
     assert named is not None, "the bits of every bitmap of a small disk can be found out"
     for granule in range(-(-size // GRANULARITY)):

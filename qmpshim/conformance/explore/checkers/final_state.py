@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
-from qmpshim.conformance.explore.harness.push import left_by_backup
+from qmpshim.conformance.explore.harness.push import bitmaps_left, left_by_backup
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
@@ -48,6 +48,8 @@ def look(
     seen, unsound = _read(machine, scenario, now, view, status)
     if scenario.backs_up:
         seen = replace(seen, backup=left_by_backup(machine, scenario))
+    if scenario.topology.frozen:
+        seen = replace(seen, bitmaps=bitmaps_left(machine, scenario))
     return seen, unsound
 
 

@@ -31,7 +31,9 @@ from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.observables import (
     COMMON,
+    MARKED,
     NOT_ZEROES,
+    UNMARKED,
     Aspect,
     Observable,
     Observations,
@@ -41,6 +43,7 @@ from qmpshim.model.check.observables import (
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
+from qmpshim.model.units import SECTOR
 
 
 class Whose(StrEnum):
@@ -56,6 +59,8 @@ class Whose(StrEnum):
     GARBAGE = "garbage"
     ERROR = "an error"  # it cannot be read
     NOT_ZEROES = "what may be data"  # as a block status has it
+    MARKED = "what the bitmap names"
+    UNMARKED = "what the bitmap does not name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +206,8 @@ class LinearizabilityChecker:
             found = self.observations(end)
             for index, op in enumerate(self.scenario.ops):
                 answer = end.answers[index]
-                if op.is_request and op.side in self._cut_off and isinstance(answer, Ok | IoError):
+                cut_off = op.side in self._cut_off and not op.queries_status
+                if op.is_request and cut_off and isinstance(answer, Ok | IoError):
                     found[Observable(Aspect.ANSWER, index)] = OrDisconnected(answer)
             self._predictions[end] = found
         return self._predictions[end]
@@ -320,8 +326,8 @@ class LinearizabilityChecker:
         kinds = [self._kind(owner) for owner in wrong.observed]
         predicted = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
-        above = name in ("guest_read", "guest_block_status", "view")
-        if above and Whose.NEW in kinds:
+        above = name in ("guest_read", "guest_block_status", "guest_dirty_bitmap", "view")
+        if above and not {Whose.NEW, Whose.MARKED}.isdisjoint(kinds):
             verdict = Verdict.ISOLATION
         elif above or name in ("primary", "secondary", "active", "primary_read"):
             verdict = Verdict.LOST_WRITE
@@ -341,6 +347,8 @@ class LinearizabilityChecker:
             return Whose.NEW if any(op.is_primary and op.zeroes for op in ops) else Whose.ZEROES
         if owner == NOT_ZEROES:
             return Whose.NOT_ZEROES
+        if owner in (MARKED, UNMARKED):
+            return Whose.MARKED if owner == MARKED else Whose.UNMARKED
         if owner == UNREADABLE:
             return Whose.ERROR
         if owner < 0:
@@ -402,6 +410,8 @@ def _within(start: int, end: int, ranges: Collection[tuple[int, int]]) -> bool:
 
 def _cells(scenario: RealScenario) -> list[tuple[int, int]]:
     step = min(scenario.cluster, scenario.cluster_of("hidden"))
+    if frozen := scenario.topology.frozen:
+        step = min(step, frozen.granularity // SECTOR)
     edges = {0, scenario.size, *range(0, scenario.size, step)}
     for op in (*scenario.setup, *scenario.ops):
         if op.count:

@@ -89,6 +89,8 @@ CHECKERS: tuple[Checker, ...] = (
             ("linearizability", "answers_that_do_not_fit_together_are_found_out"),
             ("gate_mutants", "new_data_for_an_old_read_is_content_or_isolation"),
             ("gate_mutants", "a_dropped_write_is_lost"),
+            ("pulled_bitmaps", "a_frozen_bitmap_that_records_is_found_out"),
+            ("pulled_bitmaps", "what_was_changed_before_t0_must_not_be_missing"),
         ),
     ),
     Checker(
@@ -135,6 +137,20 @@ CHECKERS: tuple[Checker, ...] = (
             ("bitmaps", "a_bitmap_that_is_not_given_back_is_found_out"),
             ("bitmaps", "a_bitmap_that_names_too_much_is_found_out"),
             ("bitmaps", "a_new_bitmap_may_name_what_is_written_beside_its_transaction"),
+        ),
+    ),
+    Checker(
+        "pulled_bitmaps",
+        "the same of the bitmap that was frozen when a pull began, and of the one that began then",
+        (Verdict.ALLOCATION, Verdict.LOST_WRITE, Verdict.PROTOCOL),
+        (
+            ("pulled_bitmaps", "a_granule_that_is_not_marked_is_missed"),
+            ("pulled_bitmaps", "a_bitmap_that_is_cleared_too_early_is_found_out"),
+            ("pulled_bitmaps", "a_frozen_bitmap_that_records_is_found_out"),
+            ("pulled_bitmaps", "what_was_changed_before_t0_must_not_be_missing"),
+            ("pulled_bitmaps", "a_bitmap_that_names_too_much_is_found_out"),
+            ("pulled_bitmaps", "a_bitmap_that_does_not_record_any_more_is_found_out"),
+            ("pulled_bitmaps", "a_bitmap_that_is_not_there_is_found_out"),
         ),
     ),
     Checker(

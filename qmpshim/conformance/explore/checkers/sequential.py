@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from errno import EACCES, EINVAL
 from typing import Any
 
@@ -27,6 +27,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
+from qmpshim.model.check.observables import MARKED, UNMARKED
 from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
@@ -95,7 +96,7 @@ def run_in_order(
             else:
                 answers[index] = OK if chain.job is not None else JOB_ENDING
             continue
-        if op.is_request and op.side in gone:
+        if op.is_request and op.side in gone and not op.queries_status:
             answers[index] = DISCONNECTED
             continue
         gone |= cut_off([op])
@@ -131,10 +132,17 @@ def run_in_order(
             continue
         answers[index] = OK
         if op.reads:
-            data[index] = tuple(max(0, owner) for owner in result)
+            data[index] = _returned(op, result)
     if isinstance(chain, PrimaryChain):
         return _primarys_end(scenario, chain, answers, data)
     return _final(scenario, chain, answers, data)
+
+
+def _returned(op: Operation, result: Iterable[int]) -> tuple[int, ...]:
+    """What an operation returns by sector, as the harness gives it."""
+    if op.verb is Verb.DIRTY_BITMAP:
+        return tuple(MARKED if named else UNMARKED for named in result)
+    return tuple(max(0, owner) for owner in result)
 
 
 def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:

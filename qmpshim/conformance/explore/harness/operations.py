@@ -14,8 +14,9 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
 from qmpshim.machine.nbd.protocol.transmission import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.machine.nbd.status_client import StatusAnswer
 from qmpshim.model.answers import DISCONNECTED, NO_JOB, OK, Answer, ReportedError, io_error
-from qmpshim.model.check.observables import NOT_ZEROES
+from qmpshim.model.check.observables import MARKED, NOT_ZEROES, UNMARKED
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
@@ -29,6 +30,7 @@ _NBD = {
     Verb.DISCARD: Nbd.TRIM,
     Verb.FLUSH: Nbd.FLUSH,
     Verb.BLOCK_STATUS: Nbd.BLOCK_STATUS,
+    Verb.DIRTY_BITMAP: Nbd.BLOCK_STATUS,
 }
 _FLAGS = {
     Verb.WRITE_FUA: CMD_FUA,
@@ -36,6 +38,7 @@ _FLAGS = {
     Verb.ZERO_FAST: CMD_FAST_ZERO,
 }
 _EXTENT = Struct(">II")
+_DIRTY = 1  # the state of what a dirty bitmap names
 _SETUP = 10.0  # seconds for an operation of the setup
 
 
@@ -48,7 +51,7 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
     place = op.start * SECTOR, op.count * SECTOR
-    if op.verb is Verb.BLOCK_STATUS:
+    if op.queries_status:
         return RunningOperation(
             "status", machine.status_client(op.side).send(_NBD[op.verb], *place)
         )
@@ -87,7 +90,10 @@ def answer(
         return (DISCONNECTED, None) if client.lost else None
     if found.errno:
         return io_error(found.errno), None
-    if status:
+    if isinstance(found, StatusAnswer):
+        if op.verb is Verb.DIRTY_BITMAP:
+            (extents,) = found.marked.values()
+            return OK, tuple(_named(extents, op.count))
         return OK, tuple(_reported(found.data, op.count))
     return OK, tuple(owners(found.data, op.start)) if op.reads else None
 
@@ -98,6 +104,16 @@ def _reported(extents: bytes, count: int) -> list[int]:
     for length, flags in _EXTENT.iter_unpack(extents):
         known += [0 if flags & STATE_ZERO else NOT_ZEROES] * (length // SECTOR)
     return [*known[:count], *[NOT_ZEROES] * (count - len(known))]
+
+
+def _named(extents: bytes, count: int) -> list[int]:
+    """Which of *count* sectors a dirty bitmap names; those of which nothing is reported it does
+    not.
+    """
+    named: list[int] = []
+    for length, state in _EXTENT.iter_unpack(extents):
+        named += [MARKED if state & _DIRTY else UNMARKED] * (length // SECTOR)
+    return [*named[:count], *[UNMARKED] * (count - len(named))]
 
 
 def do_alone(machine: GatedMachine, op: Operation, number: int) -> None:

@@ -1,4 +1,4 @@
-"""What a backup job and the dirty bitmaps of the push chain left, as QEMU and the gate have it."""
+"""What a backup job and the dirty bitmaps of a disk left, as QEMU and the gate have it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ _ENDS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 def left_by_backup(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
     """Everything there is to see; the job has to be over, and the target flushed."""
+    target = read_overlay(machine, scenario, "hidden").content
+    return BackupLeft(target, ending_of_job(machine), bitmaps_left(machine, scenario))
+
+
+def bitmaps_left(machine: GatedMachine, scenario: RealScenario) -> tuple[BitmapLeft, ...]:
+    """The dirty bitmaps of the secondary disk, by name; those without one are a job's own."""
     (node,) = [
         one for one in machine.call("query-named-block-nodes") if one["node-name"] == "secondary"
     ]
-    bitmaps = sorted(
-        (_bitmap(machine, one, scenario.size) for one in node.get("dirty-bitmaps", ())),
-        key=lambda one: one.name,
-    )
-    target = read_overlay(machine, scenario, "hidden").content
-    return BackupLeft(target, ending_of_job(machine), tuple(bitmaps))
+    found = (_bitmap(machine, one, scenario.size) for one in node.get("dirty-bitmaps", ()))
+    return tuple(sorted(found, key=lambda one: one.name))
 
 
 def ending_of_job(machine: GatedMachine) -> Ending | None:

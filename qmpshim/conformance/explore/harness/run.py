@@ -150,7 +150,7 @@ class RealRun:
             self._preparing = op
             real_ops.do_alone(machine, op, number)
             self._preparing = None
-        for side in {op.side for op in self.scenario.ops if op.verb is Verb.BLOCK_STATUS}:
+        for side in {op.side for op in self.scenario.ops if op.queries_status}:
             machine.connect_status(side)
         machine.settle()
         machine.gate.keep_journals()

@@ -1,6 +1,6 @@
 """Writes a finding as a script of its own, to attach to a bug report.
 
-It needs Python, a QEMU, and its qemu-img; no dirty bitmap is read, and no block status queried.
+It needs Python, a QEMU, and its qemu-img. Of dirty bitmaps it makes and reads those of a pull only.
 
 Two ways, and the simpler one that can express the schedule is taken:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pprint
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,16 +23,18 @@ from typing import Any
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, Start, failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
+from qmpshim.conformance.explore.reproducer.symptoms import OF_BITMAPS, arrivals, symptom_of
 from qmpshim.errors import InputError
+from qmpshim.machine.chain.build import marking, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.model.check.cause import CauseKind
-from qmpshim.model.operations import Verb, does
+from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.model.operations import Verb
+from qmpshim.model.units import SECTOR
 
 _TEMPLATES = Path(__file__).with_name("templates")
 #: What scripts need beside ``steps.py.in``, by what they call.
 _MORE = {"start_secondary(": "colo.py.in", "\nbase(": "points.py.in"}
-_OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -44,11 +47,9 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if finding.cause.kind in _OF_BITMAPS:
+    if finding.cause.kind in OF_BITMAPS and not topology.frozen:
         raise InputError("a script reads no dirty bitmaps: `qmpshim replay` shows the finding")
-    if does(scenario.ops, Verb.BLOCK_STATUS):
-        raise InputError("a script queries no block status: `qmpshim replay` shows the finding")
-    if topology.bitmaps:
+    if topology.bitmaps and not topology.frozen:
         raise InputError(
             "a script makes no dirty bitmap for a filter: `qmpshim replay` shows the finding"
         )
@@ -62,6 +63,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "form": scenario.form,
         "parts": topology.parts_to_json(),
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
+        "bitmaps": [one.to_json() for one in _making(topology, scenario.size * SECTOR)],
         "begins": topology.begins and topology.begins.to_json(),
         "images": [*topology.images],
         "size": scenario.size,
@@ -86,6 +88,16 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "schedule": nbd_steps(finding),
     }
     return _fill("nbd.py.in", case)
+
+
+def _making(topology: Topology, size: int) -> Iterator[QmpCommand]:
+    """The commands that make the bitmaps which name something from the beginning.
+
+    :param size: bytes of the disk
+    """
+    for bitmap in topology.bitmaps:
+        yield opening(bitmap, lambda node: {})
+        yield from marking(bitmap, size)
 
 
 def steps_script(title: str, steps: str) -> str:

@@ -17,6 +17,9 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
   of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
   completed, None where it has nothing. They are those of the ``answers`` (a command is ``ok`` or
   ``refused``) of operations that began when those ``before`` had ended;
+* ``bitmaps``: the secondary disk has other dirty ``bitmaps`` than these, or one names a granule (of
+  so many sectors) that it may not, or not each that it ``must`` (None: where the disk has changed),
+  or does not record, or is not in use, as it should;
 * ``ending``: where the operations ended with these ``answers``, as above, the backup job has ended
   in this way;
 * ``unknown``: somebody has to look.
@@ -28,9 +31,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.point_in_time import Failures, may_end_job, possible
+from qmpshim.conformance.explore.checkers.pulled_bitmaps import touched
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
@@ -48,9 +53,12 @@ from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.masks import cover, runs
+from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
+OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 _NOWADAYS = (10, 0, 0)  # the version of a finding without one
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 
@@ -95,6 +103,8 @@ def symptom_of(finding: Finding) -> Sign:
             return _answers(finding)
         case CauseKind.JOB_ENDS:
             return _ending(finding)
+        case kind if kind in OF_BITMAPS:
+            return _bitmaps(finding)
         case CauseKind.NO_POINT_IN_TIME:
             return _target(finding)
         case CauseKind.WRONG_DATA if cause.subject == "target":
@@ -253,6 +263,22 @@ def _target(finding: Finding) -> Sign:
             for one in jobs
         ],
     }
+
+
+def _bitmaps(finding: Finding) -> Sign:
+    """The bitmaps of a pull, as they must be in the end."""
+    scenario = finding.scenario
+    named = _granules(frozen_at_start(scenario.topology, scenario.size))
+    since = _granules(cover(touched(scenario), GRANULARITY, scenario.size))
+    frozen = {"recording": False, "busy": True, "must": named, "may": named}
+    active = {"recording": True, "busy": False, "must": None, "may": since}
+    return {"kind": "bitmaps", "granule": GRANULARITY, "bitmaps": {FIRST: frozen, NEW: active}}
+
+
+def _granules(sectors: int) -> list[int]:
+    """The granules of a set of sectors that consists of whole ones."""
+    found = (range(start, start + count, GRANULARITY) for start, count in runs(sectors))
+    return [start // GRANULARITY for some in found for start in some]
 
 
 def _runs(values: Sequence[frozenset[int | None]]) -> list[tuple[frozenset[int | None], list[int]]]:

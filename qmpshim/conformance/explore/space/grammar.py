@@ -14,7 +14,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.machine.chain.variants import IMAGE_CLUSTER, JOB, WRITTEN
+from qmpshim.machine.chain.variants import FROZEN, IMAGE_CLUSTER, JOB, WRITTEN
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
 from qmpshim.model.units import SECTOR
@@ -54,6 +54,7 @@ _THIRD: Mapping[str, tuple[str, bool]] = {
     "with_backup_incremental": ("backup_incremental", False),
     "with_backup_always": ("backup_always", False),
     "with_bitmap_clear": ("bitmap_clear", False),
+    "with_dirty_bitmap": ("guest_dirty_bitmap", False),
     "then_job_resume": ("job_resume", True),
     "then_job_cancel": ("job_cancel", True),
 }
@@ -162,12 +163,20 @@ _TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "large-backed": {"push": (_LARGE_CLUSTER, _BACKED)},
 }
 
-#: What the bitmap of copy-before-write names, by value of the dimension; places as in the history.
+#: What a bitmap of the disk names when the snapshot begins, by value of the dimension; places as in
+#: the history. Copy-before-write goes by it; beside a backup job it is frozen, and the snapshot's
+#: export offers it.
 _BITMAPS: Mapping[str, tuple[tuple[int, int, int], ...]] = {
     NONE: (),
     "empty": (),
     "middle": ((1, 40, 1),),
     "ends": ((0, 16, 0), (3, 0, 0)),
+}
+
+#: By form, of which node or export such a bitmap is an option.
+_BITMAP_OF: Mapping[str, tuple[str, str]] = {
+    "fleecing": ("filter", WRITTEN),
+    "backup": ("guest", FROZEN),
 }
 
 #: The dimensions that are options of nodes.
@@ -183,8 +192,9 @@ DIMENSIONS = (
     ),
     Dimension(
         "second",
-        ("guest_read", "guest_block_status", "primary_write", "primary_write_fua", "primary_zero",
-         "primary_zero_no_hole", "primary_zero_fast", "primary_discard", "primary_read",
+        ("guest_read", "guest_block_status", "guest_dirty_bitmap", "primary_write",
+         "primary_write_fua", "primary_zero", "primary_zero_no_hole", "primary_zero_fast",
+         "primary_discard", "primary_read",
          "guest_write", "guest_write_fua", "guest_zero", "guest_discard", "primary_flush",
          "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish", *_BACKUPS,
          *_BITMAP_COMMANDS),
@@ -203,13 +213,23 @@ DIMENSIONS = (
 
 
 def _third_fits(form: str, third: str) -> bool:
-    return third == NONE or _THIRD[third][0] in OPERATIONS[form]
+    return third == NONE or _THIRD[third][0] in OPERATIONS[form] | _of_pull(form)
+
+
+def _of_pull(form: str) -> frozenset[str]:
+    """What a form can do where a bitmap is frozen when its job begins."""
+    return frozenset(("guest_dirty_bitmap",) if form == "backup" else ())
+
+
+def _bitmap_is_offered(bitmap: str, second: str, third: str) -> bool:
+    """Whether there is a frozen bitmap to be read, where an operation reads one."""
+    return bitmap != NONE or "guest_dirty_bitmap" not in (second, _THIRD[third][0])
 
 
 def _second_fits(form: str, second: str) -> bool:
     if form == "push" and (second in _FIRST_OF_PUSH or second in _OF_SECOND):
         return False
-    return second in OPERATIONS[form]
+    return second in OPERATIONS[form] | _of_pull(form)
 
 
 def _backs_up_once(form: str, second: str, third: str) -> bool:
@@ -265,8 +285,13 @@ SPACE = Space(
         ),
         Constraint(
             ("form", "bitmap"),
-            lambda form, bitmap: bitmap == NONE or form == "fleecing",
-            "the chain has no copy-before-write filter of its own",
+            lambda form, bitmap: bitmap == NONE or form in _BITMAP_OF,
+            "the chain has neither a filter that goes by a bitmap nor a job that begins it",
+        ),
+        Constraint(
+            ("bitmap", "second", "third"),
+            _bitmap_is_offered,
+            "no bitmap is offered that could be read",
         ),
         Constraint(
             ("cluster", "target"),
@@ -342,7 +367,7 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
     """The third operation; *low* to *high* is where the first is."""
     name, after = _THIRD[point["third"]]
     op: dict[str, Any] = {"do": name}
-    if name == "guest_read":
+    if name in ("guest_read", "guest_dirty_bitmap"):
         op["at"] = [0, size(point)]
     elif name not in _UNPLACED:
         start = low if after else (low + high) // 2
@@ -378,7 +403,7 @@ def _bitmap(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
         for first, beyond, many in _BITMAPS[point["bitmap"]]
     )
     written = tuple((start, min(start + count, end)) for start, count in places)
-    return (("filter", WRITTEN, written),)
+    return ((*_BITMAP_OF[point["form"]], written),)
 
 
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:

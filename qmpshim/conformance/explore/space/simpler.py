@@ -81,9 +81,15 @@ def _other(scenario: RealScenario) -> list[Simpler]:
         Simpler(f"{node}: {key}={value}", replace(scenario, options=options[:n] + options[n + 1 :]))
         for n, (node, key, value) in enumerate(options)
     ]
+    less = [one for one in less if _can_be_done(one.scenario)]
     if scenario.secondary != "raw":
         less.append(Simpler(f"secondary={scenario.secondary}", replace(scenario, secondary="raw")))
     return less
+
+
+def _can_be_done(scenario: RealScenario) -> bool:
+    """Whether the chain has all operations: one may need an option."""
+    return all(op.name in scenario.topology.operations for op in scenario.ops)
 
 
 assert {*_ORDER, "form"} == {one.name for one in DIMENSIONS}

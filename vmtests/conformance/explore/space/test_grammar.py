@@ -64,6 +64,9 @@ def test_letters_are_no_names_of_points() -> None:
         ("primary_write+guest_read,cluster=4k,cluster=4k", "each once"),
         ("primary_write+guest_read,form=primary", "form=primary, first=primary_write"),
         ("primary_write+checkpoint,relation=meets", "has no range"),
+        ("primary_write+guest_dirty_bitmap,form=backup", "no bitmap is offered"),
+        ("primary_write+guest_dirty_bitmap,form=fleecing,bitmap=ends", "second=guest_dirty_bitmap"),
+        ("primary_write+guest_read,bitmap=ends", "neither a filter .* nor a job"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_what_is_wrong(name: str, wrong: str) -> None:

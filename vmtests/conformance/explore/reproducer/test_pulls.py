@@ -1,0 +1,94 @@
+"""The bitmaps of a pulled snapshot: an exported script, and a replay, see what the explorer saw.
+
+Each case is taken with a QEMU whose bitmaps are wrong, by a mutant of its storage and the same one
+of the script, and with one whose bitmaps are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore.harness.choices import Complete, RealChoice, Start
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.machine.builds.build import EMULATOR, Build, read_version
+from qmpshim.machine.builds.programs import write_programs
+from qmpshim.model.check.cause import CauseKind
+from vmtests.support.backups import point_of
+from vmtests.support.gate import Misbehaviour
+from vmtests.support.pulls import IN_SCRIPT, cleared, recorded, stopped
+from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
+
+_STEP = "        take(step)\n        settle()\n"
+CASES = {
+    "read": ("primary_write+guest_dirty_bitmap,bitmap=ends", recorded, CauseKind.WRONG_DATA),
+    "frozen": ("primary_write+status,bitmap=ends", recorded, CauseKind.BITMAP_EXCEEDS),
+    "active": (
+        "primary_write+primary_zero,relation=before,bitmap=middle",
+        cleared,
+        CauseKind.BITMAP_MISSES,
+    ),
+    "state": ("primary_write+guest_block_status,bitmap=empty", stopped, CauseKind.BITMAP_STATE),
+}
+
+
+def next_step(enabled: Sequence[RealChoice]) -> RealChoice:
+    """One operation after another."""
+    return next((one for one in enabled if isinstance(one, Complete)), min(enabled, key=_index))
+
+
+def _index(choice: RealChoice) -> int:
+    return choice.op if isinstance(choice, Start) else 0
+
+
+def taken(name: str, release: Misbehaviour, build: Build) -> Finding:
+    """What is found with such a storage."""
+    pool = QemuPool(build)
+    try:
+        scenario = point_of("backup", name)
+        system = RealSystem(pool, scenario, release=release)
+        system.reset()
+        while system.enabled():
+            system.take(next_step(system.enabled()))
+        system.finish()
+        wrong, now = system.violation, system.now
+        assert wrong is not None and not system.derailed
+        return Finding(
+            wrong.kind, wrong.cause, wrong.text, True, 1, (scenario.name,), scenario,
+            tuple(now.steps), tuple(now.events), build={"version": list(read_version(build)[0])},
+        )  # fmt: skip
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_bitmaps_are_seen_by_a_script(
+    name: str, each_build: Build, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    scenario, storage, kind = CASES[name]
+    finding = taken(scenario, storage, each_build)
+    assert finding.cause.kind is kind
+    write_programs(each_build, tmp_path)
+    programs = [str(tmp_path / name) for name in (EMULATOR, "qemu-img")]
+    script = export_script(finding)
+    assert script.count(_STEP) == 1
+    status, output = reproducer(script.replace(_STEP, _STEP + IN_SCRIPT[storage]), *programs)
+    assert status == SEEN and "never sent" not in output, output
+    status, output = reproducer(script, *programs)
+    assert status == NOT_SEEN and "never sent" not in output, output
+
+
+def test_a_bundle_shows_wrong_bitmaps_again(qemu_build: Build, tmp_path: Path) -> None:
+    scenario, storage, _ = CASES["read"]
+    finding = taken(scenario, storage, qemu_build)
+    again = load_finding(save_finding(tmp_path / "bundle", finding))
+    assert again.scenario == finding.scenario
+    assert replay_schedule(again, qemu_build, storage).shows(again)
+    assert not replay_schedule(again, qemu_build).shows(again)
