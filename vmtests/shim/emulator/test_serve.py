@@ -31,7 +31,7 @@ from qmpshim.shim.emulator.serve import Options, endpoint
 from qmpshim.shim.endpoint.listener import Address, Listener, tls_context
 from vmtests.support.shim_harness import LIMIT, Loop, Process, Wire
 from vmtests.support.stand_in import ARGS, PROGRAM, SERVE, started
-from vmtests.support.waiting import wait_until
+from vmtests.support.waiting import until, wait_until
 
 
 def _running(pid: int) -> bool:
@@ -320,8 +320,7 @@ def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop, qemu_build: Bui
                 pass
 
         entering = asyncio.ensure_future(enter())
-        while not _children("qemu-system") and not entering.done():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: _children("qemu-system") or entering.done())
         for _ in range(rounds):
             await asyncio.sleep(0)
         entering.cancel()

@@ -23,7 +23,7 @@ from qmpshim.shim.tracking.chain_commands import ChainCommands
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.commands import Commands
 from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim
-from vmtests.support.waiting import wait_until
+from vmtests.support.waiting import until, wait_until
 
 #: Commands of the script's that the shim never sends for itself.
 SCRIPTED = {
@@ -102,8 +102,7 @@ class Recorded:
         async def slow(command: Command) -> Reply | None:
             reply = await reference(command)
             await asyncio.sleep(self.delays.pop() if self.delays else 0.0)
-            while self.hold:  # noqa: ASYNC110 (set from another thread)
-                await asyncio.sleep(0.005)
+            await until(lambda: not self.hold)  # set from another thread
             return reply
 
         return slow
