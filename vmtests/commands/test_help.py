@@ -117,6 +117,8 @@ def test_the_help_of_every_command_at_once(capsys: pytest.CaptureFixture[str]) -
         ("qmpshim fi", {"findings"}, "check"),
         ("qmpshim findings ", {"list", "show", "report", "new"}, "check"),
         ("qmpshim assess --b", {"--build", "--budget"}, "--strict"),
+        ("qmpshim findings show snapshot-read-ret", {"snapshot-read-returns-new-data"}, "show"),
+        ("qmpshim verify --build sy", {"system"}, "--build"),
         ("qmpshim findings list --affects col", {"colo-primary", "colo-secondary"}, "fleecing"),
     ],
 )
