@@ -214,7 +214,6 @@ class GuestFailed(MachineError):
             f"{command} ended with status {status}: {message[-1] if message else 'silence'}"
         )
         self.status = status
-        self.output = output
 
 
 class CommandFailed(MachineError):

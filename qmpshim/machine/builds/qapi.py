@@ -56,18 +56,10 @@ class Schema:
     def __init__(self, entities: Sequence[Mapping[str, Any]]) -> None:
         self._entities = {str(entity["name"]): entity for entity in entities}
 
-    def _named(self, kind: str) -> list[str]:
-        return sorted(n for n, one in self._entities.items() if one["meta-type"] == kind)
-
     @property
     def commands(self) -> list[str]:
         """All commands."""
-        return self._named("command")
-
-    @property
-    def events(self) -> list[str]:
-        """All events."""
-        return self._named("event")
+        return sorted(n for n, one in self._entities.items() if one["meta-type"] == "command")
 
     def dangling(self) -> list[str]:
         """Types that are used and not there."""

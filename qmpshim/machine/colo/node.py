@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,11 @@ from qmpshim.machine.host.process import Qemu, wait_until
 
 @dataclass(frozen=True, slots=True)
 class PairEvent:
-    """A QMP event: which side sent it, and when (``time.monotonic()``)."""
+    """A QMP event, and which side sent it."""
 
     side: str
     name: str
     data: dict[str, Any] = field(hash=False)
-    at: float = 0.0
 
 
 class ColoNode:
@@ -137,7 +135,7 @@ class ColoNode:
             event = await listener.get()
             data = event.get("data")
             members = data if isinstance(data, dict) else {}
-            self.events.append(PairEvent(self.name, str(event["event"]), members, time.monotonic()))
+            self.events.append(PairEvent(self.name, str(event["event"]), members))
 
     def events_of(self, name: str, since: int = 0) -> list[PairEvent]:
         """The events of one name, from the *since*-th event on."""

@@ -57,12 +57,10 @@ class JobMaker(Protocol):
 class SerializationProtocol:
     """``none``: no operation waits for another.  Broken on purpose; the base of the others.
 
-    :cvar versions: the QEMU versions it stands for
-    :cvar behaviour: what else those versions do
+    :cvar behaviour: what else the versions that it stands for do
     """
 
     name = "none"
-    versions = "none"
     behaviour = Behaviour()
 
     def new_job(
@@ -136,7 +134,6 @@ class CowRequestProtocol(SerializationProtocol):
     """
 
     name = "cow-request"
-    versions = "2.8 to 2.12"
     behaviour = Behaviour(discard_passes_job=True)
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
@@ -167,7 +164,6 @@ class SerialisingWriteProtocol(SerializationProtocol):
     """
 
     name = "serialising-write"
-    versions = "3.0 to 6.0"
     behaviour = Behaviour(discard_passes_job=True)
 
     @property
@@ -199,7 +195,6 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     """
 
     name = "copy-before-write"
-    versions = "6.1 to now"
     behaviour = Behaviour()
 
     def __init__(

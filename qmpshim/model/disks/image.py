@@ -103,8 +103,6 @@ class Image:
         a write of zeroes (``bdrv_aligned_pwritev``, block/io.c)
     """
 
-    format = ""
-
     def __init__(self, name: str, size: int, cluster: int, memory: StateContainers) -> None:
         self.name = name
         self.size = size
@@ -165,8 +163,6 @@ class RawImage(Image):
     zeroes exactly in the requested range.
     """
 
-    format = "raw"
-
     def __init__(self, name: str, size: int, memory: StateContainers = PLAIN) -> None:
         super().__init__(name, size, 1, memory)
 
@@ -198,8 +194,6 @@ class Qcow2Image(Image):
 
     :param backed: whether there is a backing file (then an unallocated cluster is not zero)
     """
-
-    format = "qcow2"
 
     def __init__(
         self, name: str, size: int, cluster: int, backed: bool, memory: StateContainers = PLAIN

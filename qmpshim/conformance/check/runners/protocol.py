@@ -46,7 +46,7 @@ _CLASSES = {
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """No arguments."""
     machine, form = _machine(build)
-    check = _Check(machine, case.name)
+    check = _Check(machine)
     try:
         check.everything(form)
     except MachineError as error:
@@ -72,9 +72,8 @@ class _Check:
     :ivar found: by verdict and cause
     """
 
-    def __init__(self, machine: GatedMachine, case: str) -> None:
+    def __init__(self, machine: GatedMachine) -> None:
         self.machine = machine
-        self.case = case
         self.doing = ""
         self.requests = 0
         self.found: dict[str, CaseFinding] = {}

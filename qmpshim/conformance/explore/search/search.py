@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -76,14 +75,6 @@ class LiveFindings:
     schedules: int
     distinct: int
     sightings: tuple[Sighting, ...]
-
-    @property
-    def verdicts(self) -> Counter[str]:
-        """Schedules that ended with each verdict."""
-        verdicts: Counter[str] = Counter()
-        for sighting in self.sightings:
-            verdicts[sighting.violation.kind.value] += sighting.count
-        return verdicts
 
     def result(self) -> ScenarioResult:
         """What is known of the scenario, should its exploration end here."""
