@@ -194,7 +194,7 @@ class GatedMachine(GatedProcess):
             self.event_loop,
             self.workspace.path / "nbd",
             name,
-            self.topology.export(name).bitmaps,
+            bitmaps=self.topology.export(name).bitmaps,
         )
 
     def status_client(self, name: str) -> StatusClient:

@@ -64,7 +64,7 @@ def test_a_bitmap_is_reported_beside_the_allocation(qemu_build: Build) -> None:
             machine.clients["primary"].write(b"\1" * CLUSTER, 0)
         path: Path = machine.workspace.path / "nbd"
         with pytest.raises(MachineDied, match="no such block status"):
-            StatusClient(machine.event_loop, path, "guest", ["b1"])
+            StatusClient(machine.event_loop, path, "guest", bitmaps=["b1"])
 
 
 def test_an_export_that_is_not_there(qemu_build: Build) -> None:

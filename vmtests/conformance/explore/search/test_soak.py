@@ -81,7 +81,9 @@ def test_a_soak_that_is_ended_has_its_figures_and_goes_on(
     state = soak_state(file, qemu_build, 4)
     report = _soak(qemu_build, 30, state, kept)
     assert report.interrupted and report.schedules >= 30
-    assert kept == [2 * n for n in range(1, len(kept) + 1)]
+    # Two are drawn at a time; what this build lacks is not kept.
+    tested = [one.schedules > 0 for one in report.scenarios]
+    assert kept == [sum(tested[: 2 * n]) for n in range(1, len(kept) + 1)]
     names = [one.name for one in report.scenarios]
     assert len(set(names)) == len(names) > kept[-1]
     pairs, triples = report.coverage
