@@ -35,6 +35,8 @@ _STRENGTH = 2  # of the scenarios that are generated: what `explore` takes by it
 _DIRECTED = "directed/"  # before the name of a directed case
 _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
 _SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "0s")
+#: Of `verify`; of bitmaps and of several disks only these have anything to do with.
+_WORKFLOWS = ("backup", "replication", "bitmaps", "push", "pull")
 _VERIFY_LIMIT = 60.0
 _CHECK_LIMIT = 900.0
 _QMPSHIM = Path(sys.executable).with_name("qmpshim")
@@ -149,7 +151,7 @@ def _ways(program: Path, names: Sequence[str], budget: float, check: bool) -> It
     scenarios = spread(name for name in names if not name.startswith(_DIRECTED))
     yield _explored(program, scenarios, began + budget * _WITHOUT_FAULTS, ())
     yield _explored(program, scenarios, began + budget, _FAULTS)
-    for workflow in ("backup", "replication"):
+    for workflow in _WORKFLOWS:
         command = ("verify", "--workflow", workflow, *_SHORT)
         yield _commanded(program, command, _VERIFY_LIMIT)
     if check:

@@ -167,6 +167,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("write-waits-for-copies", True, ranges.waits_for_all, form="backup", size=3 * SIZE),
     _case("reads-wait-for-copy", True, ranges.reads_beside_copy, form="backup", size=2 * SIZE),
     _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
+    _case("quorum-fails", True, monitor.failed_quorum, form="primary"),
     _case("parts-of-blocks", True, ranges.padded, form="push"),
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
     _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),
@@ -191,6 +192,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("filter-keeps-holes", True, filters.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
     _case("snapshot-read-freezes", True, filters.frozen_read, form="fleecing", size=2 * SIZE),
     _case("snapshot-discard-stays", True, filters.discarded_stays, form="fleecing", size=2 * SIZE),
+    _case("filter-refused", True, filters.refused, form="fleecing"),
     _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),
     _case("timeout-breaks-write", True, timeouts.breaks_write, form="fleecing", options=_SHORT),
     _case(

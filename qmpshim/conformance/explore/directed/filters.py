@@ -25,6 +25,19 @@ from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 
+def refused(machine: GatedMachine) -> None:
+    """A drive with a filter is refused where two of its options contradict each other, here a
+    bitmap's name and its parts; and made where they do not.
+    """
+    children = "file.driver=null-co,target.driver=null-co"
+    for drive, more, there in (("bad", ",bitmap=name,bitmap.node=node", False), ("good", "", True)):
+        words = f"if=none,id={drive},driver=copy-before-write,{children}{more}"
+        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
+        if any(one["device"] == drive for one in machine.call("query-block")) is not there:
+            text = f"a drive with the options {words} is {'not ' * there}made"
+            raise Broken(Verdict.PROTOCOL, text, f"a drive with a filter and {drive} options")
+
+
 def passed_on(machine: GatedMachine) -> None:
     """A filter passes on what is done through it, sector by sector; the snapshot stays."""
     client = machine.clients["primary"]

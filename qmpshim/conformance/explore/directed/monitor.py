@@ -5,6 +5,8 @@ What a client of the disks cannot see and no schedule changes: so each needs to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from errno import EIO
 from typing import Any
 
 from qmpshim.conformance.explore.directed.tools import (
@@ -23,6 +25,7 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -128,6 +131,33 @@ def flush_error(machine: GatedMachine) -> None:
         if found != [("flush", child)]:
             text = f"a flush fails on the {image} disk, and the last event about it is {found}"
             raise Broken(Verdict.PROTOCOL, text, "quorum event of a failed flush")
+
+
+def failed_quorum(machine: GatedMachine) -> None:
+    """A write or flush that fails on all children of a quorum fails, with their error (10.0:
+    quorum_has_too_much_io_failed() and quorum_co_flush() in block/quorum.c). Replication does not
+    run: its filter fails each write then.
+    """
+    for op in (Nbd.WRITE, Nbd.FLUSH):
+        data = bytes(pattern.data_of(2, 0, 8)) if op is Nbd.WRITE else b""
+        machine.settle()
+        machine.gate.hold(_is(op))
+        cookie = machine.clients["guest"].send(op, 0, 0, data)
+        machine.settle()
+        what = f"a {op.name.lower()} to a quorum"
+        waiting = held(machine, what)
+        while waiting:  # of a flush the next comes when one has been answered
+            machine.gate.fail(waiting[0], EIO)
+            machine.settle()
+            waiting = machine.gate.held
+        machine.gate.open()
+        if (errno := answered(machine, "guest", cookie, what)) != EIO:
+            text = f"{what} that fails on all its children ends with errno {errno}"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"failed {op.name.lower()} to a quorum")
+
+
+def _is(op: Nbd) -> Callable[[HeldIO], bool]:
+    return lambda io: io.op is op
 
 
 def quorum_permissions(machine: GatedMachine) -> None:

@@ -241,12 +241,13 @@ def failed_failover(machine: GatedMachine) -> None:
     if status(machine) is None:
         text = "failover's commit fails, and the status reports no error"
         raise Broken(Verdict.ERROR_CONTRACT, text, "failed failover is not in the status")
-    for start, number in ((0, 4), (128, 5), (20, 6)):
+    # The last begins in a cluster that the active disk has, and ends in one that it has not.
+    for start, number in ((0, 4), (128, 5), (20, 6), (124, 7)):
         if write(machine, "guest", number, start, 8):
             text = "after a failed failover a guest write fails"
             raise Broken(Verdict.ERROR_CONTRACT, text, "guest write after failed failover fails")
-    for start, number in ((0, 4), (128, 5), (20, 6), (16, 3)):
-        if read(machine, "guest", start, 4) != bytes(pattern.data_of(number, start, 4)):
+    for start, count, number in ((0, 4, 4), (132, 4, 5), (20, 4, 6), (16, 4, 3), (124, 8, 7)):
+        if read(machine, "guest", start, count) != bytes(pattern.data_of(number, start, count)):
             text = f"after a failed failover the guest's write to sector {start} is lost"
             raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
     # Zeroes, too, go where the guest's data of their place is: neither overlay has this cluster.

@@ -30,6 +30,7 @@ from vmtests.support.mutants.disks import (
     spoilt_store,
     succeeding,
 )
+from vmtests.support.mutants.qmp import answering
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
@@ -54,6 +55,10 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
         ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
          "zeroes below a filter"),
         ("filter-keeps-holes", REFUSED, ERROR_CONTRACT, "zeroes fail"),
+        ("filter-refused", answering("query-block", lambda drives: []), Verdict.PROTOCOL,
+         "a drive with a filter and good options"),
+        ("filter-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
+         Verdict.PROTOCOL, "a drive with a filter and bad options"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
 from vmtests.support.mutants.clients import copied_zeroes
@@ -49,6 +50,9 @@ PROTOCOL = Verdict.PROTOCOL
         ("job-progress", answering("query-block-jobs", lambda jobs: []), PROTOCOL, "job status"),
         ("quorum-flush-fails", nothing_held, Verdict.ORDER, "a flush of a quorum: other I/O"),
         ("quorum-flush-fails", succeeding, PROTOCOL, "quorum event of a failed flush"),
+        ("quorum-fails", succeeding, ERROR_CONTRACT, "failed write to a quorum"),
+        ("quorum-fails", GatedMachine.start, ERROR_CONTRACT, "failed write to a quorum"),
+        ("quorum-fails", nothing_held, Verdict.ORDER, "a write to a quorum: other I/O"),
         *(("filter-permissions", all_shared(node), PROTOCOL,
            f"permissions that a filter shares: {node}") for node in ("secondary", "hidden")),
         *(("filter-permissions", none_taken(node), PROTOCOL,

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants.clients import client_with
 from vmtests.support.mutants.disks import spoilt_store, succeeding
 from vmtests.support.mutants.qmp import answering, asking, started, still_exported
 
@@ -18,6 +23,19 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 def without_error(status: dict[str, Any]) -> dict[str, Any]:
     """Replication reports no error."""
     return {**status, "error": False}
+
+
+def without_rest(machine: GatedMachine) -> None:
+    """Of a write that begins in one cluster and ends in the next the second part is not done."""
+    client = machine.clients["guest"]
+    call = client.call
+
+    def part(
+        op: Nbd, offset: int = 0, length: int = 0, data: bytes = b"", limit: float = 10.0
+    ) -> NbdAnswer:
+        return call(op, offset, length, data[: CLUSTER - offset % CLUSTER], limit)
+
+    client.call = part  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +56,10 @@ def without_error(status: dict[str, Any]) -> dict[str, Any]:
          "the end of a disk after a checkpoint"),
         ("failover-fails", answering("query-xen-replication-status", without_error), ERROR_CONTRACT,
          "failed failover is not in the status"),
+        ("failover-fails", client_with("guest", Nbd.WRITE_ZEROES, NbdAnswer(0, b"")),
+         Verdict.LOST_WRITE, "guest zeroes after failed failover are lost"),
+        ("failover-fails", without_rest, Verdict.LOST_WRITE,
+         "guest write after failed failover is lost"),
         ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
          "blockdev-add fails silently"),
     ],
