@@ -380,6 +380,10 @@ class NonBlockingNbd(_Connection):
         """Write *length* zeroes at *offset* bytes, or punch a hole; raises as :meth:`read` does."""
         self._done(NbdCommand.WRITE_ZEROES, offset, length)
 
+    def discard(self, length: int, offset: int) -> None:
+        """Discard (trim) *length* bytes at *offset*; raises as :meth:`read` does."""
+        self._done(NbdCommand.TRIM, offset, length)
+
     def flush(self) -> None:
         """Flush; raises as :meth:`read` does."""
         self._done(NbdCommand.FLUSH)
