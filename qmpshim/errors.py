@@ -197,6 +197,13 @@ class ProtocolBroken(MachineError):
     """QEMU's monitor sent data that is not QMP; no further command can be sent."""
 
 
+class ReplyOverrun(ProtocolBroken):
+    """QEMU's NBD server went on with a reply after the chunk that ends it.
+
+    A client that keeps to the protocol ends the connection then.
+    """
+
+
 class GuestPanicked(MachineError):
     """The guest's kernel panicked; the message is the end of its console output."""
 

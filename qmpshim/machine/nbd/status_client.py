@@ -8,7 +8,7 @@ from errno import EIO
 from pathlib import Path
 from struct import Struct
 
-from qmpshim.errors import MachineDied
+from qmpshim.errors import MachineDied, ReplyOverrun
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.client import dirty_bitmap
 from qmpshim.machine.nbd.protocol.handshake import BASE_ALLOCATION, Option, OptionReply
@@ -38,7 +38,8 @@ class StatusAnswer(NbdAnswer):
 class StatusClient(NonBlockingNbd):
     """A separate connection, since it needs structured replies; see :class:`NonBlockingNbd`.
 
-    Its answers are :class:`StatusAnswer`.
+    Its answers are :class:`StatusAnswer`. What lets the event loop go on gets
+    :class:`.ReplyOverrun` where a reply goes on after the chunk that ends it.
 
     :param bitmaps: dirty bitmaps that the export offers, queried beside ``base:allocation``
     """
@@ -93,6 +94,8 @@ class StatusClient(NonBlockingNbd):
                 return
             body = bytes(self._buffer[_CHUNK.size : _CHUNK.size + length])
             del self._buffer[: _CHUNK.size + length]
+            if cookie not in self.flying:
+                raise ReplyOverrun("QEMU's NBD server goes on with a reply after its last chunk")
             answer = self._parts.setdefault(cookie, StatusAnswer(0))
             if kind & _ERROR:
                 answer.errno = int.from_bytes(body[:4], "big") or EIO

@@ -47,6 +47,8 @@ class CauseKind(StrEnum):
     JOB_STATE = "job-state"  # subject: what QEMU reports of the job; detail: its value
     COMMIT_HANGS = "commit-hangs"
     COMMIT_NOT_FLUSHED = "commit-not-flushed"
+    # An export's server.
+    REPLY_OVERRUN = "reply-overrun"  # a reply goes on after the chunk that ends it
     # What reads return and disks hold. Subject: the read or the disk.
     WRONG_DATA = "wrong-data"  # detail: whose data there is
     NEW_DATA_AFTER_ERROR = "new-data-after-error"
@@ -233,6 +235,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.JOB_STATE: "the backup job has {subject} {detail} instead of {predicted}",
     CauseKind.COMMIT_HANGS: "failover's commit hangs",
     CauseKind.COMMIT_NOT_FLUSHED: "commit not flushed",
+    CauseKind.REPLY_OVERRUN: "a reply of the NBD server goes on after its last chunk",
     CauseKind.WRONG_DATA: "{subject}: {detail} instead of {predicted}",
     CauseKind.NEW_DATA_AFTER_ERROR: "{subject}: new data after an I/O error",
     CauseKind.VIEW_UNREADABLE: "the view cannot be read",

@@ -49,6 +49,8 @@ def done_in_part(
     What failed itself is not done: only sectors beside it are either old or new.
     """
     parts = _Parts(scenario, end, seen)
+    for hit in hits:
+        parts.status_unknown(hit)
     if scenario.breaks_snapshot and end.view is None:
         for hit in hits:
             parts.copied_of_broken(hit, before.snapshot)
@@ -136,6 +138,21 @@ class _Parts:
             ):
                 self._answers[index] = self._seen.answers[index]
                 self._data[index] = None
+
+    def status_unknown(self, hit: InjectedFault) -> None:
+        """The block status of a disk that is gone, or of which an I/O failed, need not be known.
+
+        It may be: what QEMU keeps in memory (``bdrv_bsc_is_data``), or adds where it can
+        (BDRV_BLOCK_RECURSE), has no part in that (``bdrv_co_do_block_status``, block/io.c, 10.0).
+        """
+        for index, op in enumerate(self._ops):
+            if (
+                (hit.gone or hit.reader == index)
+                and op.queries_status
+                and index not in hit.over
+                and self._seen.answers[index] == io_error(hit.errno)
+            ):
+                self._answers[index], self._data[index] = self._seen.answers[index], None
 
     def secondary_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
         """Sectors of the secondary disk have the new data."""

@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.errors import CommandFailed, Exit, IOFailed, MachineDied, MachineError
+from qmpshim.errors import CommandFailed, Exit, IOFailed, MachineDied, MachineError, ReplyOverrun
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import NO_ANSWER, Cause, CauseKind, Phase
 from qmpshim.model.operations import Operation
@@ -90,6 +90,8 @@ class Anomaly:
 
 def ended_by(error: MachineError, phase: Phase = Phase.EXECUTION) -> Cause:
     """The cause of an error that QEMU ended or broke off with."""
+    if isinstance(error, ReplyOverrun):
+        return Cause(CauseKind.REPLY_OVERRUN, phase=phase)
     died = error.last_words if isinstance(error, MachineDied) else ""
     return ended(died or str(error), phase)
 

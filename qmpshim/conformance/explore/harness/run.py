@@ -46,7 +46,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.errors import MachineDied, MachineError
+from qmpshim.errors import MachineDied, MachineError, ReplyOverrun
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import DISCONNECTED, OK
@@ -374,7 +374,9 @@ class RealRun:
         else:
             # It lives: what went away is a client's connection.
             kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
-            self.violation = RealViolation(kind, str(error), cause=ended(str(error)))
+            overrun = isinstance(error, ReplyOverrun)
+            cause = ended_by(error) if overrun else ended(str(error))
+            self.violation = RealViolation(kind, str(error), cause=cause)
         self.now.events.append(Note(f"{self.violation.kind}: {self.violation.text}"))
 
     def _never_began(self, error: MachineError) -> None:

@@ -6,6 +6,7 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
 * ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
   ``steps`` were taken, with which ``status`` (negative: by that signal), and what it wrote last
   fits the regular expression ``cause``;
+* ``overrun``: a reply of QEMU's NBD server goes on after the chunk that ends it;
 * ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
 * ``setup``: this ``operation`` of the setup has this ``answer``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
@@ -83,6 +84,8 @@ def symptom_of(finding: Finding) -> Sign:
             return _UNKNOWN if cause.detail == FRESH_QEMU else {"kind": "corruption now"}
         case CauseKind.CORRUPTION:
             return {"kind": "corruption"}
+        case CauseKind.REPLY_OVERRUN:
+            return {"kind": "overrun"}
         case CauseKind.VIEW_UNREADABLE:
             return {"kind": "unreadable"}
         case CauseKind.NEW_BEFORE_OLD:

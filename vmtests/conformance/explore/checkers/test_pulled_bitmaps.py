@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from errno import EIO
+from typing import Any
 
 import pytest
 
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.pulled_bitmaps import changed, touched
+from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain import gated
@@ -28,10 +31,24 @@ AFTER_T0 = (Verdict.ISOLATION, CauseKind.WRONG_DATA, "guest_dirty_bitmap")
 BEFORE_T0 = (Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "guest_dirty_bitmap")
 
 
-def found(pool: QemuPool, name: str, bitmap: str = "ends", release: Release = faithfully) -> Kinds:
+class Holding(RealSystem):
+    """Holds every request, those for block status among them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, all_io=True, **options)
+
+
+def found(
+    pool: QemuPool,
+    name: str,
+    bitmap: str = "ends",
+    release: Release = faithfully,
+    errnos: tuple[int, ...] = (),
+    kind: type[RealSystem] = RealSystem,
+) -> Kinds:
     """What is found with these operations, where a snapshot is pulled."""
     scenario = point_of("backup", f"{name},bitmap={bitmap}")
-    return kinds(explored(pool, scenario, release=release, most=60))
+    return kinds(explored(pool, scenario, kind, release=release, errnos=errnos, most=60))
 
 
 def misses(name: str) -> tuple[Verdict, CauseKind, str]:
@@ -92,6 +109,24 @@ def test_what_was_changed_before_t0_must_not_be_missing(
 def test_a_client_that_is_gone_does_not_take_another_one_along(pool: QemuPool) -> None:
     """The bitmap is read by another connection."""
     assert found(pool, "guest_read+guest_vanish,third=with_dirty_bitmap") == set()
+
+
+OVERRUN = (Verdict.PROTOCOL, CauseKind.REPLY_OVERRUN, "")
+
+
+@pytest.mark.parametrize("read", ["guest_dirty_bitmap", "guest_block_status"])
+def test_a_block_status_may_be_known_of_what_cannot_be_read(pool: QemuPool, read: str) -> None:
+    """A disk that is gone, or of which another I/O failed: QEMU may have it in memory."""
+    wrong = found(pool, f"primary_zero+{read},relation=during", errnos=(EIO, CUT))
+    assert wrong <= {OVERRUN}
+    wrong = found(pool, f"primary_write+{read}", release=recorded, errnos=(EIO,))
+    assert exceeds("b0") in wrong
+
+
+def test_a_reply_that_goes_on_is_found_out(pool: QemuPool) -> None:
+    """What is written up as failed-block-status-is-answered-twice."""
+    name = "guest_read+guest_dirty_bitmap,history=zeroed"
+    assert found(pool, name, errnos=(EIO,), kind=Holding) == {OVERRUN}
 
 
 def test_a_model_whose_frozen_bitmap_records_is_found_out(
