@@ -34,7 +34,7 @@ _WITHOUT_FAULTS = 0.5  # of the time to explore: or long lists of scenarios leav
 _STRENGTH = 2  # of the scenarios that are generated: what `explore` takes by itself
 _DIRECTED = "directed/"  # before the name of a directed case
 _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
-_SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "0s")
+_SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "1s")
 #: Of `verify`; of bitmaps and of several disks only these have anything to do with.
 _WORKFLOWS = ("backup", "replication", "bitmaps", "push", "pull")
 _VERIFY_LIMIT = 60.0
@@ -152,8 +152,7 @@ def _ways(program: Path, names: Sequence[str], budget: float, check: bool) -> It
     yield _explored(program, scenarios, began + budget * _WITHOUT_FAULTS, ())
     yield _explored(program, scenarios, began + budget, _FAULTS)
     for workflow in _WORKFLOWS:
-        command = ("verify", "--workflow", workflow, *_SHORT)
-        yield _commanded(program, command, _VERIFY_LIMIT)
+        yield verified(program, workflow)
     if check:
         yield _commanded(program, ("check", "--suite", "quick"), _CHECK_LIMIT)
 
@@ -205,8 +204,20 @@ def _run(name: str, build: Build) -> RealViolation | None:
     return run_directed(case, build)
 
 
+def verified(program: Path, workflow: str) -> str:
+    """How a random workload finds the mutant; empty: not at all.
+
+    :param workflow: of `verify`
+    :raises HostError: the command is wrong, or this host
+    """
+    return _commanded(program, ("verify", "--workflow", workflow, *_SHORT), _VERIFY_LIMIT)
+
+
 def _commanded(program: Path, command: Sequence[str], limit: float) -> str:
-    """How a command of ours finds the mutant; empty: not at all."""
+    """How a command of ours finds the mutant; empty: not at all.
+
+    :raises HostError: the command is wrong, or this host
+    """
     with Workspace() as workspace:
         try:
             done = subprocess.run(
@@ -218,4 +229,6 @@ def _commanded(program: Path, command: Sequence[str], limit: float) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"{command[0]}: no end in {limit:g} s"
+    if done.returncode == HostError.exit_code:
+        raise HostError(f"{' '.join(command)}: {done.stderr.decode().strip()}")
     return f"{command[0]}: exit status {done.returncode}" if done.returncode == 1 else ""

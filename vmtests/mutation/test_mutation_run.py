@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from mutation import run
 from mutation_build import MutatedQemu, mutated_qemu
+from mutation_kill import verified
 
 from qmpshim.conformance.cluster import Cluster
-from qmpshim.errors import QmpshimError
+from qmpshim.errors import HostError, QmpshimError
+from qmpshim.machine.builds.build import Build
 from vmtests.support.clusters import local_cluster
 
 
@@ -36,3 +38,13 @@ def test_where_they_are_tried_decides_nothing(qemu: MutatedQemu, tmp_path: Path)
         os.kill(next(iter(made.workers.values())).pid, signal.SIGKILL)
         there = {one.mutant: bool(one.killed_by) for one in (first, *outcomes)}
     assert there == here
+
+
+@pytest.mark.parametrize("workflow", ["replication", "nonsense"])
+def test_a_workload_runs_or_is_refused_aloud(workflow: str, qemu_build: Build) -> None:
+    """It shows nothing on the QEMU that is no mutant; a wrong command of ours is no answer."""
+    if workflow == "replication":
+        assert verified(qemu_build.binary, workflow) == ""
+        return
+    with pytest.raises(HostError, match="--workflow"):
+        verified(qemu_build.binary, workflow)
