@@ -150,8 +150,9 @@ def _report(args: argparse.Namespace, console: Console) -> int:
 def _new(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.out)
     args.document.judges = False
-    args.document.result = {"draft": draft(args.bundle)}
-    text, steps = draft_text(args.bundle), steps_draft(args.bundle)
+    steps = steps_draft(args.bundle)
+    args.document.result = {"draft": draft(args.bundle), "steps": steps}
+    text = draft_text(args.document.result["draft"])
     if args.out is not None:
         for path, content in ((args.out, text), (steps_of(args.out), steps)):
             if content:

@@ -234,7 +234,7 @@ def test_bundles_that_cannot_be_read(qmpshim: CommandLine) -> None:
         damaged.write_bytes(data)
         refuses(qmpshim.run("replay", damaged), "case.json is no replay bundle")
     damaged.write_text('{"format": 1}')
-    refuses(qmpshim.run("export", qmpshim.home), "holds no schedule of `explore`")
+    refuses(qmpshim.run("export", qmpshim.home), "is damaged: it has no 'chain'")
     refuses(qmpshim.run("replay", "/dev/zero/x"), "is no bundle")
 
 

@@ -191,6 +191,7 @@ def test_a_draft_of_what_verify_keeps(
     qemu_build: Build,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     reproducer: Reproducer,
 ) -> None:
     """It is tried as it stands, and by the script that is made beside it."""
@@ -207,9 +208,15 @@ def test_a_draft_of_what_verify_keeps(
     other = script_of(written).replace("'failover': False", "'failover': True")
     status, lines = reproducer(other)
     assert status == NOT_SEEN, lines
+    capsys.readouterr()
+    assert main(["export", str(bundle)]) == 0
+    status, lines = reproducer(capsys.readouterr().out)
+    assert status == SEEN, lines
+    assert main(["export", "--nbd", str(bundle)]) == 2
     value = json.loads((bundle / "case.json").read_text())
     (bundle / "case.json").write_text(json.dumps({**value, "divergence": None}))
     assert main(["findings", "new", str(bundle)]) == 2
+    assert main(["export", str(bundle)]) == 2
 
 
 @pytest.mark.parametrize(

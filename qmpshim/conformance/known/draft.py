@@ -148,9 +148,6 @@ def _pattern(cause: Cause) -> dict[str, Any]:
     return value
 
 
-def draft_text(bundle: Path) -> str:
-    """The draft as a file's content.
-
-    :raises InputError: as for :func:`draft`
-    """
-    return json.dumps(draft(bundle), indent=1, ensure_ascii=False) + "\n"
+def draft_text(made: Mapping[str, Any]) -> str:
+    """A draft as a file's content."""
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -13,13 +13,16 @@ from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule
+from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known.conclusions import to_look_for
+from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.points_steps import steps_of_points
 from qmpshim.conformance.known.workload_steps import steps_of_workload
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.conformance.pointintime.bundle import load_steps
+from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, CauseKind
 
 
@@ -41,6 +44,22 @@ def steps_draft(bundle: Path) -> str:
     if done := load_steps(bundle):
         return steps_of_points(case, done)
     return _by_hand("of 5.2 or later", _listed(case), case.divergence)
+
+
+def bundle_script(bundle: Path) -> str:
+    """The stand-alone script of a bundle that is no schedule of `explore`, as a program.
+
+    :raises InputError: it shows nothing wrong, or what it shows has to be looked for by hand
+    """
+    content = draft(bundle)
+    steps = steps_draft(bundle)
+    if TO_WRITE in steps:
+        raise InputError(
+            f"{bundle}: its steps have to be written by hand, `qmpshim findings new` begins them; "
+            "`qmpshim replay` shows the finding"
+        )
+    verdict = content["verdicts"][0]
+    return steps_script(f"{verdict}: {content['title']}", steps)
 
 
 def _by_hand(needs: str, done: list[str], seen: Divergence | Cause | None) -> str:

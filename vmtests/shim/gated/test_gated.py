@@ -20,6 +20,7 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.known.draft import draft as draft_of
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import read
 from qmpshim.conformance.known.matching import ExplorerWriteUp
@@ -255,7 +256,7 @@ def test_what_was_found_by_hand_is_written_up(gated: Gated, tmp_path: Path) -> N
     recorded = gated.ask("x-shim-record")
     assert recorded["shows"].startswith("error-contract: ")
     bundle.write_text(json.dumps(recorded["case"]))
-    draft.write_text(draft_text(bundle))
+    draft.write_text(draft_text(draft_of(bundle)))
     written = read(filled(draft))
     assert isinstance(written, ExplorerWriteUp)
     assert written.covers(load_finding(bundle), (7, 2, 22))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.known.draft import draft as draft_of
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import read
 from qmpshim.machine.builds.build import Build
@@ -186,7 +187,7 @@ def test_a_replay_that_shows_a_divergence(service: Service, tmp_path: Path) -> N
     assert again["reproduced"] is True
     assert again["verdict"]["observed"].endswith("'Backup job was cancelled unexpectedly'")
     draft = tmp_path / "draft.json"
-    draft.write_text(draft_text(path))
+    draft.write_text(draft_text(draft_of(path)))
     written = read(filled(draft))
     assert written.verdicts == ("error-contract",) and written.meaning.affects
     case["divergence"]["where"] = "start"
