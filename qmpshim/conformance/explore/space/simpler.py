@@ -92,4 +92,4 @@ def _can_be_done(scenario: RealScenario) -> bool:
     return all(op.name in scenario.topology.operations for op in scenario.ops)
 
 
-assert {*_ORDER, "form"} == {one.name for one in DIMENSIONS}
+assert {*_ORDER, "form"} == {one.name for one in DIMENSIONS}, "add the new dimension to _ORDER"
