@@ -73,7 +73,7 @@ class GatedMachine(GatedProcess):
 
     def _open(self) -> None:
         for name in self.images:
-            raw = name not in self.overlays
+            raw = name not in self.qcow2_images
             store = MemoryStore(self.shape.size if raw else self.blank(name))
             self.stores[name] = store
             silent = name in PRIMARY_IMAGES and not self.shape.holes
@@ -104,7 +104,7 @@ class GatedMachine(GatedProcess):
         return blank_image(self.build, self.topology.node(node), shape.size, shape.cluster)
 
     @property
-    def overlays(self) -> tuple[str, ...]:
+    def qcow2_images(self) -> tuple[str, ...]:
         """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
         return self.topology.qcow2
 

@@ -131,7 +131,7 @@ def _terms(step: Event) -> set[str]:
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:
     """What is wrong with the qcow2 images at this instant, by our own reader."""
-    for name in system.machine.overlays:
+    for name in system.machine.qcow2_images:
         try:
             faults = faults_of(Qcow2Reader.parse(system.machine.gate.snapshot(name)))
         except ImageError as error:
@@ -147,7 +147,7 @@ def after_a_crash_thoroughly(system: RealSystem) -> RealViolation | None:
     if found is not None:
         return found
     machine = system.machine
-    for name in machine.overlays:
+    for name in machine.qcow2_images:
         content = machine.gate.snapshot(name)
         if _is_dirty(content):
             continue
@@ -169,7 +169,7 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
             fresh.stores[name].restore(machine.gate.snapshot(name))
         fresh.build_chain()
         fresh.quit()
-        for name in fresh.overlays:
+        for name in fresh.qcow2_images:
             content = fresh.gate.snapshot(name)
             left = faults_of(Qcow2Reader.parse(content))
             left += ["it is dirty still"] if _is_dirty(content) else []

@@ -131,5 +131,5 @@ def _flush(machine: GatedMachine, now: History) -> None:
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)
         return
-    for name in machine.overlays:
+    for name in machine.qcow2_images:
         machine.flush(name)

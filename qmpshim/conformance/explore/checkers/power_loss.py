@@ -40,7 +40,7 @@ def after_power_loss(system: RealSystem) -> RealViolation | None:
     machine = system.machine
     for name in machine.images:
         for image in losses(machine.gate.journal(name)):
-            if name in machine.overlays and (fault := _fault(image)):
+            if name in machine.qcow2_images and (fault := _fault(image)):
                 return RealViolation(
                     Verdict.CORRUPTION,
                     f"a loss of power at this instant may leave the {name} disk broken: {fault}",

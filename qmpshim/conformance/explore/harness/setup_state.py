@@ -41,9 +41,11 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
             return {}
         machine = system.machine
         machine.gate.open()
-        for name in machine.overlays:
+        for name in machine.qcow2_images:
             machine.flush(name)
-        parsed = {name: Qcow2Reader.parse(machine.gate.snapshot(name)) for name in machine.overlays}
+        parsed = {
+            name: Qcow2Reader.parse(machine.gate.snapshot(name)) for name in machine.qcow2_images
+        }
         return {name: _letters(one.clusters(), one.guest_clusters) for name, one in parsed.items()}
     except MachineError:
         return {}
