@@ -1,8 +1,9 @@
 """What each kind of write-up excuses: a class for each command that shows findings.
 
-That a finding is known is decided here, in ``covers``, and nowhere else. A thousand schedules may
-have the same words for what is wrong and yet not the same reason: so a write-up of the explorer's
-also names the form of the chain, the operations it needs and the I/Os that fail.
+That a finding is known is decided in ``covers``; what a random workload would show of a known
+defect is predicted instead (``KnownDefect``, ``PointDefect``). A thousand schedules may have the
+same words for what is wrong and yet not the same reason: so a write-up of the explorer's also names
+the form of the chain, the operations it needs and the I/Os that fail.
 """
 
 from __future__ import annotations

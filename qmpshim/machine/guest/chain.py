@@ -1,4 +1,4 @@
-"""The secondary's chain with a real guest on top: the seed's picture with nothing left out.
+"""The secondary's chain with a real guest on top: QEMU 2.8's picture with nothing left out.
 
 The guest's disk is plugged in once the chain is built, so that one saved guest serves every kind of
 chain. A controller that takes no new disks (IDE) has its disk from the start, on a node that is

@@ -123,10 +123,10 @@ class SerializationProtocol:
 
 
 class CowRequestProtocol(SerializationProtocol):
-    """``cow-request`` (QEMU 2.8 to 2.12): the seed.
+    """``cow-request`` (QEMU 2.8 to 2.12).
 
     Backup's before-write notifier keeps a list of :class:`CowRequest`; the replication filter puts
-    its own reads into the same list (the seed's ``xxx_co_readv``).  The promise: no cluster is
+    its own reads into the same list (QEMU 2.8's ``xxx_co_readv``).  The promise: no cluster is
     copied while it is read, and none is read while it is copied.
 
     QEMU 2.8 itself protected the filter's reads only.  Here every read that can fall through to the

@@ -33,7 +33,7 @@ from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
 
 
 class Workflow(StrEnum):
-    """The seed's two workflows."""
+    """QEMU 2.8's two workflows."""
 
     BACKUP = "backup"
     REPLICATION = "replication"

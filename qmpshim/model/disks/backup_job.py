@@ -1,4 +1,4 @@
-"""The seed's interface: coarse-grained serialization between backup's copies and replication reads.
+"""QEMU 2.8's interface: coarse serialization between backup's copies and replication's reads.
 
 Restates block/backup.c and include/block/block_backup.h as of commit a8bbee0edf (QEMU 2.8): a list
 of :class:`CowRequest`, each with a wait queue, over a bitmap of the clusters already copied.

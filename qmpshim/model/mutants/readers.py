@@ -17,7 +17,7 @@ from qmpshim.model.runtime.coroutines import Co
 
 
 class _Reader(CowRequestProtocol):
-    """The seed's xxx_co_readv() with its four calls in the wrong order, or fewer of them.
+    """QEMU 2.8's xxx_co_readv() with its four calls in the wrong order, or fewer of them.
 
     :param calls: ``w`` wait, ``b`` begin, ``r`` read, ``e`` end
     :param unit: what the reader passes for a sector number is divided by this first

@@ -69,7 +69,7 @@ class FailedEnd:
         """
         lost: set[str] = set()
         for hit in self.hits:
-            if hit.gone and is_qcow2(self.scenario, hit.image):
+            if hit.gone and hit.image in self.scenario.topology.qcow2:
                 lost.add(hit.image)
         if self.seen.view is None and (self.ejected or any(hit.gone for hit in self.hits)):
             lost.add("view")
@@ -85,8 +85,3 @@ class FailedEnd:
 def under_way(scenario: RealScenario, hit: InjectedFault) -> list[int]:
     """The operations that were under way when an I/O failed."""
     return [op for op in range(len(scenario.ops)) if op not in hit.over | hit.unstarted]
-
-
-def is_qcow2(scenario: RealScenario, image: str) -> bool:
-    """Whether an image is qcow2 (of the images on the primary none is)."""
-    return image not in PRIMARY_IMAGES or (image == "secondary" and scenario.secondary == "qcow2")

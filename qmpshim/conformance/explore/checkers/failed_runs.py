@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, product
 
-from qmpshim.conformance.explore.checkers.failed_end import EMPTIES, is_qcow2, under_way
+from qmpshim.conformance.explore.checkers.failed_end import EMPTIES, under_way
 from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
     keeps_to,
@@ -156,7 +156,8 @@ class FailedRuns:
             for op in met_by
         ]
         zeroes = any(op.zeroes for op in (*self._scenario.setup, *ops))
-        tables = (False, True) if zeroes and is_qcow2(self._scenario, hit.image) else (False,)
+        has_tables = hit.image in self._scenario.topology.qcow2
+        tables = (False, True) if zeroes and has_tables else (False,)
         return [
             partial(
                 GoneImage,
@@ -188,7 +189,7 @@ class FailedRuns:
         "Discard is optional, ignore the return value" (``qcow2_process_discards``,
         block/qcow2-refcount.c, 5.2 to 11.1).
         """
-        return hit.verb == "discard" and is_qcow2(self._scenario, hit.image)
+        return hit.verb == "discard" and hit.image in self._scenario.topology.qcow2
 
     def _closes(self, hit: InjectedFault, op: int) -> bool:
         """Whether it is a flush that may be of the nodes and jobs that an operation closes."""

@@ -81,6 +81,7 @@ class Unchecked:
 
 
 NOTHING_SPARED = Unchecked()
+NODE_DESCRIPTION = r" json:\{.*\}"  # in an error of QEMU's, with temporary paths
 
 
 class LinearizabilityChecker:
@@ -315,7 +316,7 @@ class LinearizabilityChecker:
         predicted = " or ".join(sorted({repr(str(one)) for one in wrong.predicted}))
         text = f"{op} answers {str(wrong.observed)!r}, predicted {predicted}"
         detail = answer_to_json(wrong.observed)
-        detail = re.sub(r" json:\{.*\}", "", detail)  # a node's description, with temporary paths
+        detail = re.sub(NODE_DESCRIPTION, "", detail)
         cause = Cause(CauseKind.WRONG_ANSWER, op.name, detail)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 

@@ -37,7 +37,6 @@ from qmpshim.model.answers import OK, Answer, IoError
 from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Operation
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending, OnError
 from qmpshim.model.pointintime.push import PushChain
@@ -160,7 +159,7 @@ def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     for named, _ in end.history.failed:
         requested = not may_be_of_job(named.id)
         if requested and scenario.secondary == "raw":
-            reported = any(_touches(op, named) for op in failed)
+            reported = any(op.overlaps(named.start, named.start + named.count) for op in failed)
         else:
             reported = bool(failed) or (by_job and not requested)
         if named.meta or reported or _may_be_ignored(scenario, named):
@@ -172,11 +171,6 @@ def _masked(end: End, left: BackupLeft) -> RealViolation | None:
         cause = Cause(CauseKind.ERROR_MASKED, subject, what)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
     return None
-
-
-def _touches(op: Operation, named: NamedIo) -> bool:
-    """Whether an operation and an I/O have a sector in common."""
-    return op.start < named.start + named.count and named.start < op.start + op.count
 
 
 def may_be_of_job(io: IoId) -> bool:

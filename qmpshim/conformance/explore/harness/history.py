@@ -19,9 +19,14 @@ from qmpshim.model.operations import Operation
 
 @dataclass(slots=True)
 class RunningOperation:
-    """An operation under way."""
+    """An operation under way.
 
-    kind: str  # "primary", "guest" or "qmp"
+    :ivar kind: what takes its answer: the client of the export ``primary`` or ``guest``, that for
+        block ``status``, the monitor ``qmp``; ``vanish``: nothing, its client is gone
+    :ivar key: of the request or command there
+    """
+
+    kind: str
     key: int
 
 

@@ -102,11 +102,6 @@ class NamedIo:
         """Whether it is about an overlay's tables, not data."""
         return self.id.meta
 
-    @property
-    def request(self) -> tuple[str, Nbd, int, int]:
-        """What makes it the same request when it comes again, by another connection."""
-        return self.io.image, self.io.op, self.io.offset, self.io.length
-
 
 class IoNames:
     """Names the requests of one execution.

@@ -337,8 +337,7 @@ class RealRun:
         for io in sorted(self.machine.gate.held, key=lambda io: (io.image, io.seq)):
             if io.seq in known:
                 continue
-            again = (io.image, io.op, io.offset, io.length)
-            mover = next((one.op for one in gone if one.request == again), self._last_moved)
+            mover = next((one.op for one in gone if one.io.request == io.request), self._last_moved)
             named = self._namer.name(io, mover, still if jobs else unfinished, still)
             now.held[named.id] = named
             self.ios.add(named.id)

@@ -34,7 +34,10 @@ from typing import Any
 
 from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
-from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.checkers.linearizability import (
+    NODE_DESCRIPTION,
+    LinearizabilityChecker,
+)
 from qmpshim.conformance.explore.checkers.point_in_time import Failures, may_end_job, possible
 from qmpshim.conformance.explore.checkers.pulled_bitmaps import touched
 from qmpshim.conformance.explore.harness.choices import failures
@@ -61,7 +64,6 @@ Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
 OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 _NOWADAYS = (10, 0, 0)  # the version of a finding without one
-_PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 
 
 def symptom_of(finding: Finding) -> Sign:
@@ -193,7 +195,7 @@ def _answers(finding: Finding) -> Sign:
         for event in finding.events
         if isinstance(event, Ended)
     }
-    plain = {i: re.sub(_PATHS, "", text) for i, text in answers.items()}
+    plain = {i: re.sub(NODE_DESCRIPTION, "", text) for i, text in answers.items()}
     same = {i: text for i, text in plain.items() if finding.scenario.ops[i].name == do}
     # Of several operations of this kind those that answered so.
     answer = REPLICATION_ERROR if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail

@@ -25,6 +25,11 @@ class HeldIO:
     no_hole: bool
     connection: int
 
+    @property
+    def request(self) -> tuple[str, NbdCommand, int, int]:
+        """What makes it the same request when it comes again, by another connection."""
+        return self.image, self.op, self.offset, self.length
+
     def __str__(self) -> str:
         return f"#{self.seq} {self.image} {self.op.name.lower()} {self.offset}+{self.length}"
 
