@@ -1,6 +1,6 @@
 """Writes a finding as a script of its own, to attach to a bug report.
 
-It needs Python, a QEMU, and its qemu-img. Of dirty bitmaps it makes and reads those of a pull only.
+It needs Python, a QEMU, and its qemu-img.
 
 Two ways, and the simpler one that can express the schedule is taken:
 
@@ -23,12 +23,13 @@ from typing import Any
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, Start, failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.symptoms import OF_BITMAPS, arrivals, symptom_of
+from qmpshim.conformance.explore.reproducer.symptoms import arrivals, is_of_job, symptom_of
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.build import marking, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
+from qmpshim.machine.chain.parts import DirtyBitmap
 from qmpshim.machine.chain.qmp_commands import QmpCommand
-from qmpshim.machine.chain.topology import Topology
+from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
@@ -47,15 +48,12 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if finding.cause.kind in OF_BITMAPS and not topology.frozen:
-        raise InputError("a script reads no dirty bitmaps: `qmpshim replay` shows the finding")
-    if topology.bitmaps and not topology.frozen:
+    if finding.cause.kind in (CauseKind.JOB_ACTION, CauseKind.JOB_STATE) or (
+        scenario.stops and failures(finding.schedule) and is_of_job(finding.cause)
+    ):
         raise InputError(
-            "a script makes no dirty bitmap for a filter: `qmpshim replay` shows the finding"
-        )
-    if scenario.stops:
-        raise InputError(
-            "a script resumes no job that an error has paused: `qmpshim replay` shows the finding"
+            "a script does not predict a job that an error has paused: `qmpshim replay` shows the "
+            "finding"
         )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
@@ -63,7 +61,10 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "form": scenario.form,
         "parts": topology.parts_to_json(),
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
-        "bitmaps": [one.to_json() for one in _making(topology, scenario.size * SECTOR)],
+        "bitmaps": {
+            bitmap.node: [one.to_json() for one in _making(bitmap, scenario.size * SECTOR)]
+            for bitmap in topology.bitmaps
+        },
         "begins": topology.begins and topology.begins.to_json(),
         "images": [*topology.images],
         "size": scenario.size,
@@ -90,14 +91,13 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     return _fill("nbd.py.in", case)
 
 
-def _making(topology: Topology, size: int) -> Iterator[QmpCommand]:
-    """The commands that make the bitmaps which name something from the beginning.
+def _making(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:
+    """The commands that make a bitmap which names something from the beginning.
 
     :param size: bytes of the disk
     """
-    for bitmap in topology.bitmaps:
-        yield opening(bitmap, lambda node: {})
-        yield from marking(bitmap, size)
+    yield opening(bitmap, lambda node: {})
+    yield from marking(bitmap, size)
 
 
 def steps_script(title: str, steps: str) -> str:

@@ -18,9 +18,12 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
   of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
   completed, None where it has nothing. They are those of the ``answers`` (a command is ``ok`` or
   ``refused``) of operations that began when those ``before`` had ended;
-* ``bitmaps``: the secondary disk has other dirty ``bitmaps`` than these, or one names a granule (of
-  so many sectors) that it may not, or not each that it ``must`` (None: where the disk has changed),
-  or does not record, or is not in use, as it should;
+* ``bitmaps``: the secondary disk's dirty bitmaps are at none of the ``points`` as they must be, of
+  those where the job has the ``ending`` (None: no job has ended) and ``target`` that were seen, as
+  above. There are other ``bitmaps``, or one names a ``granule`` (of so many sectors) that it may
+  not, or not each that it ``must`` (None: where the disk has changed; with ``uncopied``: and where
+  the target has nothing in a copy of ``unit`` sectors), or does not record, or is not in use, as it
+  should;
 * ``ending``: where the operations ended with these ``answers``, as above, the backup job has ended
   in this way;
 * ``unknown``: somebody has to look.
@@ -33,16 +36,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from qmpshim.conformance.compare.model_chain import frozen_at_start
+from qmpshim.conformance.explore.checkers.bitmaps import beside_transaction
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import (
     NODE_DESCRIPTION,
     LinearizabilityChecker,
 )
-from qmpshim.conformance.explore.checkers.point_in_time import Failures, may_end_job, possible
+from qmpshim.conformance.explore.checkers.point_in_time import (
+    Failures,
+    Named,
+    may_end_job,
+    possible,
+)
 from qmpshim.conformance.explore.checkers.pulled_bitmaps import touched
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.model.answers import (
     ANY_ERROR,
@@ -54,16 +64,24 @@ from qmpshim.model.answers import (
     answer_to_json,
 )
 from qmpshim.model.chain.behaviour import behaviour_of
-from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
+from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.masks import cover, runs
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
 OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
+#: What shows itself in how a job ended, or in what it left.
+_OF_JOBS = (*OF_BITMAPS, CauseKind.NO_POINT_IN_TIME, CauseKind.JOB_ENDS)
 _NOWADAYS = (10, 0, 0)  # the version of a finding without one
+
+
+def is_of_job(cause: Cause) -> bool:
+    """Whether a cause is about a backup job's end, its target, or bitmaps."""
+    return cause.kind in _OF_JOBS or cause.subject == "target"
 
 
 def symptom_of(finding: Finding) -> Sign:
@@ -271,13 +289,65 @@ def _target(finding: Finding) -> Sign:
 
 
 def _bitmaps(finding: Finding) -> Sign:
-    """The bitmaps of a pull, as they must be in the end."""
-    scenario = finding.scenario
+    """The bitmaps as they must be in the end."""
+    if finding.scenario.topology.frozen:
+        return _pulled_bitmaps(finding.scenario)
+    return _bitmaps_of_jobs(finding)
+
+
+def _pulled_bitmaps(scenario: RealScenario) -> Sign:
     named = _granules(frozen_at_start(scenario.topology, scenario.size))
     since = _granules(cover(touched(scenario), GRANULARITY, scenario.size))
     frozen = {"recording": False, "busy": True, "must": named, "may": named}
     active = {"recording": True, "busy": False, "must": None, "may": since}
-    return {"kind": "bitmaps", "granule": GRANULARITY, "bitmaps": {FIRST: frozen, NEW: active}}
+    point: dict[str, Any] = {"ending": None, "target": [], "bitmaps": {FIRST: frozen, NEW: active}}
+    return {"kind": "bitmaps", "granule": GRANULARITY, "unit": scenario.granule, "points": [point]}
+
+
+def _bitmaps_of_jobs(finding: Finding) -> Sign:
+    """By how the job ended and what was changed before T0, what each bitmap may name."""
+    scenario = finding.scenario
+    answers, precedence = _ended(finding)
+    fails = failures(finding.schedule)
+    beside = beside_transaction(scenario, precedence)
+    points: list[dict[str, Any]] = []
+    for ending in (None, *Ending):
+        for one in possible(
+            scenario,
+            behaviour_of(_version(finding)),
+            tuple(answers),
+            tuple(precedence),
+            ending,
+            Failures(bool(fails), may_end_job(scenario, fails)),
+        ):
+            target = [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
+            for bitmaps in one.bitmaps:
+                named = {
+                    name: _named(want, beside if name == NEW else 0, scenario.size)
+                    for name, want in bitmaps.items()
+                }
+                how = None if ending is None else ending.name.lower()
+                point = {"ending": how, "target": target if one.t0 else [], "bitmaps": named}
+                if point not in points:
+                    points.append(point)
+    return {
+        "kind": "bitmaps",
+        "granule": GRANULARITY,
+        "unit": scenario.granule,
+        "points": points,
+        **_way(finding),
+    }
+
+
+def _named(want: Named, beside: int, size: int) -> dict[str, Any]:
+    uncopied = cover(want.uncopied, GRANULARITY, size)
+    return {
+        "recording": want.recording,
+        "busy": False,
+        "must": _granules(cover(want.must, GRANULARITY, size)),
+        "may": _granules(cover(want.may | beside | want.must | uncopied, GRANULARITY, size)),
+        "uncopied": [list(run) for run in runs(want.uncopied)],
+    }
 
 
 def _granules(sectors: int) -> list[int]:

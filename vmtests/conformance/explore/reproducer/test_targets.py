@@ -171,7 +171,8 @@ def test_a_sound_target_is_not_wrong(name: str, qemu_build: Build) -> None:
 @pytest.mark.parametrize(
     ("cause", "sign"),
     [
-        (Cause(CauseKind.BITMAP_MISSES, "b0"), None),
+        (Cause(CauseKind.BITMAP_MISSES, "b0"), "bitmaps"),
+        (Cause(CauseKind.JOB_STATE, "status"), None),
         (Cause(CauseKind.JOB_ENDS, "backup job", "failed", ("completed",)), "ending"),
         (Cause(CauseKind.ERROR_MASKED, "backup job", "hidden write"), "unknown"),
     ],
@@ -181,7 +182,7 @@ def test_what_a_script_cannot_read_is_refused_and_the_rest_left_to_its_reader(
 ) -> None:
     finding = replace(known(LEFT_OUT), cause=cause)
     if sign is None:
-        with pytest.raises(InputError, match="reads no dirty bitmaps"):
+        with pytest.raises(InputError, match="does not predict a job"):
             export_script(finding)
     else:
         assert f"'sign': {{'kind': '{sign}'" in export_script(finding)
@@ -199,12 +200,74 @@ def test_a_script_sees_how_a_job_ends(reproducer: Reproducer) -> None:
         assert reproducer(script.replace(right, wrong))[0] == status
 
 
-def test_a_script_resumes_no_job() -> None:
-    finding = known(LEFT_OUT)
-    options = ((JOB, "on-target-error", "stop"),)
-    paused = replace(finding, scenario=replace(finding.scenario, options=options))
-    with pytest.raises(InputError, match="resumes no job"):
-        export_script(paused)
+def test_a_filter_that_copies_what_a_bitmap_names(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """The script makes the bitmap, too; without it nothing can be read of the snapshot."""
+    pool = QemuPool(qemu_build)
+    try:
+        one = scenario("primary_write+guest_read,form=fleecing,bitmap=middle")
+        system = RealSystem(pool, one)
+        system.reset()
+        while system.enabled():
+            system.take(replace(CASES["completed"], starts=(0, 1)).next(system))
+        system.finish()
+        assert system.violation is None
+        finding = Finding(
+            Verdict.CONTENT, Cause(CauseKind.DATA_FITS_NO_ORDER), "data", True, 1, (one.name,), one,
+            tuple(system.now.steps), tuple(system.now.events),
+            build={"version": list(read_version(qemu_build)[0])},
+        )  # fmt: skip
+    finally:
+        pool.close()
+    script = export_script(finding)
+    assert reproducer(LOST.of(script))[0] == SEEN
+    status, output = reproducer(script)
+    assert status == NOT_SEEN, output
+    making = 'for command, words in CASE["bitmaps"].get'
+    assert making in script
+    assert reproducer(script.replace(making, "for command, words in {}.get"))[0] == UNTESTED
+
+
+_STEP = "        take(step)\n        settle()\n"
+_CLEARED = """
+        for node in need("query-named-block-nodes"):
+            for one in node.get("dirty-bitmaps", []):
+                if one.get("name") and not one["busy"]:
+                    names = {"node": node["node-name"], "name": one["name"]}
+                    qmp.call("block-dirty-bitmap-clear", **names)
+"""
+
+
+@pytest.mark.parametrize("name", ["completed", "cancelled", "failed"])
+def test_bitmaps_beside_a_job_are_compared(
+    name: str, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """What storage and QEMU leave of them is right; a bitmap that is cleared meanwhile is not."""
+    finding, wrong = taken(CASES[name], qemu_build, SOUND)
+    assert wrong is None
+    cause = Cause(CauseKind.BITMAP_MISSES, "b0")
+    script = export_script(replace(finding, cause=cause, verdict=Verdict.LOST_WRITE))
+    status, output = reproducer(script)
+    assert status == NOT_SEEN and "bitmap b0 names granules" in output, output
+    assert script.count(_STEP) == 1
+    status, output = reproducer(script.replace(_STEP, _STEP + _CLEARED))
+    assert status == SEEN, output
+
+
+def test_a_job_that_an_error_has_paused_is_resumed(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """Then it completes. What it would leave is not predicted, and refused."""
+    finding, _ = taken(CASES["failed"], qemu_build, SOUND)
+    stops = replace(finding.scenario, options=((JOB, "on-target-error", "stop"),))
+    finding = replace(finding, scenario=stops, cause=Cause(CauseKind.CORRUPTION, "hidden"))
+    status, output = reproducer(export_script(finding))
+    assert status == NOT_SEEN, output
+    assert "afterwards: block-job-resume\n" in output and "the backup job: completed\n" in output
+    for kind in (CauseKind.NO_POINT_IN_TIME, CauseKind.BITMAP_MISSES, CauseKind.JOB_ENDS):
+        with pytest.raises(InputError, match="does not predict a job"):
+            export_script(replace(finding, cause=Cause(kind, "target")))
 
 
 def test_other_answers_have_other_points_in_time(qemu_build: Build, reproducer: Reproducer) -> None:
