@@ -170,7 +170,8 @@ def _is_of(data: bytes, number: int, when: str) -> None:
 
 
 def detected_zeroes(machine: GatedMachine) -> None:
-    """Zeroes that are written as data are detected, and leave a hole where the disk may have one.
+    """Zeroes that are written as data are detected, and leave a hole where the disk may have one;
+    what is beside them is not taken for zeroes.
 
     A flush that fails is reported, whatever driver it fails in.
     """
@@ -190,6 +191,7 @@ def detected_zeroes(machine: GatedMachine) -> None:
         if (zeroes.op, zeroes.no_hole) != (Nbd.WRITE_ZEROES, no_hole):
             text = f"with detect-zeroes={option} zeroes reach the disk as {zeroes}"
             raise Broken(Verdict.ALLOCATION, text, f"detect-zeroes={option}")
+        _written_beside_zeroes(machine, option)
         remove_client(machine, option)
         machine.call("blockdev-del", {"node-name": option})
     error = {"event": "none", "iotype": "flush", "errno": 5, "immediately": False}
@@ -200,6 +202,17 @@ def detected_zeroes(machine: GatedMachine) -> None:
     if not machine.clients["failing"].call(Nbd.FLUSH).errno:
         text = "a flush succeeds that failed in the driver"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a flush's error is lost")
+
+
+def _written_beside_zeroes(machine: GatedMachine, node: str) -> None:
+    """Data that is zeroes but for one sector is written as it is, wherever that sector is."""
+    for sector in (0, 64, CLUSTER // SECTOR - 1):
+        data = bytearray(CLUSTER)
+        data[sector * SECTOR : (sector + 1) * SECTOR] = pattern.data_of(2, sector, 1)
+        machine.clients[node].call(Nbd.WRITE, 0, 0, bytes(data))
+        if bytes(machine.gate.store("secondary").read(0, CLUSTER)) != bytes(data):
+            text = f"of a write of zeroes and one sector of data, sector {sector}, that is lost"
+            raise Broken(Verdict.LOST_WRITE, text, "data beside zeroes that are detected")
 
 
 def snapshot_of_nothing(machine: GatedMachine) -> None:

@@ -33,6 +33,8 @@ def _written(call: Callable[..., NbdAnswer], offset: int, length: int) -> NbdAns
          Verdict.ALLOCATION, "detect-zeroes=on"),
         ("zeroes-are-detected", asking("blockdev-add", **{"detect-zeroes": "on"}),
          Verdict.ALLOCATION, "detect-zeroes=unmap"),
+        ("zeroes-are-detected", client_with("on", Nbd.WRITE, DONE), Verdict.LOST_WRITE,
+         "data beside zeroes that are detected"),
         ("zeroes-are-detected", client_with("failing", Nbd.FLUSH, DONE),
          ERROR_CONTRACT, "a flush's error is lost"),
         ("snapshot-of-nothing", client_with("snapshot", Nbd.READ, DONE),
