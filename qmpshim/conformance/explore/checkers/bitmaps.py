@@ -31,7 +31,7 @@ def bitmaps_name_changes(end: End) -> RealViolation | None:
     if not end.scenario.backs_up or end.outcome is None or end.outcome.backup is None:
         return None
     left = end.outcome.backup
-    gone = any(hit.gone and hit.image == "hidden" for _, hit in end.history.failed)
+    gone = any(fault.gone and fault.image == "hidden" for _, fault in end.history.failed)
     beside = beside_transaction(end.scenario, end.history.precedence)
     wrong: list[RealViolation] = []
     for one in explaining(left, possible_ends(end)):

@@ -27,7 +27,7 @@ class FailedEnd:
 
     scenario: RealScenario
     seen: Outcome
-    hits: tuple[InjectedFault, ...]
+    faults: tuple[InjectedFault, ...]
     normal: tuple[Outcome, ...]
 
     @cached_property
@@ -37,7 +37,7 @@ class FailedEnd:
         qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): no I/O that comes
         later need succeed. To fail over is then the manager's to decide, and may fail, too.
         """
-        if all(hit.image in PRIMARY_IMAGES for hit in self.hits):
+        if all(fault.image in PRIMARY_IMAGES for fault in self.faults):
             return False
         return any(
             op.verb in EMPTIES
@@ -51,15 +51,15 @@ class FailedEnd:
         ops = enumerate(self.scenario.ops)
         return any(op.verb in EMPTIES and self.seen.answers[i] != OK for i, op in ops)
 
-    def may_have_met(self, hit: InjectedFault) -> Iterable[int]:
+    def may_have_met(self, fault: InjectedFault) -> Iterable[int]:
         """The operations that may have met a failure.
 
         Those that began after it, too, where its image is gone or ejected.
         """
-        ejected = self.emptying and hit.image not in PRIMARY_IMAGES
-        if not hit.gone and not ejected:
-            return under_way(self.scenario, hit)
-        return (op for op in range(len(self.scenario.ops)) if op not in hit.over)
+        ejected = self.emptying and fault.image not in PRIMARY_IMAGES
+        if not fault.gone and not ejected:
+            return under_way(self.scenario, fault)
+        return (op for op in range(len(self.scenario.ops)) if op not in fault.over)
 
     def unreadable(self) -> set[str]:
         """What of the end cannot be looked at.
@@ -68,20 +68,20 @@ class FailedEnd:
         falls through to there or to an ejected overlay.
         """
         lost: set[str] = set()
-        for hit in self.hits:
-            if hit.gone and hit.image in self.scenario.topology.qcow2:
-                lost.add(hit.image)
-        if self.seen.view is None and (self.ejected or any(hit.gone for hit in self.hits)):
+        for fault in self.faults:
+            if fault.gone and fault.image in self.scenario.topology.qcow2:
+                lost.add(fault.image)
+        if self.seen.view is None and (self.ejected or any(fault.gone for fault in self.faults)):
             lost.add("view")
         return lost
 
-    def fault(self, relation: Relation) -> FaultContext:
+    def fault_context(self, relation: Relation) -> FaultContext:
         """The first of the failures, for a cause."""
-        hit = self.hits[0]
-        what = hit.image if hit.gone else f"{hit.image} {hit.verb}"
-        return FaultContext(relation, what, hit.gone)
+        fault = self.faults[0]
+        what = fault.image if fault.gone else f"{fault.image} {fault.verb}"
+        return FaultContext(relation, what, fault.gone)
 
 
-def under_way(scenario: RealScenario, hit: InjectedFault) -> list[int]:
+def under_way(scenario: RealScenario, fault: InjectedFault) -> list[int]:
     """The operations that were under way when an I/O failed."""
-    return [op for op in range(len(scenario.ops)) if op not in hit.over | hit.unstarted]
+    return [op for op in range(len(scenario.ops)) if op not in fault.over | fault.unstarted]

@@ -11,10 +11,8 @@ from functools import partial
 from itertools import combinations, product
 
 from qmpshim.conformance.explore.checkers.failed_end import EMPTIES, under_way
-from qmpshim.conformance.explore.checkers.linearizability import (
-    LinearizabilityChecker,
-    keeps_to,
-)
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.checkers.orders import Order, keeps_to
 from qmpshim.conformance.explore.checkers.placements import (
     AnyRead,
     BrokenSnapshot,
@@ -22,7 +20,6 @@ from qmpshim.conformance.explore.checkers.placements import (
     FlushPlacement,
     GoneImage,
     NothingDone,
-    Order,
     Unobserved,
 )
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
@@ -42,53 +39,59 @@ Placement = Callable[[], FaultPlacement]  # a new one for each execution
 class FailedRuns:
     """Knows the ends of the sequential executions of one scenario in which I/Os fail."""
 
-    def __init__(self, judge: LinearizabilityChecker) -> None:
-        self._judge = judge
-        self._scenario = judge.scenario
+    def __init__(self, checker: LinearizabilityChecker) -> None:
+        self._checker = checker
+        self._scenario = checker.scenario
         self._ends: dict[tuple[InjectedFault, ...], list[tuple[Order, Outcome]]] = {}
         self._uncommitted: dict[tuple[InjectedFault, int], list[Outcome]] = {}
 
     def ends(
-        self, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
+        self, faults: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
     ) -> list[Outcome]:
-        """The ends of those in which all of *hits* fail; none where the model has no such I/O.
+        """The ends of those in which all of *faults* fail; none where the model has no such I/O.
 
         :param precedence: for each operation those that had ended when it started
         """
-        if hits not in self._ends:
-            self._ends[hits] = list(dict.fromkeys(self._runs(hits)))
-        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
+        if faults not in self._ends:
+            self._ends[faults] = list(dict.fromkeys(self._runs(faults)))
+        ends = [end for order, end in self._ends[faults] if keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
-    def uncommitted(self, failover: int, hit: InjectedFault) -> list[Outcome]:
+    def uncommitted(self, failover: int, fault: InjectedFault) -> list[Outcome]:
         """The ends if the commit of a failover writes nothing, and nothing else fails."""
-        key = hit, failover
+        key = fault, failover
         if key not in self._uncommitted:
-            fates = [NothingDone(hit, failover)]
-            self._uncommitted[key] = [self._run(order, fates) for order in self._judge.orders]
+            placements = [NothingDone(fault, failover)]
+            self._uncommitted[key] = [
+                self._run(order, placements) for order in self._checker.orders
+            ]
         return self._uncommitted[key]
 
     def _run(
         self,
         order: Order,
-        fates: Sequence[FaultPlacement],
+        placements: Sequence[FaultPlacement],
         copied: dict[int, tuple[int, ...]] | None = None,
     ) -> Outcome:
-        return run_in_order(self._scenario, self._judge.behaviour, order, fates, copied or {})
+        return run_in_order(
+            self._scenario, self._checker.behaviour, order, placements, copied or {}
+        )
 
-    def _runs(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
-        for order in self._judge.orders:
-            for choice in product(*(self._placements(hit) for hit in hits)):
+    def _runs(self, faults: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
+        for order in self._checker.orders:
+            for choice in product(*(self._placements(fault) for fault in faults)):
                 if not all(how().allows(order) for how in choice):
                     continue
-                for copied in self._copied(order, choice, hits):
-                    fates = [how() for how in choice]
-                    end = self._run(order, fates, copied)
-                    if all(fate.met or fate.may_be_missed for fate in fates):
+                for copied in self._copied(order, choice, faults):
+                    placements = [how() for how in choice]
+                    end = self._run(order, placements, copied)
+                    if all(
+                        placement.has_failed or placement.may_be_missed for placement in placements
+                    ):
                         yield order, end
 
     def _copied(
-        self, order: Order, choice: Sequence[Placement], hits: tuple[InjectedFault, ...]
+        self, order: Order, choice: Sequence[Placement], faults: tuple[InjectedFault, ...]
     ) -> Iterator[dict[int, tuple[int, ...]]]:
         """Which clusters the operation that fails may have copied nevertheless, by operation."""
         yield {}
@@ -98,9 +101,9 @@ class FailedRuns:
         twice = does(self._scenario.ops, *EMPTIES)
         met = {
             n
-            for hit in (() if twice else hits)
-            if hit.count and not hit.gone
-            for n in range(hit.start // cluster, -(-(hit.start + hit.count) // cluster))
+            for fault in (() if twice else faults)
+            if fault.count and not fault.gone
+            for n in range(fault.start // cluster, -(-(fault.start + fault.count) // cluster))
         }
         for index, op in enumerate(self._scenario.ops):
             if not isinstance(plain.answers[index], IoError) or not op.is_primary or not op.count:
@@ -112,56 +115,56 @@ class FailedRuns:
 
     # -- where a failure may be placed -------------------------------------------------------------
 
-    def _placements(self, hit: InjectedFault) -> list[Placement]:
+    def _placements(self, fault: InjectedFault) -> list[Placement]:
         """Which operations may meet a failure, and how."""
-        empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *EMPTIES)
+        empties = fault.image not in PRIMARY_IMAGES and does(self._scenario.ops, *EMPTIES)
         emptied = (False, True) if empties else (False,)
-        if hit.gone:
-            return self._gone(hit, emptied)
-        if self._is_optional(hit):
-            return [partial(Unobserved, hit)]
-        ops, met_by = self._scenario.ops, under_way(self._scenario, hit)
+        if fault.gone:
+            return self._gone(fault, emptied)
+        if self._is_optional(fault):
+            return [partial(Unobserved, fault)]
+        ops, met_by = self._scenario.ops, under_way(self._scenario, fault)
         ways: list[Placement] = [
-            partial(FaultPlacement, hit, op, emptied=way) for op in met_by for way in emptied
+            partial(FaultPlacement, fault, op, emptied=way) for op in met_by for way in emptied
         ]
-        if hit.verb == "flush":  # the write is done, and not durable
-            ways += [partial(FlushPlacement, hit, op) for op in met_by if ops[op].makes_durable]
-        if self._scenario.breaks_snapshot and hit.may_be_of_copy and hit.verb != METADATA:
+        if fault.verb == "flush":  # the write is done, and not durable
+            ways += [partial(FlushPlacement, fault, op) for op in met_by if ops[op].makes_durable]
+        if self._scenario.breaks_snapshot and fault.may_be_of_copy and fault.verb != METADATA:
             writes = [op for op in met_by if ops[op].is_primary and ops[op].changes]
-            later = [op for op in range(len(ops)) if op not in hit.over]
-            ways += [partial(BrokenSnapshot, hit, op, writes) for op in later]
-        if hit.reader is not None:
-            ways.append(partial(AnyRead, hit, hit.reader))
-        if self._may_be_unobserved(hit):
-            ways.append(partial(Unobserved, hit))
-        if hit.verb == "read" and hit.image == "secondary":
+            later = [op for op in range(len(ops)) if op not in fault.over]
+            ways += [partial(BrokenSnapshot, fault, op, writes) for op in later]
+        if fault.reader is not None:
+            ways.append(partial(AnyRead, fault, fault.reader))
+        if self._may_be_unobserved(fault):
+            ways.append(partial(Unobserved, fault))
+        if fault.verb == "read" and fault.image == "secondary":
             # Before it begins a commit may look at what it will write to (11.1).
             commits = [op for op in met_by if ops[op].verb is Verb.FAILOVER]
-            ways += [partial(NothingDone, hit, op) for op in commits]
+            ways += [partial(NothingDone, fault, op) for op in commits]
         return ways
 
-    def _may_be_unobserved(self, hit: InjectedFault) -> bool:
+    def _may_be_unobserved(self, fault: InjectedFault) -> bool:
         """Whether no operation need notice."""
         ops = self._scenario.ops
-        if self._scenario.has("quorum") and hit.image == "secondary" and does(ops, *_CLOSES):
+        if self._scenario.has("quorum") and fault.image == "secondary" and does(ops, *_CLOSES):
             # To a read in between the write may look like one that came after the stop.
             return True
-        return any(self._closes(hit, op) for op in under_way(self._scenario, hit))
+        return any(self._closes(fault, op) for op in under_way(self._scenario, fault))
 
-    def _gone(self, hit: InjectedFault, emptied: Sequence[bool]) -> list[Placement]:
+    def _gone(self, fault: InjectedFault, emptied: Sequence[bool]) -> list[Placement]:
         """An image is gone: after how many I/Os of each operation that was under way."""
-        ops, met_by = self._scenario.ops, under_way(self._scenario, hit)
+        ops, met_by = self._scenario.ops, under_way(self._scenario, fault)
         counts = [
-            (*range(_MOST + self._copies(op)), *((_ALL,) * self._goes_unseen(hit, op)))
+            (*range(_MOST + self._copies(op)), *((_ALL,) * self._goes_unseen(fault, op)))
             for op in met_by
         ]
         zeroes = any(op.zeroes for op in (*self._scenario.setup, *ops))
-        has_tables = hit.image in self._scenario.topology.qcow2
+        has_tables = fault.image in self._scenario.topology.qcow2
         tables = (False, True) if zeroes and has_tables else (False,)
         return [
             partial(
                 GoneImage,
-                hit,
+                fault,
                 done=dict(zip(met_by, done, strict=True)),
                 emptied=way,
                 in_tables=in_tables,
@@ -172,9 +175,9 @@ class FailedRuns:
             for in_tables in tables
         ]
 
-    def _goes_unseen(self, hit: InjectedFault, op: int) -> bool:
+    def _goes_unseen(self, fault: InjectedFault, op: int) -> bool:
         """Whether an operation need not notice what failed, whatever it had done by then."""
-        return self._is_optional(hit) or self._closes(hit, op)
+        return self._is_optional(fault) or self._closes(fault, op)
 
     def _copies(self, op: int) -> int:
         """How many granules an operation copies, beyond the first."""
@@ -183,14 +186,14 @@ class FailedRuns:
             return 0
         return (sectors.stop - 1) // granule - sectors.start // granule
 
-    def _is_optional(self, hit: InjectedFault) -> bool:
+    def _is_optional(self, fault: InjectedFault) -> bool:
         """Whether it is a discard of clusters that are free, of qcow2's own.
 
         "Discard is optional, ignore the return value" (``qcow2_process_discards``,
         block/qcow2-refcount.c, 5.2 to 11.1).
         """
-        return hit.verb == "discard" and hit.image in self._scenario.topology.qcow2
+        return fault.verb == "discard" and fault.image in self._scenario.topology.qcow2
 
-    def _closes(self, hit: InjectedFault, op: int) -> bool:
+    def _closes(self, fault: InjectedFault, op: int) -> bool:
         """Whether it is a flush that may be of the nodes and jobs that an operation closes."""
-        return hit.verb == "flush" and self._scenario.ops[op].verb in _CLOSES
+        return fault.verb == "flush" and self._scenario.ops[op].verb in _CLOSES

@@ -27,12 +27,12 @@ def hidden_refusal(
 ) -> RealViolation | None:
     """An operation that reports success although its own data was refused."""
     numbers = {scenario.number(i): i for i in range(len(scenario.ops))}
-    for named, hit in failed:
+    for named, fault in failed:
         if named.io.image == "secondary" and scenario.has("quorum"):
             continue  # that is not reported to the guest: case 2
         for _, number, _ in tags(named.io.data):
             index = numbers.get(number)
-            if index is None or index in hit.over or index != named.op:
+            if index is None or index in fault.over or index != named.op:
                 continue  # another's affair: a commit's, which writes what was answered before
             if seen.answers[index] == OK:
                 op = scenario.ops[index]
@@ -48,11 +48,11 @@ def hidden_refusal(
 def another_error(end: FailedEnd, op: int) -> RealViolation | None:
     """An I/O that is answered with another error than there was, its client being connected."""
     what, answer = end.scenario.ops[op], end.seen.answers[op]
-    if what.is_command or answer in {io_error(hit.errno) for hit in end.hits}:
+    if what.is_command or answer in {io_error(fault.errno) for fault in end.faults}:
         return None
     if answer == DISCONNECTED and what.side in cut_off(end.scenario.ops):
         return None
-    fault = end.fault(Relation.AFTER)
+    fault = end.fault_context(Relation.AFTER)
     text = f"{what} answers {str(answer)!r}, {fault}"
     cause = Cause(CauseKind.WRONG_ANSWER, what.name, answer_to_json(answer), fault=fault)
     return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
@@ -69,11 +69,11 @@ def not_in_status(end: FailedEnd) -> RealViolation | None:
         op.is_primary and isinstance(seen.answers[index], IoError)
         for index, op in enumerate(scenario.ops)
     )
-    for hit in end.hits:
+    for fault in end.faults:
         case = None
-        if hit.image == "hidden" and (refused or hit.verb in ("write", "zero")):
+        if fault.image == "hidden" and (refused or fault.verb in ("write", "zero")):
             case = "3", "backup failed"
-        elif hit.image == "secondary":
+        elif fault.image == "secondary":
             case = "4", "I/O error on the secondary disk"
         if case is not None:
             return RealViolation(

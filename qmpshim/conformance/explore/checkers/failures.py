@@ -41,16 +41,16 @@ from qmpshim.model.runtime.coroutines import run_sequentially
 class FailureChecker:
     """Judges executions of one scenario in which something failed.
 
-    :param judge: the one for executions in which nothing does
+    :param checker: the one for executions in which nothing does
     :ivar in_part: executions of which what ended with an error was not looked at any closer
     """
 
-    def __init__(self, judge: LinearizabilityChecker) -> None:
-        self._judge = judge
-        self._scenario = judge.scenario
-        self._runs = FailedRuns(judge)
-        self._lenient: FailureChecker | None = None
-        self._masking: list[FailureChecker] = []
+    def __init__(self, checker: LinearizabilityChecker) -> None:
+        self._checker = checker
+        self._scenario = checker.scenario
+        self._runs = FailedRuns(checker)
+        self._with_misleading_status: FailureChecker | None = None
+        self._with_masking_quorum: list[FailureChecker] = []
         self._before: Before | None = None
         self.in_part = 0
 
@@ -61,24 +61,25 @@ class FailureChecker:
         failed: Sequence[tuple[NamedIo, InjectedFault]],
     ) -> RealViolation | None:
         """What is wrong with the end of an execution in which these I/Os failed."""
-        hits = tuple(hit for _, hit in failed)
-        end = FailedEnd(self._scenario, seen, hits, tuple(self._judge.outcomes.values()))
+        faults = tuple(fault for _, fault in failed)
+        end = FailedEnd(self._scenario, seen, faults, tuple(self._checker.outcomes.values()))
         on_primary = self._scenario.has("quorum")
         wrong = None if on_primary else hidden_refusal(self._scenario, seen, failed)
         if wrong is not None:
             return wrong
-        ends = self._runs.ends(hits, precedence)
+        ends = self._runs.ends(faults, precedence)
         wrong = self._compare(end, ends) if ends else None
         if not ends or (wrong is not None and end.emptying):
-            wrong, in_part = breaks_its_answers(self._judge, end, precedence)
+            wrong, in_part = breaks_its_answers(self._checker, end, precedence)
             self.in_part += in_part
         if on_primary:
             return self._on_primary(wrong, seen, precedence, failed)
-        lenient = self._judge.lenient
-        if wrong is not None and lenient is not None:
-            if self._lenient is None:
-                self._lenient = FailureChecker(lenient)
-            return wrong if self._lenient.judge(seen, precedence, failed) else lenient.misled()
+        other = self._checker.with_misleading_status
+        if wrong is not None and other is not None:
+            if self._with_misleading_status is None:
+                self._with_misleading_status = FailureChecker(other)
+            explained = self._with_misleading_status.judge(seen, precedence, failed) is None
+            return other.misleading_status() if explained else wrong
         return wrong or not_in_status(end)
 
     def _on_primary(
@@ -89,13 +90,15 @@ class FailureChecker:
         failed: Sequence[tuple[NamedIo, InjectedFault]],
     ) -> RealViolation | None:
         """What is wrong on the primary; what a masked error alone explains is called so."""
-        if not self._judge.masking:
+        if not self._checker.with_masking_quorum:
             return wrong
         if wrong is None:
             return hidden_refusal(self._scenario, seen, failed)
-        if not self._masking:
-            self._masking = [FailureChecker(judge) for judge in self._judge.masking]
-        more = [judge.judge(seen, precedence, failed) for judge in self._masking]
+        if not self._with_masking_quorum:
+            self._with_masking_quorum = [
+                FailureChecker(checker) for checker in self._checker.with_masking_quorum
+            ]
+        more = [checker.judge(seen, precedence, failed) for checker in self._with_masking_quorum]
         if all(more):
             return more[0]
         return masked(self._scenario, seen, precedence, failed) or wrong
@@ -103,25 +106,25 @@ class FailureChecker:
     def _compare(self, end: FailedEnd, ends: Sequence[Outcome]) -> RealViolation | None:
         """What is wrong with an end that must be like one of these, or like one done in part."""
         scenario = self._scenario
-        spared = end.unreadable()
+        unchecked = end.unreadable()
         if not scenario.commits and not scenario.has("quorum"):
-            spared.add("status")
-        if any(hit.gone for hit in end.hits):
-            spared.add("readable")
+            unchecked.add("status")
+        if any(fault.gone for fault in end.faults):
+            unchecked.add("readable")
         ends = [*ends, *(loose for one in ends for loose in self._loosened(one, end))]
         if not scenario.has("quorum"):  # its disks are raw
             before = self._begins_with()
-            ends += [done_in_part(scenario, one, end.seen, end.hits, before) for one in ends]
-        wrong = self._judge.compare(end.seen, ends, Unchecked(frozenset(spared)))
+            ends += [done_in_part(scenario, one, end.seen, end.faults, before) for one in ends]
+        wrong = self._checker.compare(end.seen, ends, Unchecked(frozenset(unchecked)))
         if wrong is None:
             return new_data_read(scenario, end.seen)
         if scenario.has("quorum") and wrong.cause == Cause(CauseKind.FINAL_STATUS, detail=NO_ERROR):
             return replace(wrong, cause=NOT_IN_STATUS)
-        return replace(wrong, cause=wrong.cause.beside(end.fault(Relation.AFTER)))
+        return replace(wrong, cause=wrong.cause.beside(end.fault_context(Relation.AFTER)))
 
     def _begins_with(self) -> Before:
         if self._before is None:
-            chain = after_setup(self._scenario, self._judge.behaviour)
+            chain = after_setup(self._scenario, self._checker.behaviour)
             assert isinstance(chain, Chain)
             kinds = chain.hidden.alloc.items()
             there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
@@ -143,7 +146,7 @@ class FailureChecker:
         secondary = list(one.secondary)
         for index, op in enumerate(self._scenario.ops):
             if op.verb is Verb.FAILOVER and one.status is not None:
-                for before in self._runs.uncommitted(index, end.hits[0]):
+                for before in self._runs.uncommitted(index, end.faults[0]):
                     for sector, owner in enumerate(end.seen.secondary):
                         view = one.view[sector] if one.view else None
                         if owner in (before.secondary[sector], view):
@@ -154,8 +157,8 @@ class FailureChecker:
 
     def _late(self, one: Outcome, end: FailedEnd) -> Iterator[Outcome]:
         """The same end, when the status may report an error or not."""
-        if late_for(self._scenario, end.hits):
-            over = [hit.over for hit in end.hits]
+        if late_for(self._scenario, end.faults):
+            over = [fault.over for fault in end.faults]
             queries = [n for n, op in enumerate(self._scenario.ops) if op.queries]
             answers = tuple(
                 end.seen.answers[n] if n in queries and not any(n in ops for ops in over) else text

@@ -12,10 +12,10 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.placements import Order
+from qmpshim.conformance.explore.checkers.orders import Order, keeps_to, orders_of
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
@@ -28,7 +28,6 @@ from qmpshim.model.answers import (
 )
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
-from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.observables import (
     COMMON,
     MARKED,
@@ -80,7 +79,7 @@ class Unchecked:
     copied: frozenset[tuple[int, int]] = frozenset()
 
 
-NOTHING_SPARED = Unchecked()
+ALL_CHECKED = Unchecked()
 NODE_DESCRIPTION = r" json:\{.*\}"  # in an error of QEMU's, with temporary paths
 
 
@@ -118,12 +117,13 @@ class LinearizabilityChecker:
     def _judge(self, seen: Outcome, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
         ends = [one for order, one in self.outcomes.items() if keeps_to(order, precedence)]
         wrong = self.compare(seen, ends)
-        if wrong is not None and self.lenient is not None:
-            return wrong if self.lenient.judge(seen, precedence) else self.misled()
+        other = self.with_misleading_status
+        if wrong is not None and other is not None:
+            return wrong if other.judge(seen, precedence) else self.misleading_status()
         return wrong
 
     @cached_property
-    def lenient(self) -> LinearizabilityChecker | None:
+    def with_misleading_status(self) -> LinearizabilityChecker | None:
         """A checker for which failover may report an error, as QEMU's does.
 
         So what comes of this one defect is distinguished from what merely looks like it. ``None``:
@@ -137,10 +137,10 @@ class LinearizabilityChecker:
         return LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known))
 
     @cached_property
-    def masking(self) -> tuple[LinearizabilityChecker, ...]:
+    def with_masking_quorum(self) -> tuple[LinearizabilityChecker, ...]:
         """Checkers for which an error of the primary disk may be masked, as QEMU's quorum does.
 
-        None where there is no quorum, or this one is such a judge.
+        None where there is no quorum, or this is such a checker.
         """
         known = self.behaviour.known
         if not self.scenario.has("quorum") or KnownDefect.QUORUM_MASKS_PRIMARY in known:
@@ -153,7 +153,7 @@ class LinearizabilityChecker:
             )
         )
 
-    def misled(self) -> RealViolation:
+    def misleading_status(self) -> RealViolation:
         """The violation that this defect is, when it alone explains an execution."""
         index = next(i for i, op in enumerate(self.scenario.ops) if op.queries)
         text = "status answers 'I/O error occurred' while failing over, though nothing failed"
@@ -161,11 +161,11 @@ class LinearizabilityChecker:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def compare(
-        self, seen: Outcome, ends: Sequence[Outcome], spared: Unchecked = NOTHING_SPARED
+        self, seen: Outcome, ends: Sequence[Outcome], unchecked: Unchecked = ALL_CHECKED
     ) -> RealViolation | None:
         """What is wrong with an end that must be like one of *ends*."""
         observed = self.observations(seen)
-        checked = {one: v for one, v in observed.items() if self._checks(one, v, spared)}
+        checked = {one: v for one, v in observed.items() if self._checks(one, v, unchecked)}
         orders = [self.predictions(one) for one in ends]
         wrong = unexplained(checked, orders, self._together)
         return None if wrong is None else self._violation(wrong, seen)
@@ -371,32 +371,6 @@ def answers_fit_no_order(seen: Outcome) -> RealViolation:
     text = f"the answers {tuple(map(str, seen.answers))} fit no order of the operations"
     cause = Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
     return RealViolation(Verdict.PROTOCOL, text, cause=cause)
-
-
-def orders_of(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
-    """The orders that keep to what comes after what.
-
-    Failover's commit and a backup job go on after the command's answer.
-    """
-    ops = scenario.ops
-    failovers = [i for i, op in enumerate(ops) if scenario.goes_on(op)]
-    commits = [~index for index in failovers]
-    ends = [commit - len(ops) for commit in commits]
-    later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]
-    later += [*zip(failovers, commits, strict=True), *zip(commits, ends, strict=True)]
-    # That the status shows the end late matters only where it reports an error until then.
-    late = KnownDefect.FAILOVER_REPORTS_ERROR in behaviour.known
-    orders = []
-    for order in permutations([*range(len(ops)), *commits, *(ends if late else ())]):
-        whole = order if late else (*order, *ends)
-        if all(whole.index(first) < whole.index(then) for first, then in later):
-            orders.append(whole)
-    return orders
-
-
-def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:
-    """Whether an order keeps to what was seen; nothing waits for a failover's commit."""
-    return fits([step for step in order if step >= 0], precedence)
 
 
 def _runs(kinds: list[str]) -> str:

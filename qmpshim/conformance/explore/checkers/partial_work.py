@@ -14,11 +14,8 @@ from itertools import product
 
 from qmpshim.conformance.explore.checkers.failed_end import EMPTIES, FailedEnd
 from qmpshim.conformance.explore.checkers.failure_reports import another_error, new_data_read
-from qmpshim.conformance.explore.checkers.linearizability import (
-    LinearizabilityChecker,
-    Unchecked,
-    keeps_to,
-)
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker, Unchecked
+from qmpshim.conformance.explore.checkers.orders import keeps_to
 from qmpshim.conformance.explore.checkers.placements import NothingDone
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.outcome import Outcome
@@ -30,22 +27,22 @@ from qmpshim.model.operations import Operation, Verb
 
 
 def breaks_its_answers(
-    judge: LinearizabilityChecker, end: FailedEnd, precedence: Sequence[frozenset[int]]
+    checker: LinearizabilityChecker, end: FailedEnd, precedence: Sequence[frozenset[int]]
 ) -> tuple[RealViolation | None, bool]:
     """What is wrong with an end, and whether something in it was not looked at any closer."""
     failed = _failed(end)
-    broken = end.scenario.breaks_snapshot and any(hit.image != "active" for hit in end.hits)
+    broken = end.scenario.breaks_snapshot and any(fault.image != "active" for fault in end.faults)
     in_part = bool(failed) or broken
     if not end.emptying:
         for index in sorted(failed):
             wrong = another_error(end, index)
             if wrong is not None:
                 return wrong, in_part
-    ends = _ends(judge, end, failed, precedence)
-    wrong = judge.compare(end.seen, ends, _unchecked(end, failed, broken))
+    ends = _ends(checker, end, failed, precedence)
+    wrong = checker.compare(end.seen, ends, _unchecked(end, failed, broken))
     if wrong is None:
         return new_data_read(end.scenario, end.seen), in_part
-    cause = wrong.cause.beside(end.fault(Relation.BESIDE))
+    cause = wrong.cause.beside(end.fault_context(Relation.BESIDE))
     return replace(wrong, cause=cause), in_part
 
 
@@ -55,35 +52,35 @@ def _failed(end: FailedEnd) -> frozenset[int]:
     Failover answers at once; the status has the error of its commit.
     """
     ops = end.scenario.ops
-    met = frozenset(op for hit in end.hits for op in end.may_have_met(hit))
+    met = frozenset(op for fault in end.faults for op in end.may_have_met(fault))
     failed = frozenset(
         op
         for op in met
         if end.seen.answers[op] != OK
         or (ops[op].verb is Verb.FAILOVER and end.seen.status is not None)
     )
-    if all(hit.image == "active" for hit in end.hits):  # where no primary's I/O goes
+    if all(fault.image == "active" for fault in end.faults):  # where no primary's I/O goes
         failed = frozenset(op for op in failed if not ops[op].is_primary)
     return failed
 
 
 def _ends(
-    judge: LinearizabilityChecker,
+    checker: LinearizabilityChecker,
     end: FailedEnd,
     failed: Collection[int],
     precedence: Sequence[frozenset[int]],
 ) -> list[Outcome]:
     """The sequential ends in which what failed is done, or not done on some of the images."""
     ways = [_images(op, index in failed) for index, op in enumerate(end.scenario.ops)]
-    hit = end.hits[0]
+    fault = end.faults[0]
     return [
         run_in_order(
             end.scenario,
-            judge.behaviour,
+            checker.behaviour,
             order,
-            [NothingDone(hit, index, images) for index, images in enumerate(choice) if images],
+            [NothingDone(fault, index, images) for index, images in enumerate(choice) if images],
         )
-        for order in judge.orders
+        for order in checker.orders
         if keeps_to(order, precedence)
         for choice in product(*ways)
     ]
@@ -118,5 +115,5 @@ def _unchecked(end: FailedEnd, failed: frozenset[int], broken: bool) -> Unchecke
         failed |= {i for i, op in enumerate(ops) if op.is_guest and seen.answers[i] != OK}
         names |= {"hidden"} | ({"view"} if seen.view is None else set())
     if end.emptying:
-        names |= {hit.image for hit in end.hits if hit.image != "secondary"}
+        names |= {fault.image for fault in end.faults if fault.image != "secondary"}
     return Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(copied))

@@ -41,7 +41,7 @@ def done_in_part(
     scenario: RealScenario,
     end: Outcome,
     seen: Outcome,
-    hits: Sequence[InjectedFault],
+    faults: Sequence[InjectedFault],
     before: Before,
 ) -> Outcome:
     """A sequential end in which requests that failed have done more, where *seen* has it so.
@@ -49,35 +49,35 @@ def done_in_part(
     What failed itself is not done: only sectors beside it are either old or new.
     """
     parts = _Parts(scenario, end, seen)
-    for hit in hits:
-        parts.status_unknown(hit)
+    for fault in faults:
+        parts.status_unknown(fault)
     if scenario.breaks_snapshot and end.view is None:
-        for hit in hits:
-            parts.copied_of_broken(hit, before.snapshot)
+        for fault in faults:
+            parts.copied_of_broken(fault, before.snapshot)
     for index, op in enumerate(scenario.ops):
         if not isinstance(end.answers[index], IoError):
             continue
         number = scenario.number(index) if op.writes else 0
-        for hit in hits:
-            if index in hit.over or (index in hit.unstarted and not hit.gone):
+        for fault in faults:
+            if index in fault.over or (index in fault.unstarted and not fault.gone):
                 continue
-            if index in hit.unstarted:  # nothing of its own has failed yet
-                hit = replace(hit, start=0, count=0)
-            parts.unreadable(op, hit)
+            if index in fault.unstarted:  # nothing of its own has failed yet
+                fault = replace(fault, start=0, count=0)
+            parts.unreadable(op, fault)
             if op.is_guest and scenario.replicates and (op.writes or op.zeroes):
-                parts.active_written(op, number, hit)
+                parts.active_written(op, number, fault)
             elif not op.is_primary:
                 continue
             elif op.zeroes:
-                parts.copied(op, hit)
-                parts.secondary_written(op, number, hit)
+                parts.copied(op, fault)
+                parts.secondary_written(op, number, fault)
                 parts.not_copied(op, number, before.copied)
-            elif hit.gone or hit.verb == "read":
+            elif fault.gone or fault.verb == "read":
                 continue
-            elif hit.image == "hidden" and op.changes:
-                parts.copied(op, hit)
-            elif hit.image == "secondary" and op.writes:
-                parts.secondary_written(op, number, hit)
+            elif fault.image == "hidden" and op.changes:
+                parts.copied(op, fault)
+            elif fault.image == "secondary" and op.writes:
+                parts.secondary_written(op, number, fault)
     return parts.outcome()
 
 
@@ -114,17 +114,17 @@ class _Parts:
             alloc=tuple(map(tuple, self._alloc)),
         )
 
-    def unreadable(self, op: Operation, hit: InjectedFault) -> None:
+    def unreadable(self, op: Operation, fault: InjectedFault) -> None:
         """Reads above an overlay that is gone fail where it may have got a part of *op*.
 
         Into the active disk goes what the guest changes, into the hidden disk the copies of what
         the primary changes, and what a reader of the snapshot discards.
         """
-        if not hit.gone or not op.changes:
+        if not fault.gone or not op.changes:
             return
-        if hit.image != ("active" if op.is_guest and self._replicates else "hidden"):
+        if fault.image != ("active" if op.is_guest and self._replicates else "hidden"):
             return
-        unit = self._clusters[_ACTIVE] if hit.image == "active" else self._granule
+        unit = self._clusters[_ACTIVE] if fault.image == "active" else self._granule
         first = op.start // unit * unit
         last = -(-(op.start + op.count) // unit) * unit
         for index, read in enumerate(self._ops):
@@ -132,14 +132,14 @@ class _Parts:
                 read.is_guest
                 and read.reads
                 and read.overlaps(first, last)
-                and index not in hit.over
+                and index not in fault.over
                 and self._answers[index] == OK
-                and self._seen.answers[index] == io_error(hit.errno)
+                and self._seen.answers[index] == io_error(fault.errno)
             ):
                 self._answers[index] = self._seen.answers[index]
                 self._data[index] = None
 
-    def status_unknown(self, hit: InjectedFault) -> None:
+    def status_unknown(self, fault: InjectedFault) -> None:
         """The block status of a disk that is gone, or of which an I/O failed, need not be known.
 
         It may be: what QEMU keeps in memory (``bdrv_bsc_is_data``), or adds where it can
@@ -147,31 +147,31 @@ class _Parts:
         """
         for index, op in enumerate(self._ops):
             if (
-                (hit.gone or hit.reader == index)
+                (fault.gone or fault.reader == index)
                 and op.queries_status
-                and index not in hit.over
-                and self._seen.answers[index] == io_error(hit.errno)
+                and index not in fault.over
+                and self._seen.answers[index] == io_error(fault.errno)
             ):
                 self._answers[index], self._data[index] = self._seen.answers[index], None
 
-    def secondary_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
+    def secondary_written(self, op: Operation, number: int, fault: InjectedFault) -> None:
         """Sectors of the secondary disk have the new data."""
-        self._read(op, number, hit)
-        for sector in _beside(range(op.start, op.start + op.count), hit):
+        self._read(op, number, fault)
+        for sector in _beside(range(op.start, op.start + op.count), fault):
             if self._seen.secondary[sector] == number:
                 self._secondary[sector] = number
 
-    def active_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
+    def active_written(self, op: Operation, number: int, fault: InjectedFault) -> None:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""
-        if hit.verb == "read":  # of what a new cluster is filled up with
+        if fault.verb == "read":  # of what a new cluster is filled up with
             cluster = self._clusters[_ACTIVE]
-            start = hit.start // cluster * cluster
-            count = -(-(hit.start + hit.count) // cluster) * cluster - start
-            hit = replace(hit, start=start, count=count)
-        self._read(op, number, hit)
+            start = fault.start // cluster * cluster
+            count = -(-(fault.start + fault.count) // cluster) * cluster - start
+            fault = replace(fault, start=start, count=count)
+        self._read(op, number, fault)
         written = [
             sector
-            for sector in _beside(range(op.start, op.start + op.count), hit)
+            for sector in _beside(range(op.start, op.start + op.count), fault)
             if self._seen.active[sector] == number
         ]
         for sector in written:
@@ -179,7 +179,7 @@ class _Parts:
             if self._view is not None:
                 self._view[sector] = number
         if self._commits:
-            self.secondary_written(op, number, hit)
+            self.secondary_written(op, number, fault)
         for cluster in {sector // self._clusters[_ACTIVE] for sector in written}:
             self._allocate(_ACTIVE, cluster)
             for sector in self._sectors(_ACTIVE, cluster):
@@ -187,7 +187,7 @@ class _Parts:
                 if self._active[sector] is None and self._seen.active[sector] == below:
                     self._active[sector] = below
 
-    def copied(self, op: Operation, hit: InjectedFault) -> None:
+    def copied(self, op: Operation, fault: InjectedFault) -> None:
         """Clusters of the hidden disk have the old data, of all that one copy is about."""
         first = op.start // self._granule * self._granule
         last = -(-(op.start + op.count) // self._granule) * self._granule
@@ -195,14 +195,14 @@ class _Parts:
         for cluster in range(first // size, last // size):
             sectors = self._sectors(_HIDDEN, cluster)
             old = self._end.secondary
-            if len(_beside(sectors, hit)) == len(sectors) and all(
+            if len(_beside(sectors, fault)) == len(sectors) and all(
                 self._end.hidden[one] is None and self._seen.hidden[one] == old[one]
                 for one in sectors
             ):
                 self._hidden[sectors.start : sectors.stop] = old[sectors.start : sectors.stop]
                 self._allocate(_HIDDEN, cluster)
 
-    def copied_of_broken(self, hit: InjectedFault, snapshot: Sequence[int]) -> None:
+    def copied_of_broken(self, fault: InjectedFault, snapshot: Sequence[int]) -> None:
         """Clusters of the hidden disk have the old data, though the snapshot is broken.
 
         What failed has not, unless a write that waited for the copy has made it again
@@ -211,7 +211,7 @@ class _Parts:
         ops = [
             (op, self._numbers[index])
             for index, op in enumerate(self._ops)
-            if op.is_primary and op.changes and index not in hit.over | hit.unstarted
+            if op.is_primary and op.changes and index not in fault.over | fault.unstarted
         ]
         for cluster in range(len(self._alloc[_HIDDEN])):
             sectors = self._sectors(_HIDDEN, cluster)
@@ -221,7 +221,7 @@ class _Parts:
             first = granule * self._granule
             beside = [n for op, n in ops if op.overlaps(first, first + self._granule)]
             again = set(beside) if len(beside) > 1 else set()
-            if not beside or (not again and len(_beside(sectors, hit)) < len(sectors)):
+            if not beside or (not again and len(_beside(sectors, fault)) < len(sectors)):
                 continue
             if all(
                 self._end.hidden[one] is None
@@ -247,9 +247,9 @@ class _Parts:
                 self._hidden[sectors.start : sectors.stop] = [None] * len(sectors)
                 self._allocate(_HIDDEN, cluster)
 
-    def _read(self, op: Operation, number: int, hit: InjectedFault) -> None:
+    def _read(self, op: Operation, number: int, fault: InjectedFault) -> None:
         """Reads by the same export have the new data of sectors that may be done."""
-        may = set(_beside(range(op.start, op.start + op.count), hit))
+        may = set(_beside(range(op.start, op.start + op.count), fault))
         for index, read in enumerate(self._ops):
             data, seen = self._data[index], self._seen.data[index]
             if read.side is op.side and data is not None and seen is not None:
@@ -266,6 +266,6 @@ class _Parts:
         return range(cluster * size, min((cluster + 1) * size, self._size))
 
 
-def _beside(sectors: range, hit: InjectedFault) -> list[int]:
+def _beside(sectors: range, fault: InjectedFault) -> list[int]:
     """Those of them that what failed was not about."""
-    return [one for one in sectors if not hit.start <= one < hit.start + hit.count]
+    return [one for one in sectors if not fault.start <= one < fault.start + fault.count]

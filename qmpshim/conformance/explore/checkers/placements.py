@@ -1,4 +1,4 @@
-"""Where an injected fault strikes in the sequential execution.
+"""Where an injected fault is placed in the sequential execution.
 
 A failed I/O fails there, too, wherever the operation that is to meet it does an I/O of that kind at
 that place. Which operation meets it is QEMU's affair (a copy is shared by all that wait for it), so
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from qmpshim.conformance.explore.checkers.orders import Order, operations_in
 from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.chain.primary import PrimaryChain
@@ -18,28 +19,25 @@ from qmpshim.model.disks.image import Image, Qcow2Image
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io
 
-# Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
-# moment from which the status has it as over.
-Order = tuple[int, ...]
 AnyChain = Chain | PrimaryChain | PushChain
 
 
 class FaultPlacement:
-    """Lets an I/O of an operation fail: *victim* meets *hit*.
+    """Lets an I/O of an operation fail: *failing_op* meets *fault*.
 
     :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
         writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
-    :ivar met: an I/O of the sequential execution has failed
+    :ivar has_failed: an I/O of the sequential execution has failed
     :ivar may_be_missed: none need fail
     """
 
     may_be_missed = False
 
-    def __init__(self, hit: InjectedFault, victim: int = -1, emptied: bool = False) -> None:
-        self.hit = hit
-        self.victim = victim
+    def __init__(self, fault: InjectedFault, failing_op: int = -1, emptied: bool = False) -> None:
+        self.fault = fault
+        self.failing_op = failing_op
         self.emptied = emptied
-        self.met = False
+        self.has_failed = False
 
     def allows(self, order: Order) -> bool:
         """Whether it can be placed in this order of the operations."""
@@ -49,20 +47,20 @@ class FaultPlacement:
         """Operation *op* is about to run."""
 
     def of(self, op: int) -> Callable[[Io], int]:
-        """The fate of operation *op*'s I/Os."""
+        """The errno with which each I/O of operation *op* is to fail; 0: it is done."""
 
         def once(io: Io) -> int:
-            if self.met or op != self.victim or not self.hit.fits(io):
+            if self.has_failed or op != self.failing_op or not self.fault.fits(io):
                 return 0
-            return self._strike(io)
+            return self._fail(io)
 
         return once
 
-    def _strike(self, io: Io) -> int:
-        self.met = True
+    def _fail(self, io: Io) -> int:
+        self.has_failed = True
         if self.emptied and io.op == "empty":
             io.perform()
-        return self.hit.errno
+        return self.fault.errno
 
 
 class GoneImage(FaultPlacement):
@@ -75,13 +73,13 @@ class GoneImage(FaultPlacement):
 
     def __init__(
         self,
-        hit: InjectedFault,
+        fault: InjectedFault,
         done: Mapping[int, int],
         emptied: bool = False,
         in_tables: bool = False,
         may_be_missed: bool = False,
     ) -> None:
-        super().__init__(hit, emptied=emptied)
+        super().__init__(fault, emptied=emptied)
         self.may_be_missed = may_be_missed
         self._in_tables = in_tables
         self._left = dict(done)
@@ -90,11 +88,11 @@ class GoneImage(FaultPlacement):
     def begins(self, op: int, chain: AnyChain) -> None:
         if isinstance(chain, Chain):
             images = chain.secondary, chain.hidden, chain.active
-            self._image = next(one for one in images if one.name == self.hit.image)
+            self._image = next(one for one in images if one.name == self.fault.image)
 
     def of(self, op: int) -> Callable[[Io], int]:
         def gone(io: Io) -> int:
-            if io.disk != self.hit.image or op in self.hit.over:
+            if io.disk != self.fault.image or op in self.fault.over:
                 return 0
             if self._left.get(op, 0):
                 self._left[op] -= 1
@@ -102,13 +100,13 @@ class GoneImage(FaultPlacement):
             image = self._image if self._in_tables else None
             if isinstance(image, Qcow2Image) and image.needs_tables_only(io):
                 return 0
-            return self._strike(io)
+            return self._fail(io)
 
         return gone
 
 
 class FlushPlacement(FaultPlacement):
-    """The flush with which *victim* ends meets *hit*, and none that qcow2 needs before that."""
+    """The flush with which *failing_op* ends meets *fault*, and none that qcow2 needs before."""
 
     def of(self, op: int) -> Callable[[Io], int]:
         once = super().of(op)
@@ -116,7 +114,7 @@ class FlushPlacement(FaultPlacement):
 
 
 class BrokenSnapshot(FaultPlacement):
-    """The copy of a write meets *hit* and breaks the snapshot; the next operation is *victim*.
+    """The copy of a write meets *fault*, breaks the snapshot; the next operation is *failing_op*.
 
     With ``on-cbw-error=break-snapshot`` that write happens all the same, and later: others that
     begin meanwhile copy nothing and may be written before it (``cbw_do_copy_before_write``, 7.2).
@@ -124,48 +122,54 @@ class BrokenSnapshot(FaultPlacement):
     :param writes: the operations whose copy it may have been: one of them happens later
     """
 
-    def __init__(self, hit: InjectedFault, victim: int, writes: Sequence[int]) -> None:
-        super().__init__(hit, victim)
+    def __init__(self, fault: InjectedFault, failing_op: int, writes: Sequence[int]) -> None:
+        super().__init__(fault, failing_op)
         self._writes = writes
 
     def allows(self, order: Order) -> bool:
-        at = order.index(self.victim)
+        place = {op: n for n, op in enumerate(operations_in(order))}
+        at = place[self.failing_op]
         return (
-            all(order.index(op) < at for op in self.hit.over)
-            and all(order.index(op) >= at for op in self.hit.unstarted)
-            and any(order.index(op) >= at for op in self._writes)
+            all(place[op] < at for op in self.fault.over)
+            and all(place[op] >= at for op in self.fault.unstarted)
+            and any(place[op] >= at for op in self._writes)
         )
 
     def begins(self, op: int, chain: AnyChain) -> None:
-        if op == self.victim and isinstance(chain, Chain):
+        if op == self.failing_op and isinstance(chain, Chain):
             assert isinstance(chain.job, CopyBeforeWriteJob)
-            chain.job.snapshot_error.setdefault(0, self.hit.errno)
-            self.met = True
+            chain.job.snapshot_error.setdefault(0, self.fault.errno)
+            self.has_failed = True
 
     def of(self, op: int) -> Callable[[Io], int]:
         return lambda io: 0
 
 
 class AnyRead(FaultPlacement):
-    """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
+    """The read *failing_op* fails, wherever it reads: QEMU may have looked in another place."""
 
     def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
-        return lambda io: self.hit.errno if op == self.victim else 0
+        self.has_failed = True
+        return lambda io: self.fault.errno if op == self.failing_op else 0
 
 
 class NothingDone(FaultPlacement):
-    """The operation *victim* gets nothing done on these images, a failover its commit."""
+    """The operation *failing_op* gets nothing done on these images, a failover its commit."""
 
     def __init__(
-        self, hit: InjectedFault, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
+        self,
+        fault: InjectedFault,
+        failing_op: int,
+        images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES),
     ) -> None:
-        super().__init__(hit, victim)
+        super().__init__(fault, failing_op)
         self._images = images
 
     def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
-        return lambda io: self.hit.errno if op == self.victim and io.disk in self._images else 0
+        self.has_failed = True
+        return lambda io: (
+            self.fault.errno if op == self.failing_op and io.disk in self._images else 0
+        )
 
 
 class Unobserved(FaultPlacement):
@@ -177,5 +181,5 @@ class Unobserved(FaultPlacement):
     """
 
     def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
+        self.has_failed = True
         return lambda io: 0

@@ -20,11 +20,8 @@ from functools import cached_property, lru_cache
 from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import (
-    answers_fit_no_order,
-    keeps_to,
-    orders_of,
-)
+from qmpshim.conformance.explore.checkers.linearizability import answers_fit_no_order
+from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, keeps_to, orders_of
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, IoId
 from qmpshim.conformance.explore.harness.choices import failures as failing
@@ -295,7 +292,7 @@ def _subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def _run(
     scenario: RealScenario,
     behaviour: Behaviour,
-    order: tuple[int, ...],
+    order: Order,
     answers: tuple[Answer, ...],
     undone: frozenset[int],
     ending: Ending | None,
@@ -305,22 +302,22 @@ def _run(
     pushes = after_setup(scenario, behaviour)
     assert isinstance(pushes, PushChain)
     for step in order:
-        if ~step >= len(scenario.ops):
-            continue
-        if step < 0:
+        if isinstance(step, Commit):
             pushes.end_job(ending)
+        if not isinstance(step, Do):
             continue
-        pushes.paused = step in paused
+        index, op = step.op, scenario.ops[step.op]
+        pushes.paused = index in paused
         if pushes.paused and not (pushes.job is not None and pushes.job.active):
             return None
-        if step in undone:
+        if index in undone:
             continue
         refused = False
         try:
-            pushes.do(scenario.ops[step], scenario.number(step))
+            pushes.do(op, scenario.number(index))
         except RefusedError:
             refused = True
-        if scenario.ops[step].is_command and refused != (answers[step] != OK):
+        if op.is_command and refused != (answers[index] != OK):
             return None
     return pushes
 

@@ -46,7 +46,7 @@ def masked(
     op = scenario.ops[index]
     what = f"{op} says success, though the primary disk refused it"
     cause = Cause(CauseKind.ERROR_MASKED, op.name, f"primary {_MASKED[op.verb]}")
-    if any(hit.image == "secondary" and named.op == index for named, hit in failed):
+    if any(fault.image == "secondary" and named.op == index for named, fault in failed):
         what += ", and the secondary disk, too"
         cause = replace(cause, kind=CauseKind.ERROR_MASKED_BY_BOTH)
         return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
@@ -65,12 +65,12 @@ def _in_silence(
 
     When the disk is gone for good, these are all that had not ended before.
     """
-    for named, hit in failed:
-        if hit.image != "primary":
+    for named, fault in failed:
+        if fault.image != "primary":
             continue
         met = [named.op]
-        if hit.gone:
-            met += [n for n in range(len(answers)) if n not in hit.over and n != named.op]
+        if fault.gone:
+            met += [n for n in range(len(answers)) if n not in fault.over and n != named.op]
         for index in met:
             if scenario.ops[index].verb in _MASKED and answers[index] == OK:
                 yield index
@@ -95,13 +95,13 @@ def _not_read_back(
     return None
 
 
-def late_for(scenario: RealScenario, hits: Sequence[InjectedFault]) -> bool:
+def late_for(scenario: RealScenario, faults: Sequence[InjectedFault]) -> bool:
     """Whether a write that was being forwarded fails when replication was stopped already.
 
     Then it is undefined whether the status reports it: stop does not wait for what is in flight.
     """
     ends = {n for n, op in enumerate(scenario.ops) if op.verb in (Verb.STOP, Verb.FAILOVER)}
-    return any(hit.image == "secondary" and ends - hit.unstarted for hit in hits)
+    return any(fault.image == "secondary" and ends - fault.unstarted for fault in faults)
 
 
 def both_refused(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId, int]]:

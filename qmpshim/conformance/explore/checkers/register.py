@@ -15,8 +15,8 @@ from qmpshim.model.check.verdict import Verdict
 _HERE = Path(__file__).parent
 #: What checkers share, and are none themselves.
 SHARED = (
-    "at_end", "end", "failed_end", "failed_runs", "failure_reports", "partial_work", "parts",
-    "placements", "register", "sequential",
+    "at_end", "end", "failed_end", "failed_runs", "failure_reports", "orders",
+    "partial_work", "parts", "placements", "register", "sequential",
 )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from errno import EACCES, EINVAL
 from typing import Any
 
 from qmpshim.conformance.compare.model_chain import model_chain, unmaps
-from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlacement, Order
+from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, StatusOver, Step
+from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlacement
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
@@ -37,7 +38,7 @@ from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, r
 
 
 def run_op(
-    chain: AnyChain, op: Operation, number: int, fate: Callable[[Io], int] | None = None
+    chain: AnyChain, op: Operation, number: int, errno_for: Callable[[Io], int] | None = None
 ) -> Any:
     """Do one operation in the sequential model; what a read returns."""
     if isinstance(chain, PushChain):
@@ -46,7 +47,7 @@ def run_op(
         return None
     method = getattr(chain, op.name)
     if op.is_command or op.flushes:
-        return run_sequentially(method(), fate)
+        return run_sequentially(method(), errno_for)
     if isinstance(chain, Chain) and isinstance(chain.protocol, CopyBeforeWriteProtocol):
         snapshot = {
             Verb.READ: chain.snapshot_read,
@@ -57,15 +58,15 @@ def run_op(
         if op.is_guest and op.verb in snapshot:
             method = snapshot[op.verb]
     if op.reads:
-        return run_sequentially(method(op.start, op.count), fate)
-    return run_sequentially(method(op.start, op.count, number), fate)
+        return run_sequentially(method(op.start, op.count), errno_for)
+    return run_sequentially(method(op.start, op.count, number), errno_for)
 
 
 def run_in_order(
     scenario: RealScenario,
     behaviour: Behaviour,
     order: Order,
-    fates: Sequence[FaultPlacement] = (),
+    placements: Sequence[FaultPlacement] = (),
     copied: Mapping[int, Sequence[int]] | None = None,
 ) -> Outcome:
     """Run the scenario's operations one after another and look at the end.
@@ -77,66 +78,100 @@ def run_in_order(
     chain = after_setup(scenario, behaviour)
     if isinstance(chain, PushChain):
         return _pushed(scenario, chain, order)
-    answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
-    data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
-    gone: frozenset[Side] = frozenset()  # exports whose clients are no more
+    run = _InOrder(scenario, chain, placements, copied or {})
     for step in order:
-        if ~step >= len(scenario.ops):
-            if isinstance(chain, Chain):
-                chain.forget_error()
-            continue
-        index = step if step >= 0 else ~step
-        op = scenario.ops[index]
-        if op.queries:
-            if scenario.replicates:
-                error = chain.status()
-                answers[index] = ReportedError(error) if error else OK
-            elif scenario.has("snapshot-access") or isinstance(chain, PrimaryChain):
-                answers[index] = NO_JOB
-            else:
-                answers[index] = OK if chain.job is not None else JOB_ENDING
-            continue
-        if op.is_request and op.side in gone and not op.queries_status:
-            answers[index] = DISCONNECTED
-            continue
-        gone |= cut_off([op])
-        for fate in fates:
-            fate.begins(index, chain)
-        # What is known of a block status is no data: QEMU may have it cached, or need no I/O.
-        ways = [fate.of(index) for fate in fates if not op.queries_status]
-
-        def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
-            return next((errno for way in ways if (errno := way(io))), 0)
-
-        if step < 0:
-            if isinstance(chain, Chain):
-                run_sequentially(chain.end_failover(), meet)
-            continue
-        if op.verb is Verb.FAILOVER:
-            chain.begin_failover()
-            answers[index] = OK
-            continue
-        try:
-            result = run_op(chain, op, scenario.number(index), meet)
-        except ModelIOError as error:
-            if op.is_command:
-                answers[index] = ANY_ERROR
-                continue
-            for cluster in (copied or {}).get(index, ()):
-                if isinstance(chain, Chain):
-                    _copy(chain, cluster, meet)
-            # QEMU's NBD server knows no EACCES.
-            answers[index] = io_error(EINVAL if error.errno == EACCES else error.errno)
-            continue
-        except (CommandError, OperationError) as error:
-            answers[index] = ReportedError(str(error))
-            continue
-        answers[index] = OK
-        if op.reads:
-            data[index] = _returned(op, result)
+        run.take(step)
     if isinstance(chain, PrimaryChain):
-        return _primarys_end(scenario, chain, answers, data)
-    return _final(scenario, chain, answers, data)
+        return _primarys_end(scenario, chain, run.answers, run.data)
+    return _final(scenario, chain, run.answers, run.data)
+
+
+class _InOrder:
+    """A sequential execution under way.
+
+    :ivar answers: by operation; :ivar data: by reading operation
+    """
+
+    def __init__(
+        self,
+        scenario: RealScenario,
+        chain: Chain | PrimaryChain,
+        placements: Sequence[FaultPlacement],
+        copied: Mapping[int, Sequence[int]],
+    ) -> None:
+        self._scenario, self._chain = scenario, chain
+        self._placements, self._copied = placements, copied
+        self._gone: frozenset[Side] = frozenset()  # exports whose clients are no more
+        self.answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
+        self.data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
+
+    def take(self, step: Step) -> None:
+        """Do the next step."""
+        chain = self._chain
+        match step:
+            case Do(index):
+                self.answers[index] = self._do(index)
+            case Commit(index):
+                errno_for = self._begins(index)
+                if isinstance(chain, Chain):
+                    run_sequentially(chain.end_failover(), errno_for)
+            case StatusOver():
+                if isinstance(chain, Chain):
+                    chain.forget_error()
+
+    def _do(self, index: int) -> Prediction:
+        """Do an operation; its answer."""
+        op = self._scenario.ops[index]
+        if op.queries:
+            return self._status()
+        if op.is_request and op.side in self._gone and not op.queries_status:
+            return DISCONNECTED
+        self._gone |= cut_off([op])
+        errno_for = self._begins(index)
+        if op.verb is Verb.FAILOVER:
+            self._chain.begin_failover()
+            return OK
+        try:
+            result = run_op(self._chain, op, self._scenario.number(index), errno_for)
+        except ModelIOError as error:
+            return self._failed(index, error, errno_for)
+        except (CommandError, OperationError) as error:
+            return ReportedError(str(error))
+        if op.reads:
+            self.data[index] = _returned(op, result)
+        return OK
+
+    def _begins(self, index: int) -> Callable[[Io], int]:
+        """Operation or commit *index* begins; with which errno each of its I/Os is to fail."""
+        for placement in self._placements:
+            placement.begins(index, self._chain)
+        if self._scenario.ops[index].queries_status:
+            # What is known of a block status is no data: QEMU may have it cached, or need no I/O.
+            return lambda io: 0
+        ways = [placement.of(index) for placement in self._placements]
+        return lambda io: next((errno for way in ways if (errno := way(io))), 0)
+
+    def _status(self) -> Prediction:
+        """The answer of a query: replication's status, or which block jobs there are."""
+        scenario, chain = self._scenario, self._chain
+        if scenario.replicates:
+            error = chain.status()
+            return ReportedError(error) if error else OK
+        if scenario.has("snapshot-access") or isinstance(chain, PrimaryChain):
+            return NO_JOB
+        return OK if chain.job is not None else JOB_ENDING
+
+    def _failed(
+        self, index: int, error: ModelIOError, errno_for: Callable[[Io], int]
+    ) -> Prediction:
+        """The answer of an operation of which an I/O failed, once its other copies are done."""
+        if self._scenario.ops[index].is_command:
+            return ANY_ERROR
+        for cluster in self._copied.get(index, ()):
+            if isinstance(self._chain, Chain):
+                _copy(self._chain, cluster, errno_for)
+        # QEMU's NBD server knows no EACCES.
+        return io_error(EINVAL if error.errno == EACCES else error.errno)
 
 
 def _returned(op: Operation, result: Iterable[int]) -> tuple[int, ...]:
@@ -146,13 +181,15 @@ def _returned(op: Operation, result: Iterable[int]) -> tuple[int, ...]:
     return tuple(max(0, owner) for owner in result)
 
 
-def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
+def _copy(chain: Chain, cluster: int, errno_for: Callable[[Io], int]) -> None:
     """Copy one backup cluster, if that is still to be done and can be."""
     if chain.job is not None:
         size = chain.job.cluster_size
         count = min(size, chain.size - cluster * size)
         with contextlib.suppress(ModelIOError):
-            run_sequentially(chain.protocol.before_write(chain.job, cluster * size, count), meet)
+            run_sequentially(
+                chain.protocol.before_write(chain.job, cluster * size, count), errno_for
+            )
 
 
 def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
@@ -220,20 +257,19 @@ def _pushed(scenario: RealScenario, chain: PushChain, order: Order) -> Outcome:
     answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
     for step in order:
-        if ~step >= len(scenario.ops):
-            continue
-        if step < 0:
+        if isinstance(step, Commit):
             chain.end_job()
+        if not isinstance(step, Do):
             continue
-        op = scenario.ops[step]
+        index, op = step.op, scenario.ops[step.op]
         try:
-            found = chain.do(op, scenario.number(step))
+            found = chain.do(op, scenario.number(index))
         except RefusedError:
-            answers[step] = ANY_ERROR
+            answers[index] = ANY_ERROR
             continue
-        answers[step] = OK
+        answers[index] = OK
         if op.reads:
-            data[step] = tuple(max(0, owner) for owner in found)
+            data[index] = tuple(max(0, owner) for owner in found)
     nothing = (None,) * scenario.size
     disk = tuple(max(0, owner) for owner in chain.disk.now)
     return Outcome(tuple(answers), tuple(data), disk, nothing, nothing, None, (), None)

@@ -80,7 +80,7 @@ class History:
 
     def gone(self) -> bool:
         """Whether an image is gone for good."""
-        return any(hit.gone for _, hit in self.failed)
+        return any(fault.gone for _, fault in self.failed)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,8 @@ from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.at_end import check_end
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
-from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker, keeps_to
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.checkers.orders import keeps_to
 from qmpshim.conformance.explore.harness.choices import (
     CUT,
     RECONNECT,

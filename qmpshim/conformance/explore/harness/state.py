@@ -89,7 +89,7 @@ class StateOf:
             tuple(hash(tuple(sectors)) for _, sectors in sorted(self._content.items())),
             tuple(sorted(self._tables.items())),
             now.faults,
-            tuple(hit for _, hit in now.failed),
+            tuple(fault for _, fault in now.failed),
             tuple((command, *steps) for command, steps in self._during.items()),
         )
 

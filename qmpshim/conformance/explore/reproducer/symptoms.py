@@ -42,6 +42,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     NODE_DESCRIPTION,
     LinearizabilityChecker,
 )
+from qmpshim.conformance.explore.checkers.orders import operations_in
 from qmpshim.conformance.explore.checkers.point_in_time import (
     Failures,
     Named,
@@ -377,7 +378,7 @@ def _orders(finding: Finding) -> Sign:
         predicted = _predicted(checker.predictions(end), len(checker.cells))
         if predicted is None:
             return _UNKNOWN
-        predicted = {"order": [step for step in order if step >= 0], **predicted}
+        predicted = {"order": operations_in(order), **predicted}
         if predicted not in orders:
             orders.append(predicted)
     return {"kind": "orders", "cells": [list(cell) for cell in checker.cells], "orders": orders}

@@ -8,6 +8,7 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers.orders import Do
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.placements import BrokenSnapshot, FaultPlacement
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
@@ -125,7 +126,7 @@ def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
 
     behaviour = behaviour_of(read_version(pool.build)[0])
     hit = InjectedFault("secondary", "discard", 682, 342, EIO)
-    end = run_in_order(scenario, behaviour, (0,), [FaultPlacement(hit, 0)])
+    end = run_in_order(scenario, behaviour, (Do(0),), [FaultPlacement(hit, 0)])
     kinds, active = end.alloc
     seen = replace(
         end,
@@ -162,7 +163,7 @@ def test_a_read_fails_where_the_gone_overlay_may_have_got_a_part(
 ) -> None:
     ops = operation(do, 0, 64), operation("guest_read", 0, C)
     scenario = scenarios.RealScenario("R", ops)
-    end = run_in_order(scenario, behaviour_of((7, 2, 0)), (0, 1))
+    end = run_in_order(scenario, behaviour_of((7, 2, 0)), (Do(0), Do(1)))
     refused = io_error(EIO)
     end = replace(end, answers=(refused, OK))
     seen = replace(end, answers=(refused, refused), data=(None, None))
@@ -178,7 +179,7 @@ def test_a_broken_snapshot_holds_no_copy_of_what_its_bitmap_does_not_name() -> N
     scenario = scenarios.RealScenario("B", ops, form="fleecing", options=breaks)
     hit = InjectedFault("secondary", "read", 0, 8, EIO)
     behaviour = behaviour_of((7, 2, 0))
-    end = run_in_order(scenario, behaviour, (0,), [BrokenSnapshot(hit, 0, [0])])
+    end = run_in_order(scenario, behaviour, (Do(0),), [BrokenSnapshot(hit, 0, [0])])
     assert end.view is None
     old = (scenarios.BASE,) * scenario.size
     before = Before(frozenset(), old)
