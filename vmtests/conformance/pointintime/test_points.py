@@ -33,6 +33,7 @@ from vmtests.support.points import (
     MUTANTS,
     CopiesAfterT0,
     PointMutant,
+    TransactionInTwo,
     add,
     by_drive,
     case,
@@ -361,3 +362,14 @@ def test_operations_are_stored_and_read(workflow: PointsWorkflow) -> None:
         assert str(operation).startswith(f"{operation.number}: ")
     with pytest.raises(InputError):
         PointOperation.from_json({"number": 1, "do": "write", "disk": 0})
+
+
+def test_a_transaction_with_two_t0s_is_seen_by_writes_beside_it(
+    qemu_build: Build, workspace: Workspace
+) -> None:
+    """Jobs that start one after the other have in their snapshots what came between."""
+    operations = case(PointOperation(1, PointKind.RACE, 0, 0, 4096))
+    found = run(qemu_build, workspace, operations, TransactionInTwo).divergence
+    assert found is not None and found.verdict is Verdict.ISOLATION, str(found)
+    assert found.where == "snapshots of one transaction"
+    assert run(qemu_build, workspace, operations).divergence is None
