@@ -134,8 +134,8 @@ class RealSystem(RealRun):
         if self.violation is not None:
             return self.violation
         # While a commit goes on, its requests may be taken for those of the mover.
-        commits = self.scenario.commits and self._last_moved
-        return self._state.fingerprint(self.now), commits
+        commits = self.scenario.commits and self._execution.last_moved
+        return self._execution.state.fingerprint(self.now), commits
 
     def reset(self) -> None:
         self.leave(apart=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from errno import EIO
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
@@ -84,6 +85,23 @@ def faithfully(machine: GatedMachine, named: NamedIo) -> None:
         gate.reply(io)
 
 
+@dataclass(slots=True)
+class _Execution:
+    """What follows one execution, beside its history.
+
+    :ivar last_moved: the operation of the latest step
+    :ivar setup_done: the scenario has begun; before, nothing is held
+    :ivar passing: what is answered as soon as QEMU is still: it is not held as a choice
+    """
+
+    namer: IoNames
+    watch: OnlineChecker
+    state: StateOf
+    last_moved: int = 0
+    setup_done: bool = False
+    passing: list[HeldIO] = field(default_factory=list)
+
+
 class RealRun:
     """Executions of one scenario, one after another.
 
@@ -93,7 +111,11 @@ class RealRun:
     :ivar violation: what is wrong with the present one, :ivar now: what happened in it
     :ivar ios: the names of all held I/Os so far, in whatever execution
     :ivar derailed: executions that could not be followed
+    :ivar machine: since :meth:`begin`: on what the present execution runs
     """
+
+    machine: GatedMachine
+    _execution: _Execution
 
     def __init__(
         self,
@@ -113,6 +135,12 @@ class RealRun:
         self.now = History()
         self.derailed = 0
         self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
+        self._preparing: Operation | None = None  # of the setup, under way
+
+    @property
+    def watch(self) -> OnlineChecker:
+        """The checker of what arrives in the present execution."""
+        return self._execution.watch
 
     @property
     def threads(self) -> int:
@@ -129,19 +157,18 @@ class RealRun:
 
         :param reconnect: seconds that QEMU waits for a broken connection to its disks
         """
-        self.violation = None
-        self._preparing: Operation | None = None  # of the setup, under way
+        self.violation = self._preparing = None
         self.now = History.of(len(self.scenario.ops))
         machine = self.machine = self.pool.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
         machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        self._namer = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
-        self.watch = OnlineChecker(self.scenario, machine, self._namer)
-        self._state = StateOf(self.scenario, self.all_io)
-        self._last_moved = 0
-        self._setup_done = False
-        self._passing: list[HeldIO] = []
+        namer = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
+        self._execution = _Execution(
+            namer,
+            OnlineChecker(self.scenario, machine, namer),
+            StateOf(self.scenario, self.all_io),
+        )
         if not self.scenario.contract:
             self.pool.mark_tainted()
         machine.gate.hold(self._arrives)
@@ -154,7 +181,7 @@ class RealRun:
             machine.connect_status(side)
         machine.settle()
         machine.gate.keep_journals()
-        self._setup_done = True
+        self._execution.setup_done = True
 
     def _startable(self) -> list[int]:
         """Operations that may be started now."""
@@ -166,7 +193,7 @@ class RealRun:
         ]
 
     def _do(self, choice: RealChoice) -> None:
-        self._state.step(choice, self.now)
+        self._execution.state.step(choice, self.now)
         match choice:
             case Start(op):
                 self.start_operation(op)
@@ -176,9 +203,9 @@ class RealRun:
                 self.fail_io(io, fault)
 
     def _complete(self, named: NamedIo) -> None:
-        self._last_moved = named.op
+        self._execution.last_moved = named.op
         self.now.events.append(Completed(named.id))
-        self._state.completing(named, self._stored(named))
+        self._execution.state.completing(named, self._stored(named))
         if named.verb not in ("read", "status", "flush"):
             self.now.wrote[named.io.seq] = named.op
         self.release(self.machine, named)
@@ -193,7 +220,7 @@ class RealRun:
     def start_operation(self, index: int) -> None:
         """Start an operation of the scenario; its answer and its requests come later."""
         now, op = self.now, self.scenario.ops[index]
-        self._last_moved = index
+        self._execution.last_moved = index
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
         if self.scenario.stops and paused_by_error(self.machine, self.scenario, now):
@@ -201,7 +228,9 @@ class RealRun:
         now.events.append(Started(index, op))
         self.pool.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
-        self._namer.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
+        self._execution.namer.flushing = any(
+            self.scenario.ops[i].makes_durable for i in now.running
+        )
 
     def fail_io(self, name: IoId, errno: int) -> None:
         """End a held I/O with an error.
@@ -210,7 +239,7 @@ class RealRun:
         """
         now = self.now
         named = now.held.pop(name)
-        self._last_moved = named.op
+        self._execution.last_moved = named.op
         now.faults += 1
         self.pool.mark_tainted()
         gate = self.machine.gate
@@ -228,13 +257,18 @@ class RealRun:
             for i in now.over
             if self.scenario.ops[i].verb is not Verb.FAILOVER and now.answers[i] != DISCONNECTED
         )
-        unstarted = frozenset(range(self.threads)) - now.started
+        by_reader = self.scenario.ops[named.op].reads and not named.meta
         fault = InjectedFault(
-            named.io.image, METADATA if named.meta else named.verb, named.start,
-            0 if named.meta else named.count, EIO if gone else errno, gone,
-            over, unstarted,
-            named.op if self.scenario.ops[named.op].reads and not named.meta else None,
-        )  # fmt: skip
+            image=named.io.image,
+            verb=METADATA if named.meta else named.verb,
+            start=named.start,
+            count=0 if named.meta else named.count,
+            errno=EIO if gone else errno,
+            gone=gone,
+            over=over,
+            unstarted=frozenset(range(self.threads)) - now.started,
+            reader=named.op if by_reader else None,
+        )
         now.failed.append((named, fault))
         self.watch.failed(named, fault)
         now.events.append(Failed(name, errno))
@@ -251,8 +285,8 @@ class RealRun:
         connection. Else, how QEMU goes on may depend on how fast an answer comes (whether a
         coroutine yields or not), so such a request waits until QEMU is still: :meth:`_be_still`.
         """
-        held = self._namer.holds(io)
-        if not self._setup_done:
+        held = self._execution.namer.holds(io)
+        if not self._execution.setup_done:
             if held:
                 self.watch.answered(io)
             return False
@@ -262,7 +296,7 @@ class RealRun:
             return True
         if self._alone(io.image):
             return False
-        self._passing.append(io)
+        self._execution.passing.append(io)
         return True
 
     def _alone(self, image: str) -> bool:
@@ -271,7 +305,7 @@ class RealRun:
         under_way = now.running.keys() - now.over
         if len(under_way) < 2 and not any(ops[op].backs_up for op in now.started):
             return True
-        if any(ops[op].reconfigures for op in under_way) or self._passing:
+        if any(ops[op].reconfigures for op in under_way) or self._execution.passing:
             return False
         return all(io.image != image for io in self.machine.gate.held)
 
@@ -281,15 +315,15 @@ class RealRun:
         self.observe()
         if not now.held and not self._startable() and len(now.over) < len(now.started):
             self._wait()
-        self._state.settled(now)
+        self._execution.state.settled(now)
 
     def _be_still(self) -> None:
         """Answer what need not wait, one by one, until QEMU sends no more of that."""
         machine = self.machine
         machine.settle()
-        while self._passing:
-            self._passing.sort(key=lambda io: (io.image, io.seq))
-            io = self._passing.pop(0)
+        while self._execution.passing:
+            self._execution.passing.sort(key=lambda io: (io.image, io.seq))
+            io = self._execution.passing.pop(0)
             if machine.gate.holds(io):  # its connection may have broken meanwhile
                 machine.gate.release(io)
                 machine.settle()
@@ -330,15 +364,19 @@ class RealRun:
         :param gone: what was held on a connection that broke
         """
         now = self.now
-        known = {named.io.seq for named in now.held.values()} | {io.seq for io in self._passing}
+        known = {named.io.seq for named in now.held.values()} | {
+            io.seq for io in self._execution.passing
+        }
         jobs = [i for i in now.over if self.scenario.ops[i].backs_up]
         still = [*(i for i in unfinished if i not in now.over), *jobs]
         # Each image has a connection of its own; which of them was read first is our doing.
         for io in sorted(self.machine.gate.held, key=lambda io: (io.image, io.seq)):
             if io.seq in known:
                 continue
-            mover = next((one.op for one in gone if one.io.request == io.request), self._last_moved)
-            named = self._namer.name(io, mover, still if jobs else unfinished, still)
+            mover = next(
+                (one.op for one in gone if one.io.request == io.request), self._execution.last_moved
+            )
+            named = self._execution.namer.name(io, mover, still if jobs else unfinished, still)
             now.held[named.id] = named
             self.ios.add(named.id)
             now.events.append(Arrived(named.id))
