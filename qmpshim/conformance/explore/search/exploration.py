@@ -29,8 +29,8 @@ from qmpshim.conformance.explore.search.settings import Bounds, Settings, Writte
 from qmpshim.conformance.explore.search.workers import (
     Board,
     Progress,
-    here,
     in_processes,
+    in_this_process,
     on_cluster,
 )
 from qmpshim.conformance.known.matching import (
@@ -125,7 +125,7 @@ def explore_real(
                   at_case)  # fmt: skip
         if directed and len(cases.skipped) == len(directed) and not scenarios:
             raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
-        run: Run = in_processes if jobs > 1 else here
+        run: Run = in_processes if jobs > 1 else in_this_process
         if cluster is not None:
             run = partial(on_cluster, cluster)
         if task.budget is not None:

@@ -26,7 +26,12 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import samples, shape
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.search import ScenarioTask
-from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
+from qmpshim.conformance.explore.search.workers import (
+    Board,
+    Progress,
+    in_processes,
+    in_this_process,
+)
 from qmpshim.conformance.explore.space.naming import scenario_of
 from qmpshim.conformance.explore.space.random_points import RandomPoints
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
@@ -187,7 +192,7 @@ class _Soak:
         self._batches += 1
 
     def _run(self, task: ScenarioTask, scenarios: Sequence[RealScenario]) -> list[ScenarioResult]:
-        run = in_processes if self._jobs > 1 else here
+        run = in_processes if self._jobs > 1 else in_this_process
         return run(task, scenarios, self._jobs, self._board)
 
     def _explore(

@@ -1,4 +1,4 @@
-"""Where scenarios are explored, here, in processes of their own or on a cluster, and how far."""
+"""Where scenarios are explored, and how far: this process, processes of its own, a cluster."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _visit(task: ScenarioTask) -> Callable[..., ScenarioResult]:
 
 
 @one_processor()
-def here(
+def in_this_process(
     task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
     pool = QemuPool(task.build)
@@ -160,7 +160,7 @@ def here(
 
 
 def _worker(
-    talk: Connection,
+    pipe: Connection,
     task: ScenarioTask,
     began: float,
     jobs: int,
@@ -175,10 +175,10 @@ def _worker(
     os.environ.clear()
     os.environ.update(environment)
     with one_processor(processor):
-        _serve(talk, task, began, jobs)
+        _serve(pipe, task, began, jobs)
 
 
-def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> None:
+def _serve(pipe: Connection, task: ScenarioTask, began: float, jobs: int) -> None:
     pool = QemuPool(task.build)
     last, seen = 0.0, 0
 
@@ -187,17 +187,17 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
         # What is new is sent at once: it must not be lost, whatever happens to this process.
         if time.monotonic() - last > TICK or len(live.sightings) != seen:
             last, seen = time.monotonic(), len(live.sightings)
-            talk.send(("at", live))
+            pipe.send(("at", live))
 
     try:
-        while (given := talk.recv()) is not None:
+        while (given := pipe.recv()) is not None:
             place, scenario, waiting = given
             seconds = share_of_time(task, began, waiting, jobs)
             result = _visit(task)(pool, scenario, task, seconds, tick)
-            talk.send(("done", (place, result)))
+            pipe.send(("done", (place, result)))
     except QmpshimError as error:
         with contextlib.suppress(OSError):  # another one sent it first
-            talk.send(("failed", error))
+            pipe.send(("failed", error))
     except (EOFError, BrokenPipeError):
         pass  # the other end is closed
     finally:
@@ -207,74 +207,107 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
 def in_processes(
     task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
-    """Explore in so many processes, each of which has a pipe of its own to here.
+    """Explore in so many processes, each of which has a pipe of its own to this one.
 
     What has not come a little after the task's deadline is cut short.
 
     :raises HostError: one of them ended without a word; what it was exploring is not explored
     """
-    context = multiprocessing.get_context("spawn")
-    began = time.monotonic()
-    workers: dict[Connection, SpawnProcess] = {}
-    todo = deque(enumerate(scenarios))
-    ordered: dict[int, ScenarioResult] = {}
-    at: dict[Connection, str] = {}  # the scenario that each explores
-
-    def give(talk: Connection) -> None:
-        at.pop(talk, None)
-        given = None
-        if todo:
-            place, scenario = todo.popleft()
-            at[talk] = scenario.name
-            given = place, scenario, len(todo) + 1
-        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe shows it
-            talk.send(given)
-
+    processes = _Processes(task, scenarios, board)
     try:
-        for number in range(min(jobs, len(scenarios))):
-            talk, theirs = context.Pipe()
-            given = (theirs, task, began, jobs, dict(os.environ), number)
+        processes.start(min(jobs, len(scenarios)), jobs)
+        processes.collect()
+    finally:
+        processes.stop()
+    results = processes.results
+    for place, scenario in enumerate(scenarios):
+        if place not in results:
+            results[place] = _cut_short(scenario, board)
+    board.tell(force=True)
+    return [results[place] for place in sorted(results)]
+
+
+class _Processes:
+    """The processes that explore scenarios, by this one's end of their pipes.
+
+    :ivar results: of the scenarios that are done, by their place
+    """
+
+    def __init__(self, task: ScenarioTask, scenarios: Sequence[RealScenario], board: Board) -> None:
+        self._task, self._board, self._many = task, board, len(scenarios)
+        self._todo = deque(enumerate(scenarios))
+        self._workers: dict[Connection, SpawnProcess] = {}
+        self._at: dict[Connection, str] = {}  # the scenario that each explores
+        self.results: dict[int, ScenarioResult] = {}
+
+    def start(self, many: int, jobs: int) -> None:
+        """Start so many, each with a scenario; *jobs* share the time."""
+        context = multiprocessing.get_context("spawn")
+        began = time.monotonic()
+        for number in range(many):
+            pipe, theirs = context.Pipe()
+            given = (theirs, self._task, began, jobs, dict(os.environ), number)
             worker = context.Process(target=_worker, args=given, daemon=True)
-            workers[talk] = worker
+            self._workers[pipe] = worker
             with theirs, _safe_path(), _deaf_to_ctrl_c():
                 worker.start()
-            give(talk)
-        while len(ordered) < len(scenarios):
-            left = None if task.deadline is None else task.deadline + _LATE - time.monotonic()
-            ready = wait(list(at), left if left is None else max(0.0, left))
+            self._give(pipe)
+
+    def collect(self) -> None:
+        """Take what they send until all scenarios are done, or it is too late.
+
+        :raises HostError: one of them ended without a word
+        """
+        deadline = self._task.deadline
+        while len(self.results) < self._many:
+            left = None if deadline is None else deadline + _LATE - time.monotonic()
+            ready = wait(list(self._at), left if left is None else max(0.0, left))
             if not ready:
-                break
-            for talk in [one for one in at if one in ready]:
-                try:
-                    what, value = talk.recv()
-                except (EOFError, OSError) as error:
-                    raise _ended(workers[talk], at[talk]) from error
-                number = workers[talk].pid or 0
-                if what == "at":
-                    board.live[number] = value
-                elif what == "failed":
-                    raise value
-                else:
-                    place, result = value
-                    ordered[place] = result
-                    board.done.append(result)
-                    board.live.pop(number, None)
-                    give(talk)
-                board.tell()
-    finally:
-        for talk in workers:
-            talk.close()  # the explorer sees its end closed
+                return
+            for pipe in [one for one in self._at if one in ready]:
+                self._take(pipe)
+                self._board.tell()
+
+    def stop(self) -> None:
+        """End them all."""
+        for pipe in self._workers:
+            pipe.close()  # the explorer sees its end closed
         leave = time.monotonic() + _LEAVE
-        for worker in workers.values():
+        for worker in self._workers.values():
             worker.join(max(0.0, leave - time.monotonic()))
             if worker.is_alive():
                 worker.terminate()
                 worker.join()
-    for place, scenario in enumerate(scenarios):
-        if place not in ordered:
-            ordered[place] = _cut_short(scenario, board)
-    board.tell(force=True)
-    return [ordered[place] for place in sorted(ordered)]
+
+    def _give(self, pipe: Connection) -> None:
+        """Send the next scenario, or that there is none."""
+        self._at.pop(pipe, None)
+        given = None
+        if self._todo:
+            place, scenario = self._todo.popleft()
+            self._at[pipe] = scenario.name
+            given = place, scenario, len(self._todo) + 1
+        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe shows it
+            pipe.send(given)
+
+    def _take(self, pipe: Connection) -> None:
+        """Take what one has sent."""
+        worker, board = self._workers[pipe], self._board
+        try:
+            what, value = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _ended(worker, self._at[pipe]) from error
+        number = worker.pid or 0
+        if what == "at":
+            board.live[number] = value
+        elif what == "failed":
+            raise value
+        else:
+            place, result = value
+            self.results[place] = result
+            board.done.append(result)
+            board.live.pop(number, None)
+            self._give(pipe)
 
 
 def on_cluster(
@@ -322,7 +355,7 @@ def _elsewhere(
     """
     if left is not None:
         task = replace(task, deadline=time.monotonic() + left)
-    return here(task, scenarios, 1, Board(len(scenarios), None))
+    return in_this_process(task, scenarios, 1, Board(len(scenarios), None))
 
 
 def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:
