@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ _WORTH_IT = 0.1  # of the budget
 _EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
 _LATEST = 0.75  # of a budget, when exploring has ended
 _LONGEST = 0.9  # of a limit, for exploring
+_BY_CHANCE = 60.0  # seconds of a search by chance that has no budget
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.9  # of the time for exploring, at most
 _DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
@@ -78,80 +79,122 @@ def explore_real(
     if not scenarios and not directed:
         raise InputError("there is no scenario to explore")
     mode = Mode.STATEFUL if settings.mode is Mode.AUTO else settings.mode
-    budget, limit, cluster = bounds.budget, bounds.limit, bounds.cluster
+    cluster, version = bounds.cluster, read_version(build)[0]
     jobs = max(1, min(cluster.workers if cluster else bounds.jobs, len(scenarios)))
-    version = read_version(build)[0]
-    began = time.monotonic()
-    task = ScenarioTask(build, version, mode, tuple(settings.faults), budget, settings.seed,
-                        settings.crash_points, settings.all_io)  # fmt: skip
-    if mode.by_chance and budget is None:
-        budget = 60.0
-    end: float | None = None  # of everything
-    if budget is not None:
-        task.budget, task.deadline, end = budget * _EXPLORING, began + budget * _LATEST, budget
-    if limit is not None and (end is None or limit < end):
-        task.deadline, end = began + limit * _LONGEST, limit
+    times = _Deadlines.of(time.monotonic(), bounds, mode)
+    task = ScenarioTask(build, version, mode, tuple(settings.faults), times.budget, settings.seed,
+                        settings.crash_points, settings.all_io, times.exploring)  # fmt: skip
     board = Board(len(scenarios), progress)
     cases = DirectedResult(tuple(directed))
     recognise = recogniser(known.findings, version)
+    report = ExploreReport(build.name, version, mode.value, settings.seed, bool(settings.faults),
+                           [], [], 0.0, jobs, directed=cases)  # fmt: skip
+    report.crash_points = settings.crash_points
     results: list[ScenarioResult] | None = None
     findings: list[Finding] = []
     confirmed: list[Finding] = []
 
-    def report(results: list[ScenarioResult], findings: list[Finding]) -> ExploreReport:
-        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
-        return ExploreReport(
-            build.name,
-            version,
-            mode.value,
-            settings.seed,
-            bool(settings.faults),
-            results,
-            [finding for finding in findings if finding.confirmed],
-            time.monotonic() - began,
-            jobs,
-            [finding for finding in findings if not finding.confirmed],
-            settings.crash_points,
-            directed=cases,
-        )
-
     def at_case(name: str) -> None:
         if progress is not None:
-            seconds, found = time.monotonic() - began, tuple(cases.findings)
+            seconds, found = time.monotonic() - times.began, tuple(cases.findings)
             progress(Progress(0, len(scenarios), 0, 0, seconds, Counter(), name, directed=found))
 
     try:
-        run_cases(build, cases, known.directed, None if end is None else began + _DIRECTED * end,
-                  at_case)  # fmt: skip
+        run_cases(build, cases, known.directed, times.directed, at_case)
         if directed and len(cases.skipped) == len(directed) and not scenarios:
             raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
         run: Run = in_processes if jobs > 1 else in_this_process
         if cluster is not None:
             run = partial(on_cluster, cluster)
         if task.budget is not None:
-            task.budget = max(0.0, task.budget - (time.monotonic() - began))
+            task.budget = max(0.0, task.budget - (time.monotonic() - times.began))
         results = _explore(run, task, scenarios, jobs, board, settings) if scenarios else []
         if (why := why_none(results)) and not cases.findings:
             raise BuildError(f"{build.name}: {why}")
         findings = _grouped(results, recognise)
-        for number, finding in enumerate(findings):
-            until = None
-            if end is not None:
-                now = time.monotonic()
-                share = (began + end - now) / (len(findings) - number)
-                until = min(now + max(share, _CONFIRMING), began + end)
-            all_io = settings.all_io or finding.all_io
-            words = (build, settings.minimise, task.errnos, settings.crash_points, all_io, until)
-            confirmed.append(confirm(finding, *words))
+        for finding in _confirm_all(task, findings, settings, times):
+            confirmed.append(finding)
     except (KeyboardInterrupt, HostError):
         if results is None:
             results = board.so_far()
             findings = _grouped(results, recognise)
-        so_far = report(results, [*confirmed, *findings[len(confirmed) :]])
-        so_far.interrupted = True
-        interrupted(so_far)
+        _complete(report, results, [*confirmed, *findings[len(confirmed) :]], times)
+        report.interrupted = True
+        interrupted(report)
         raise
-    return report(results, confirmed)
+    _complete(report, results, confirmed, times)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadlines:
+    """When what has to be over, by time.monotonic(); None: it takes what it takes.
+
+    :ivar budget: seconds for exploring
+    :ivar exploring: the end of that; :ivar everything: of all
+    """
+
+    began: float
+    budget: float | None
+    exploring: float | None
+    everything: float | None
+
+    @classmethod
+    def of(cls, began: float, bounds: Bounds, mode: Mode) -> _Deadlines:
+        """Those that a caller's bounds mean."""
+        seconds, exploring = bounds.budget, None
+        if seconds is None and mode.by_chance:
+            seconds = _BY_CHANCE
+        budget, end = None, seconds
+        if seconds is not None:
+            budget, exploring = seconds * _EXPLORING, began + seconds * _LATEST
+        if bounds.limit is not None and (end is None or bounds.limit < end):
+            exploring, end = began + bounds.limit * _LONGEST, bounds.limit
+        return cls(began, budget, exploring, None if end is None else began + end)
+
+    @property
+    def directed(self) -> float | None:
+        """The end of the directed cases."""
+        if self.everything is None:
+            return None
+        return self.began + _DIRECTED * (self.everything - self.began)
+
+    def of_finding(self, left: int) -> float | None:
+        """The end of confirming the next finding, when so many are left."""
+        if self.everything is None:
+            return None
+        now = time.monotonic()
+        return min(now + max((self.everything - now) / left, _CONFIRMING), self.everything)
+
+
+def _confirm_all(
+    task: ScenarioTask, findings: Sequence[Finding], settings: Settings, times: _Deadlines
+) -> Iterator[Finding]:
+    """Each of the findings, once it was tried again."""
+    for number, finding in enumerate(findings):
+        yield confirm(
+            finding,
+            task.build,
+            settings.minimise,
+            task.errnos,
+            settings.crash_points,
+            settings.all_io or finding.all_io,
+            times.of_finding(len(findings) - number),
+        )
+
+
+def _complete(
+    report: ExploreReport,
+    results: list[ScenarioResult],
+    findings: list[Finding],
+    times: _Deadlines,
+) -> None:
+    """Put into a report what was explored and found."""
+    findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
+    report.scenarios = results
+    report.findings = [finding for finding in findings if finding.confirmed]
+    report.unconfirmed = [finding for finding in findings if not finding.confirmed]
+    report.seconds = time.monotonic() - times.began
 
 
 def _grouped(
