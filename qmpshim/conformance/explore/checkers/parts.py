@@ -160,6 +160,12 @@ class _Parts:
         for sector in _beside(range(op.start, op.start + op.count), fault):
             if self._seen.secondary[sector] == number:
                 self._secondary[sector] = number
+                if self._view is not None and self._is_seen_through(sector):
+                    self._view[sector] = number
+
+    def _is_seen_through(self, sector: int) -> bool:
+        """Whether the guest's end reads the secondary disk there, as after a failover."""
+        return self._active[sector] is None and self._hidden[sector] is None
 
     def active_written(self, op: Operation, number: int, fault: InjectedFault) -> None:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""

@@ -149,6 +149,16 @@ def test_what_a_failed_write_has_done_is_committed(pool: QemuPool) -> None:
     assert verdicts(misbehaving) == {Verdict.LOST_WRITE}
 
 
+def test_what_a_failed_write_has_done_is_seen_after_a_failover(pool: QemuPool) -> None:
+    """The guest's end reads the secondary disk then: what is done on that is in its view.
+
+    With clusters of a sector a table of qcow2 has 64, and a request has a part for each table.
+    """
+    ops = operation("primary_write", 48, 32, after=1), operation("failover")
+    scenario = replace(FAILOVER, ops=ops, setup=(), secondary="qcow2", cluster=1)
+    assert causes(explored(pool, scenario, fails="secondary write 64+16")) == set()
+
+
 @pytest.mark.parametrize(
     ("do", "gone", "fails"),
     [
