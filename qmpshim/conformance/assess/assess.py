@@ -24,11 +24,12 @@ _WORKLOADS = 5.0  # seconds that the workloads take on a host that does nothing 
 def left_to_explore(budget: float, seconds: float) -> float:
     """Seconds for the exploration, after so many *seconds* for what came before it.
 
-    What took longer than planned is taken from it, but a quarter of the budget is left. With the
-    default budget a build takes two minutes, unless what came before took more than 95 seconds;
-    the ten that confirming may need are included.
+    What took longer than planned is taken from it, but a quarter of the budget is left; what took
+    less is given to it, up to a third of the budget. With the default budget a build takes two
+    minutes, unless what came before took more than 95 seconds; the ten that confirming may need
+    are included.
     """
-    return min(budget, max(budget / 4, TRYING + _WORKLOADS + budget - seconds))
+    return min(budget * 4 / 3, max(budget / 4, TRYING + _WORKLOADS + budget - seconds))
 
 
 @dataclass(frozen=True, slots=True)
