@@ -69,24 +69,11 @@ class _Completion(argparse.Action):
         except ImportError:
             parser.error("--print-completion needs shtab: pip install shtab")
         for one in all_parsers(parser):
-            _offer_names(one)
+            for argument in one._actions:  # argparse has no public way to them
+                if names := getattr(argument, "names", None):  # see takes_name()
+                    argument.choices = names()
         print(shtab.complete(parser, shell), flush=True)
         parser.exit()
-
-
-def _offer_names(parser: argparse.ArgumentParser) -> None:
-    """Give arguments that name a build or a finding the names there are now, for the script."""
-    from qmpshim.conformance.known.folder import write_ups  # not for each start of a command
-    from qmpshim.machine.builds.registry import names
-
-    command = parser.prog.removeprefix("qmpshim ")
-    for action in parser._actions:
-        if action.dest == "name" and command in ("findings show", "findings report"):
-            action.choices = [one.name for one in write_ups()]
-        elif action.dest in ("build", "secondary_build") or (
-            action.dest == "name" and command != "builds add"
-        ):
-            action.choices = ["system", *names()]
 
 
 def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -9,6 +9,7 @@ from typing import Any
 from qmpshim.codec import encode
 from qmpshim.commands.console import OK, Console, Listed, show_list
 from qmpshim.commands.options import json_option
+from qmpshim.commands.parser import takes_name
 from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import InputError, QmpshimError
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
         "the command's.",
         epilog="Example:\n\n  qmpshim builds run debian:sid -- python3 reproducer.py",
     )
-    running.add_argument("name", help=_NAME)
+    takes_name(running.add_argument("name", help=_NAME), builds.names)
     running.add_argument(
         "words",
         nargs=argparse.REMAINDER,
@@ -63,7 +64,7 @@ def add(commands: Any) -> None:
         ("remove", "forget a build; a fetched one is deleted", _builds_remove),
     ):
         naming = actions.add_parser(action, help=text)
-        naming.add_argument("name", help=_NAME)
+        takes_name(naming.add_argument("name", help=_NAME), builds.names)
         if action == "probe":
             json_option(naming)
         naming.set_defaults(run=run)

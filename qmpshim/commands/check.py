@@ -26,6 +26,7 @@ from qmpshim.commands.options import (
     list_option,
     refuse_unused,
 )
+from qmpshim.commands.parser import takes_name
 from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case
@@ -87,7 +88,7 @@ def add(commands: Any) -> None:
         help="run a suite of checks on several builds, and compare",
         epilog=_EPILOG,
     )
-    checking.add_argument(
+    choosing = checking.add_argument(
         "--build",
         action="append",
         default=[],
@@ -95,6 +96,7 @@ def add(commands: Any) -> None:
         help="a build `qmpshim builds list` shows, a binary or a build tree; may be given several "
         "times, the others are compared with the first (default: the system's)",
     )
+    takes_name(choosing, builds.names)
     checking.add_argument(
         "--suite",
         default=None,

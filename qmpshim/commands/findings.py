@@ -9,6 +9,7 @@ from typing import Any
 from qmpshim.codec import encode
 from qmpshim.commands.console import OK, Console, Listed, show_list
 from qmpshim.commands.options import json_option
+from qmpshim.commands.parser import takes_name
 from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
 from qmpshim.conformance.known.draft_steps import steps_draft
@@ -34,11 +35,12 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("findings", help="the defects of QEMU that are written up")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all of them, the worst first")
-    listing.add_argument(
+    choosing = listing.add_argument(
         "--build",
         metavar="NAME",
         help="only those written up for this build's version; `qmpshim assess` tries which it has",
     )
+    takes_name(choosing, builds.names)
     listing.add_argument("--affects", choices=[use.value for use in Use], help="only of this use")
     listing.add_argument(
         "--severity",
@@ -48,11 +50,11 @@ def add(commands: Any) -> None:
     json_option(listing)
     listing.set_defaults(run=_list)
     showing = actions.add_parser("show", help="what happens, when, why, and how to avoid it")
-    showing.add_argument("name", help=_NAME)
+    takes_name(showing.add_argument("name", help=_NAME), _names)
     json_option(showing)
     showing.set_defaults(run=_show)
     reporting = actions.add_parser("report", help="a text for QEMU's tracker, with a script")
-    reporting.add_argument("name", help=_NAME)
+    takes_name(reporting.add_argument("name", help=_NAME), _names)
     reporting.add_argument(
         "--attach",
         type=Path,
@@ -70,6 +72,10 @@ def add(commands: Any) -> None:
     )
     json_option(drafting)
     drafting.set_defaults(run=_new)
+
+
+def _names() -> list[str]:
+    return [one.name for one in write_ups()]
 
 
 def entry_object(one: WriteUp) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.parser import count, seconds, size
+from qmpshim.commands.parser import count, seconds, size, takes_name
 from qmpshim.commands.results import BUNDLES
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import build as builds
 
 MACHINE, LIMIT = "none", 30.0  # the defaults of --machine and of --limit, which is in seconds
 
@@ -38,13 +39,14 @@ def build_options(
 ) -> None:
     """Add the options that choose a build, or with *several* more than one."""
     where = parser.add_mutually_exclusive_group()
-    where.add_argument(
+    choosing = where.add_argument(
         "--build",
         metavar="NAME",
         action="append" if several else "store",
         help="a build by its name in `qmpshim builds list`"
         + ("; may be given several times" if several else ""),
     )
+    takes_name(choosing, builds.names)
     where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
     if not machine:
         return

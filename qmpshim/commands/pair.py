@@ -10,7 +10,7 @@ from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
 from qmpshim.commands.interruption import run_cancellable
 from qmpshim.commands.options import build_options, output_options, refuse_unused
-from qmpshim.commands.parser import count, seconds
+from qmpshim.commands.parser import count, seconds, takes_name
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
@@ -33,9 +33,10 @@ def add(commands: Any) -> None:
         "compares their disks with each other and with the model at every checkpoint.",
     )
     build_options(parser, machine=False)
-    parser.add_argument(
+    other = parser.add_argument(
         "--secondary-build", metavar="NAME", help="the secondary's build (default: the primary's)"
     )
+    takes_name(other, builds.names)
     parser.add_argument(
         "--checkpoints",
         type=count,

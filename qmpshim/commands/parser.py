@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qmpshim.commands.streams import WRONG
 
 _MOST_CHOICES = 32  # characters of an option's choices that fit into the usage
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def takes_name(argument: argparse.Action, names: Callable[[], Sequence[str]]) -> None:
+    """Have completion offer names for an argument.
+
+    :param names: gives those there are; called when the script for the shell is made
+    """
+    argument.names = names  # type: ignore[attr-defined]
 
 
 def size(text: str) -> int:

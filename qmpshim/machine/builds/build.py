@@ -194,8 +194,13 @@ def find(wanted: str | None) -> Build:
         return _from_binary(wanted, path)
     if found := find_program(wanted):
         return _from_binary(wanted, Path(found))
-    known = ", ".join(["system", *registry.names()])
+    known = ", ".join(names())
     raise NoSuchBuild(f"no build named {wanted}: give a path to a QEMU, or one of {known}")
+
+
+def names() -> list[str]:
+    """The names that a build can be chosen by: the system's, and the registered ones."""
+    return ["system", *registry.names()]
 
 
 def read_version(build: Build) -> tuple[Version, str]:
