@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.report.findings import Finding, failing, findin
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.conformance.pointintime.operations import PointOperation
+from qmpshim.errors import Exit
 from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
@@ -51,6 +52,7 @@ class ExplorerWriteUp(WriteUp):
         not matter
     :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
     :ivar secondary: the format of that disk; ``""``: it does not matter
+    :ivar ending: how QEMU ended, whatever it wrote last; ``None``: that does not matter
     """
 
     kind: ClassVar[str] = "explore"
@@ -62,6 +64,7 @@ class ExplorerWriteUp(WriteUp):
     errnos: frozenset[int]
     clusters: frozenset[int]
     secondary: str
+    ending: Exit | None
 
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
@@ -80,6 +83,7 @@ class ExplorerWriteUp(WriteUp):
             and (not self.errnos or errnos <= self.errnos)
             and (not self.clusters or scenario.cluster in self.clusters)
             and self.secondary in ("", scenario.secondary)
+            and self.ending in (None, finding.ending)
         )
 
 
@@ -256,4 +260,5 @@ def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
         errnos=frozenset(int(errno) for errno in value.get("errnos", ())),
         clusters=frozenset(int(sectors) for sectors in value.get("clusters", ())),
         secondary=str(value.get("secondary", "")),
+        ending=Exit.parse(str(value["ending"])) if "ending" in value else None,
     )

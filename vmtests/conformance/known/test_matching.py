@@ -22,10 +22,11 @@ from qmpshim.conformance.known.folder import (
     known_workloads,
     read,
     read_all,
+    write_up,
 )
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import Exit, HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
@@ -301,3 +302,15 @@ def test_a_workloads_write_up_covers_what_shows_it_among_other_operations() -> N
     assert not marks.covers(seen, (add, write, check))
     assert not marks.covers(seen, (add, transaction, replace(write, number=check.number)))
     assert not marks.covers(seen, (transaction, add, check))
+
+
+def test_a_crash_by_another_signal_is_not_the_one_that_is_written_up() -> None:
+    """Whatever QEMU wrote last: the same words may come before other ends."""
+    known = write_up("failover-over-ejected-disk-divides-by-zero")
+    assert isinstance(known, ExplorerWriteUp)
+    found = load_finding(known.path)
+    words = Cause(CauseKind.ENDED, detail="qcowN_free_clusters failed: Input/output error")
+    for cause in (found.cause, words):
+        assert known.covers(replace(found, cause=cause, ending=Exit(-8)), SYSTEM)
+        for other in (Exit(-6), Exit(-11), Exit(1), None):
+            assert not known.covers(replace(found, cause=cause, ending=other), SYSTEM)
