@@ -13,7 +13,7 @@ from pathlib import Path
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import (
     Evidence,
-    Held,
+    InFiles,
     Returned,
     Runs,
     Unsound,
@@ -253,7 +253,7 @@ class CrossCheck:
         writer = self._writers.get(abs(first.predicted))
         if (node, writer) in (("secondary", Side.PRIMARY), ("active", Side.GUEST)):
             verdict = Verdict.LOST_WRITE
-        evidence = Held((node,), first.start, _expected(first))
+        evidence = InFiles((node,), first.start, _expected(first))
         return self._differs(verdict, f"{node} disk (file)", wrong, evidence)
 
     def _differs(

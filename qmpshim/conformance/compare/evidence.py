@@ -40,7 +40,7 @@ class Returned(msgspec.Struct, frozen=True, tag="data"):
     owners: Runs
 
 
-class Held(msgspec.Struct, frozen=True, tag="file"):
+class InFiles(msgspec.Struct, frozen=True, tag="file"):
     """What the files of images have to hold: the first, and the ones below it.
 
     :ivar start: first sector
@@ -51,7 +51,7 @@ class Held(msgspec.Struct, frozen=True, tag="file"):
     owners: Runs
 
 
-class NotHeld(msgspec.Struct, frozen=True, tag="nothing"):
+class NotInFile(msgspec.Struct, frozen=True, tag="nothing"):
     """Sectors that an image must not have of its own."""
 
     image: str
@@ -118,8 +118,8 @@ class BitmapBits(msgspec.Struct, frozen=True, tag="bits"):
 Evidence = (
     Answered
     | Returned
-    | Held
-    | NotHeld
+    | InFiles
+    | NotInFile
     | Allocated
     | Unsound
     | JobEnded

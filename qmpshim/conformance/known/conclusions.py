@@ -17,10 +17,10 @@ from qmpshim.conformance.compare.evidence import (
     BitmapBits,
     BitmapNames,
     BitmapState,
-    Held,
+    InFiles,
     JobEnded,
     JobSilent,
-    NotHeld,
+    NotInFile,
     Returned,
     Runs,
     Unsound,
@@ -62,10 +62,10 @@ def conclusion(found: Divergence | None, read: bool) -> list[str]:
                 wrong = f'text == "ok" and data != {_list(owners)}'
                 return [f'conclude({wrong}, "it returns %s" % runs(data))']
             return [f'data = look("{export}", {start}, {count})', *_data(owners)]
-        case Held(images, start, owners):
+        case InFiles(images, start, owners):
             count = sum(length for _, length in owners)
-            return [f"data = held({list(images)}, {start}, {count})", *_data(owners)]
-        case NotHeld(image, ranges):
+            return [f"data = in_files({list(images)}, {start}, {count})", *_data(owners)]
+        case NotInFile(image, ranges):
             return [
                 f'there = [of for of in {list(ranges)} if owns("{image}", *of)]',
                 f'conclude(bool(there), "{image} has of its own %s" % there)',

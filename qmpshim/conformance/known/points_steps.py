@@ -13,21 +13,21 @@ from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.machine.chain.record import (
     BaseImage,
     Began,
-    Command,
+    CommandSent,
     Connected,
     ExportGone,
     FileClosed,
     JobReached,
     NewImage,
     NodeClosed,
-    Request,
+    RecordedStep,
+    RequestSent,
     Restarted,
-    Step,
 )
 from qmpshim.model.operations import Verb
 
 
-def steps_of_points(case: PointsCase, steps: Sequence[Step]) -> str:
+def steps_of_points(case: PointsCase, steps: Sequence[RecordedStep]) -> str:
     """What a script does, as Python, with what ``steps.py.in`` and ``points.py.in`` have.
 
     :param steps: of the run that showed it; not empty
@@ -39,17 +39,17 @@ def steps_of_points(case: PointsCase, steps: Sequence[Step]) -> str:
         "start_qemu()",
     ]
     begins = max((at for at, step in enumerate(steps) if isinstance(step, Began)), default=0)
-    answers = [at for at, step in enumerate(steps) if isinstance(step, Command | Request)]
+    answers = [at for at, step in enumerate(steps) if isinstance(step, CommandSent | RequestSent)]
     for at, step in enumerate(steps):
         if at == begins:
             lines += expectation(found)
         lines.append(_line(step, named=at == answers[-1]))
     last = steps[answers[-1]]
-    read = isinstance(last, Request) and last.verb is Verb.READ
+    read = isinstance(last, RequestSent) and last.verb is Verb.READ
     return "\n".join([*filter(None, lines), *conclusion(found, read)]) + "\n"
 
 
-def _line(step: Step, named: bool) -> str:
+def _line(step: RecordedStep, named: bool) -> str:
     """A step; *named*: its answer is ``text``, and what it returns ``data``."""
     match step:
         case Began(number):
@@ -58,12 +58,12 @@ def _line(step: Step, named: bool) -> str:
             return f'base("{file}", {owner})'
         case NewImage(file, backing):
             return f'overlay("{file}", "{backing}")' if backing else f'overlay("{file}")'
-        case Command(name, arguments, needed):
+        case CommandSent(name, arguments, needed):
             call = f'{"need" if needed else "answer"}("{name}", **{arguments!r})'
             return f"text = {call}" if named and not needed else call
         case Connected(export):
             return f'connect("{export}")'
-        case Request(export, verb, start, count, owner):
+        case RequestSent(export, verb, start, count, owner):
             call = f'io("{export}", "{verb.value}", {start}, {count}, {owner})'
             return f"text, data = {call}" if named else call
         case JobReached(job, status):

@@ -18,7 +18,7 @@ from qmpshim.conformance.pointintime.session import PointsRun
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.points import PointsSpec
-from qmpshim.machine.chain.record import Step
+from qmpshim.machine.chain.record import RecordedStep
 from qmpshim.machine.host.files import write_directory
 from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.units import SECTOR
@@ -92,7 +92,7 @@ def load(path: Path) -> PointsCase:
         )
 
 
-def load_steps(path: Path) -> tuple[Step, ...]:
+def load_steps(path: Path) -> tuple[RecordedStep, ...]:
     """What was done to QEMU in the run that showed it; nothing where there was none.
 
     :param path: a bundle's directory, or its ``case.json``
@@ -105,7 +105,7 @@ def load_steps(path: Path) -> tuple[Step, ...]:
         return ()
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: {error}") from error
-    steps: tuple[Step, ...] = decode(tuple[Step, ...], value, f"{file}")
+    steps: tuple[RecordedStep, ...] = decode(tuple[RecordedStep, ...], value, f"{file}")
     return steps
 
 

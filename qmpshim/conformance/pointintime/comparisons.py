@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.conformance.compare.divergence import Divergence
@@ -17,7 +17,7 @@ from qmpshim.model.units import SECTOR
 
 
 class Diverged(Exception):
-    """Something differs from its prediction: in words, and as data where a script can see it."""
+    """Something differs from its prediction; after which operation is not known yet."""
 
     def __init__(
         self,
@@ -28,20 +28,11 @@ class Diverged(Exception):
         evidence: Evidence | None = None,
     ) -> None:
         super().__init__(where)
-        self.verdict, self.where = verdict, where
-        self.predicted, self.observed = predicted, observed
-        self.evidence = evidence
+        self._found = Divergence(verdict, where, 0, predicted, observed, evidence=evidence)
 
     def at(self, operation: int) -> Divergence:
         """The divergence, after this operation."""
-        return Divergence(
-            self.verdict,
-            self.where,
-            operation,
-            self.predicted,
-            self.observed,
-            evidence=self.evidence,
-        )
+        return replace(self._found, operation=operation)
 
 
 def first_run(sectors: int) -> str:

@@ -9,7 +9,7 @@ from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.jobs import Jobs
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.record import Request
+from qmpshim.machine.chain.record import RequestSent
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import JobSpec, Sync
@@ -40,7 +40,7 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
         disk, sector = index % len(disks), operation.start + index
         sent = pattern.data_of(operation.number, sector, 1)
         chain.clients[disk].write(sent, sector * SECTOR)
-        chain.steps.append(Request(f"disk{disk}", Verb.WRITE, sector, 1, operation.number))
+        chain.steps.append(RequestSent(f"disk{disk}", Verb.WRITE, sector, 1, operation.number))
         model.disks[disk].write(sector, 1, operation.number)
         written.append((disk, sector))
         after += started.done()

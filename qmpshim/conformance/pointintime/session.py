@@ -20,7 +20,7 @@ from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
 from qmpshim.machine.chain.points import PointsSpec, base_name
-from qmpshim.machine.chain.record import BaseImage, Began, Request, Restarted
+from qmpshim.machine.chain.record import BaseImage, Began, RequestSent, Restarted
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.disk import Disk
@@ -152,7 +152,7 @@ class PointsRun:
         start, count, number = operation.start, operation.count, operation.number
         offset, length = start * SECTOR, count * SECTOR
         verb = Verb(operation.kind.value)
-        self.chain.steps.append(Request(f"disk{operation.disk}", verb, start, count, number))
+        self.chain.steps.append(RequestSent(f"disk{operation.disk}", verb, start, count, number))
         match operation.kind:
             case PointKind.WRITE:
                 client.write(pattern.data_of(number, start, count), offset)
@@ -196,7 +196,7 @@ class PointsRun:
         await self._jobs.poll()
         if kill:
             for disk, client in enumerate(self.chain.clients):
-                self.chain.steps.append(Request(f"disk{disk}", Verb.FLUSH))
+                self.chain.steps.append(RequestSent(f"disk{disk}", Verb.FLUSH))
                 client.flush()
             self.qemu.kill()
         self.chain.steps.append(Restarted(kill))

@@ -12,7 +12,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
-from qmpshim.machine.chain.record import Request
+from qmpshim.machine.chain.record import RequestSent
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Verb
@@ -85,7 +85,7 @@ class Sides:
         :raises Diverged: they differ
         """
         self.result.clusters += -(-len(owners) * SECTOR // self.setup.spec.cluster)
-        self.chain.steps.append(Request(export, Verb.READ, start, len(owners)))
+        self.chain.steps.append(RequestSent(export, Verb.READ, start, len(owners)))
         compare_data(
             verdict,
             where,

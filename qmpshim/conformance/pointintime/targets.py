@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmpshim.conformance.compare.evidence import Held, NotHeld, owner_runs
+from qmpshim.conformance.compare.evidence import InFiles, NotInFile, owner_runs
 from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
 from qmpshim.machine.chain.points import PointsChain, is_base
 from qmpshim.machine.images.image_view import ImageView, Piece, through
@@ -62,7 +62,7 @@ def compare_target(
         there = span(piece.offset // SECTOR, piece.length // SECTOR)
         if extra := there & ~job.may:
             predicted = f"{first_run(extra)} are not copied"
-            evidence = NotHeld(files[0], tuple(runs(extra)))
+            evidence = NotInFile(files[0], tuple(runs(extra)))
             raise Diverged(Verdict.ALLOCATION, where, predicted, "they are", evidence)
     if has is None:
         if ending is not Ending.COMPLETED:
@@ -83,5 +83,5 @@ def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Owners) -> No
         data,
         owners,
         start,
-        lambda: Held(files, start, owner_runs(owners)),
+        lambda: InFiles(files, start, owner_runs(owners)),
     )

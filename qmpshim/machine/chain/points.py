@@ -25,13 +25,13 @@ from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.images import create_qcow2
 from qmpshim.machine.chain.parts import Export, ImageSpec, Node
 from qmpshim.machine.chain.record import (
-    Command,
+    CommandSent,
     Connected,
     ExportGone,
     FileClosed,
     NewImage,
     NodeClosed,
-    Step,
+    RecordedStep,
     without_directory,
 )
 from qmpshim.machine.host.process import Qemu
@@ -123,7 +123,7 @@ class PointsChain:
         self._qemu_img = list(qemu_img)
         self.clients: list[NbdClient] = []
         self.commands: set[str] = set()
-        self.steps: list[Step] = []
+        self.steps: list[RecordedStep] = []
         self.socket = directory / "nbd.sock"
         self._events = EventListener(names=_EVENTS)
         self._template = directory / "empty.qcow2"
@@ -170,7 +170,7 @@ class PointsChain:
 
     def _record(self, name: str, arguments: Mapping[str, Any], needed: bool = False) -> None:
         found = without_directory(dict(arguments), self.directory)
-        self.steps.append(Command(name, found, needed))
+        self.steps.append(CommandSent(name, found, needed))
 
     def _connected(self, export: str) -> NbdClient:
         self.steps.append(Connected(export))

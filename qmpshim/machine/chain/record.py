@@ -39,7 +39,7 @@ class NewImage(msgspec.Struct, frozen=True, tag="image"):
     backing: str = ""
 
 
-class Command(msgspec.Struct, frozen=True, tag="command"):
+class CommandSent(msgspec.Struct, frozen=True, tag="command"):
     """A command is sent.
 
     :ivar needed: the run cannot go on without its success
@@ -56,7 +56,7 @@ class Connected(msgspec.Struct, frozen=True, tag="connect"):
     export: str
 
 
-class Request(msgspec.Struct, frozen=True, tag="request"):
+class RequestSent(msgspec.Struct, frozen=True, tag="request"):
     """A client sends a request to an export, in sectors.
 
     :ivar owner: whose data a write brings
@@ -100,13 +100,13 @@ class Restarted(msgspec.Struct, frozen=True, tag="restart"):
     killed: bool
 
 
-Step = (
+RecordedStep = (
     Began
     | BaseImage
     | NewImage
-    | Command
+    | CommandSent
     | Connected
-    | Request
+    | RequestSent
     | JobReached
     | ExportGone
     | NodeClosed

@@ -23,10 +23,10 @@ from qmpshim.conformance.compare.evidence import (
     BitmapNames,
     BitmapState,
     Evidence,
-    Held,
+    InFiles,
     JobEnded,
     JobSilent,
-    NotHeld,
+    NotInFile,
     Returned,
 )
 from qmpshim.conformance.explore.reproducer.export import steps_script
@@ -43,7 +43,7 @@ from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
-from qmpshim.machine.chain.record import JobReached, Request, Step
+from qmpshim.machine.chain.record import JobReached, RecordedStep, RequestSent
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb
@@ -106,14 +106,14 @@ def bundle_of(
     return place, seen[0]
 
 
-def before_the_end(steps: Sequence[Step], evidence: Evidence | None) -> int:
+def before_the_end(steps: Sequence[RecordedStep], evidence: Evidence | None) -> int:
     """Where a run would have stopped that had seen this: before it compares everything.
 
     Of a job's end it would not have noted more.
     """
     if isinstance(evidence, JobEnded):
         return max(at for at, step in enumerate(steps) if isinstance(step, JobReached))
-    whole = Request("disk0", Verb.READ, 0, SIZE // SECTOR)
+    whole = RequestSent("disk0", Verb.READ, 0, SIZE // SECTOR)
     return max(at for at, step in enumerate(steps) if step == whole)
 
 
@@ -199,18 +199,18 @@ CASES: dict[str, tuple[tuple[PointOperation, ...], Evidence, Evidence]] = {
             JobSpec(0, Sync.INCREMENTAL, "a", BitmapMode.ON_SUCCESS),
             FINISH,
         ),
-        Held(INCREMENT, CLUSTER, ((3, 8), (BASE_OWNER, 8))),
-        Held(INCREMENT, CLUSTER, ((3, 16),)),
+        InFiles(INCREMENT, CLUSTER, ((3, 8), (BASE_OWNER, 8))),
+        InFiles(INCREMENT, CLUSTER, ((3, 16),)),
     ),
     "a compressed target": (
         case(replace(FULL, copying=Copying(compress=True))),
-        Held(("target0-1.qcow2",), CLUSTER, ((BASE_OWNER, 8),)),
-        Held(("target0-1.qcow2",), CLUSTER, ((0, 8),)),
+        InFiles(("target0-1.qcow2",), CLUSTER, ((BASE_OWNER, 8),)),
+        InFiles(("target0-1.qcow2",), CLUSTER, ((0, 8),)),
     ),
     "what a target must not have": (
         case(write(0), JobSpec(0, Sync.TOP, drive=True)),
-        NotHeld("target0-1.qcow2", ((2 * CLUSTER, 8),)),
-        NotHeld("target0-1.qcow2", ((0, 8),)),
+        NotInFile("target0-1.qcow2", ((2 * CLUSTER, 8),)),
+        NotInFile("target0-1.qcow2", ((0, 8),)),
     ),
 }
 
