@@ -14,6 +14,7 @@ from qmpshim.conformance.document import Document
 
 OK, DIVERGED, UNTESTABLE = 0, 1, 125  # exit statuses
 #: SGR colours of a result, by the exit status that it stands for.
+_INTERVAL = 2.0  # seconds between two lines of progress that is not on a terminal
 _COLOURS = {OK: 32, DIVERGED: 31, UNTESTABLE: 33}
 
 
@@ -24,12 +25,11 @@ class Console:
     is ``dumb``, which can rewrite no line either.
     """
 
-    def __init__(self, out: TextIO, interval: float = 2.0) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
         self._output = Output(out)
         self._terminal = out.isatty() and os.environ.get("TERM") != "dumb"
         self._coloured = self._terminal and not os.environ.get("NO_COLOR")
-        self._interval = interval
         self._next = 0.0
         self._shown = False
 
@@ -41,7 +41,7 @@ class Console:
             self._shown = True
         elif now >= self._next:
             self._output.write(text + "\n")
-            self._next = now + self._interval
+            self._next = now + _INTERVAL
 
     def _width(self) -> int:
         try:

@@ -75,10 +75,10 @@ async def rate(build: Build, image: GuestImage, verified: bool) -> float:
         for turn in range(RUNS):
             began = time.monotonic()
             if verified:
-                work.random(turn, OPERATIONS, 0, 4096)
+                work.random(turn, OPERATIONS, 4096)
                 await work.check()
             else:
-                _bare(rig.machine, work.plan(turn, OPERATIONS, 0, 4096))
+                _bare(rig.machine, work.plan(turn, OPERATIONS, 4096))
             found.append(OPERATIONS / (time.monotonic() - began))
         if verified:
             await work.close()

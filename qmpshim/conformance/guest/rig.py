@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,6 @@ from qmpshim.machine.guest import saved_state
 from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.guest import Guest, GuestSpec
 from qmpshim.machine.guest.image import GuestImage
-
-log = logging.getLogger(__name__)
 
 
 class ProgramChain(GuestChain):

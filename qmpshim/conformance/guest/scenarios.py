@@ -43,11 +43,11 @@ async def _mixed(work: GuestWork, seed: int) -> None:
     _fill(work)
     await work.command(Verb.START)
     for turn in range(3):
-        work.random(seed + turn, 40, 0, _REGION)
+        work.random(seed + turn, 40, _REGION)
         for number in range(12):
             work.primary(Verb.WRITE, (turn * 331 + number * 173) % 4000, 90)
         work.primary(Verb.ZERO, 128 * turn, 200)
-        work.random(seed + turn + 50, 20, 0, _REGION)
+        work.random(seed + turn + 50, 20, _REGION)
         await work.check()
         await work.command(Verb.CHECKPOINT)
         await work.check()
@@ -60,7 +60,7 @@ async def _both_sides(work: GuestWork, seed: int) -> None:
     await work.command(Verb.START)
     for turn in range(3):
         beside = [(Verb.WRITE, (seed + turn * 37 + n * 61) % 4000, 1 + n % 96) for n in range(60)]
-        work.random(seed + turn, 60, 0, _REGION, beside)
+        work.random(seed + turn, 60, _REGION, beside)
         await work.check()
         await work.command(Verb.CHECKPOINT)
     await _fail_over(work, seed)
@@ -71,13 +71,13 @@ async def _reboot(work: GuestWork, seed: int) -> None:
     guest, execute = work.rig.machine, work.rig.qemu.execute
     _fill(work)
     await work.command(Verb.START)
-    work.random(seed, 40, 0, _REGION)
+    work.random(seed, 40, _REGION)
     guest.send("reboot -f")
     work.primary(Verb.WRITE, 1024, 64)  # there is no guest to speak of
     guest.wait_for_prompt()
-    work.random(seed + 1, 40, 0, _REGION)
+    work.random(seed + 1, 40, _REGION)
     await work.check()
-    work.begin(seed + 2, 200, 0, _REGION)
+    work.begin(seed + 2, 200, _REGION)
     for turn in range(5):
         await execute("stop")
         work.primary(Verb.WRITE, 1100 + 100 * turn, 64)
@@ -93,8 +93,8 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
     _fill(other)
     await work.command(Verb.START)
     for turn in range(2):
-        one = work.plan(seed + turn, 60, 0, _REGION)
-        two = other.plan(seed + turn + 7, 60, 0, _REGION)
+        one = work.plan(seed + turn, 60, _REGION)
+        two = other.plan(seed + turn + 7, 60, _REGION)
         work.rig.machine.send(
             f"{one} >/tmp/1 & {two} >/tmp/2; wait; cat /tmp/1; echo -; cat /tmp/2"
         )
@@ -108,7 +108,7 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
         await work.command(Verb.CHECKPOINT)
         await work.check()
     await _fail_over(work, seed)
-    other.random(seed, 20, 0, _REGION)
+    other.random(seed, 20, _REGION)
 
 
 def _fill(work: GuestWork) -> None:
@@ -118,10 +118,10 @@ def _fill(work: GuestWork) -> None:
 
 
 async def _fail_over(work: GuestWork, seed: int) -> None:
-    work.random(seed + 100, 30, 0, _REGION)
+    work.random(seed + 100, 30, _REGION)
     await work.command(Verb.FAILOVER)
     await work.check()
-    work.random(seed + 101, 20, 0, _REGION)
+    work.random(seed + 101, 20, _REGION)
 
 
 # -- file systems ------------------------------------------------------------------------------

@@ -124,17 +124,16 @@ class GuestWork:
         self,
         seed: int,
         times: int,
-        start: int,
         length: int,
         beside: Iterable[tuple[Verb, int, int]] = (),
     ) -> None:
-        """The guest's program does *times* operations within *length* sectors from sector *start*.
+        """The guest's program does *times* operations within the disk's first *length* sectors.
 
         :param beside: what the primary does meanwhile: kind, first sector, sectors. The promise
             makes the order between the two sides immaterial, so the model may take one after the
             other
         """
-        self.begin(seed, times, start, length)
+        self.begin(seed, times, length)
         for kind, place, count in beside:
             self.primary(kind, place, count)
         self.end()
@@ -147,25 +146,24 @@ class GuestWork:
         self._begun = [operation]
         self.check_output(output)
 
-    def begin(self, seed: int, times: int, start: int, length: int) -> None:
+    def begin(self, seed: int, times: int, length: int) -> None:
         """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
-        self.rig.machine.send(self.plan(seed, times, start, length))
+        self.rig.machine.send(self.plan(seed, times, length))
 
     def end(self) -> None:
         """Wait for what :meth:`begin` began, and judge it."""
         self.check_output(self.rig.machine.finish(RUN_LIMIT, check=False).output)
 
-    def plan(self, seed: int, times: int, start: int, length: int) -> str:
+    def plan(self, seed: int, times: int, length: int) -> str:
         """The command by which the guest does random operations.
 
         :meth:`check_output` takes what it prints.
 
-        :param start: first sector of those that it uses
-        :param length: sectors that it uses
+        :param length: sectors that it uses, from the disk's first on
         """
         first, self.number = self.number + 1, self.number + times
-        self._begun = list(random_operations(seed, times, first, start, length))
-        command = f"random {seed} {times} {first} {start} {length}"
+        self._begun = list(random_operations(seed, times, first, 0, length))
+        command = f"random {seed} {times} {first} 0 {length}"
         return f"{PROGRAM} {self.chain.disk} {command}"
 
     def check_output(self, output: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import time
 from collections import Counter
@@ -42,8 +41,6 @@ from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import PAGE
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
-
-log = logging.getLogger(__name__)
 
 _TICK = 0.2  # seconds between two progress reports
 _UNPREDICTED = Prediction()

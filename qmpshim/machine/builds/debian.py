@@ -74,14 +74,13 @@ class Spec:
         return f"debian:{self.suite}" + (f"@{self.version}" if self.version else "")
 
 
-def fetch(text: str, progress: Progress | None = None, *, refresh: bool = False) -> Build:
+def fetch(text: str, progress: Progress | None = None) -> Build:
     """Download, unpack, try and register a suite's QEMU; one that is here already is returned.
 
     An interrupted fetch leaves nothing that counts; two at once wait for each other.
 
     :param text: ``debian:SUITE`` or ``debian:SUITE@VERSION``; it becomes the build's name
     :param progress: called with a short text at each step
-    :param refresh: fetch again, and replace the one that is here
     :raises InputError: not a specification, or the mirror has no such suite or version
     :raises HostError: no network, no space, no apt, or a signature that does not verify
     :raises BuildError: it was unpacked and does not run here
@@ -89,13 +88,12 @@ def fetch(text: str, progress: Progress | None = None, *, refresh: bool = False)
     spec = Spec.parse(text)
     name = str(spec)
     report = progress or logger.info
-    if registry.has(name) and not refresh:
+    if registry.has(name):
         return builds.resolve(name)
     with registry.lock(lambda: report("waiting for another fetch to end")):
-        if refresh or not registry.has(name):
+        if not registry.has(name):
             with registry.workspace() as workspace:
-                ready = _fetch_into(workspace, spec, report)
-                registry.install(ready, name, replace=True)
+                registry.install(_fetch_into(workspace, spec, report), name, replace=True)
     return builds.resolve(name)
 
 

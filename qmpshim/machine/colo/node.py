@@ -23,9 +23,8 @@ from qmpshim.machine.host.process import Qemu, wait_until
 
 @dataclass(frozen=True, slots=True)
 class PairEvent:
-    """A QMP event, and which side sent it."""
+    """A QMP event."""
 
-    side: str
     name: str
     data: dict[str, Any] = field(hash=False)
 
@@ -135,7 +134,7 @@ class ColoNode:
             event = await listener.get()
             data = event.get("data")
             members = data if isinstance(data, dict) else {}
-            self.events.append(PairEvent(self.name, str(event["event"]), members))
+            self.events.append(PairEvent(str(event["event"]), members))
 
     def events_of(self, name: str, since: int = 0) -> list[PairEvent]:
         """The events of one name, from the *since*-th event on."""

@@ -16,7 +16,6 @@ clock.
 from __future__ import annotations
 
 import contextlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,6 @@ from qmpshim.machine.colo.topologies import (
 )
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.machine.host.process import COMMAND_LIMIT
-
-log = logging.getLogger(__name__)
 
 #: A checkpoint delay (ms) at which no checkpoint comes by itself.
 NEVER = 3_600_000

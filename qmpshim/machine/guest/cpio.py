@@ -43,10 +43,6 @@ class Tree:
         """Add a directory."""
         self._add(path, ArchiveEntry(stat.S_IFDIR | 0o755))
 
-    def link(self, path: str, target: str) -> None:
-        """Add a symbolic link."""
-        self._add(path, ArchiveEntry(stat.S_IFLNK | 0o777, target.encode()))
-
     def character_device(self, path: str, major: int, minor: int) -> None:
         """Add a character device's node."""
         self._add(path, ArchiveEntry(stat.S_IFCHR | 0o600, device=(major, minor)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -13,8 +12,6 @@ from typing import Self
 
 from qmpshim.errors import HostError
 from qmpshim.machine.host.programs import find_program
-
-log = logging.getLogger(__name__)
 
 # A UNIX socket's path ends at 107 bytes (sun_path, unix(7)); some are for what is below.
 _LONGEST = 107 - 36

@@ -23,22 +23,19 @@ class MapExtent:
     """One entry of ``qemu-img map``.
 
     :param start: guest offset, bytes
-    :param depth: which image of the chain holds it; 0 is the image itself
     :param present: some image of the chain holds it; None before QEMU 6.1, which does not report it
     :param host_offset: where in that image's file, bytes; None if nowhere
     """
 
     start: int
     length: int
-    depth: int
     present: bool | None
-    zero: bool
     data: bool
     host_offset: int | None
 
     @property
     def alloc(self) -> Alloc | None:
-        """Allocation in image ``depth`` itself; None where an old QEMU leaves it open."""
+        """Allocation in that image itself; None where an old QEMU leaves it open."""
         if self.data:
             return Alloc.DATA
         if self.present is None:
@@ -80,9 +77,7 @@ def qemu_img_map(
         MapExtent(
             start=extent["start"],
             length=extent["length"],
-            depth=extent["depth"],
             present=extent.get("present"),
-            zero=extent["zero"],
             data=extent["data"],
             host_offset=extent.get("offset"),
         )
@@ -107,11 +102,7 @@ def qemu_img_check(
 
 
 def _qemu_img(
-    tool: Sequence[str],
-    verb: str,
-    image: str | Path,
-    driver: str | None,
-    timeout: float,
+    tool: Sequence[str], verb: str, image: str | Path, driver: str | None, timeout: float
 ) -> subprocess.CompletedProcess[str]:
     options = [] if driver is None else ["-f", driver]
     command = [*tool, verb, "--output=json", *options, str(image)]

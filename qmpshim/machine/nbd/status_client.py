@@ -49,13 +49,12 @@ class StatusClient(NonBlockingNbd):
         event_loop: ManualEventLoop,
         path: Path,
         export: str,
-        limit: float = 10.0,
         bitmaps: Sequence[str] = (),
     ) -> None:
         self._parts: dict[int, StatusAnswer] = {}  # of answers that have not ended
         self._bitmaps: dict[int, str] = {}  # by their context's number
         self._wanted = {BASE_ALLOCATION: "", **{dirty_bitmap(name): name for name in bitmaps}}
-        super().__init__(event_loop, path, export, limit)
+        super().__init__(event_loop, path, export)
 
     def _negotiate(self) -> None:
         contexts = [context.encode() for context in self._wanted]

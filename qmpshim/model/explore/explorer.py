@@ -21,6 +21,8 @@ from qmpshim.model.explore.walk import (
 
 UNLIMITED = Budget()
 
+_MOST_STEPS = 50_000  # of shortest(); it keeps every path it has taken
+
 
 class Mode(StrEnum):
     """How to explore."""
@@ -118,12 +120,11 @@ def _run_naive(walk: Walk) -> None:
         walk.back()
 
 
-def shortest(system: System, limit: int, patience: int = 50_000) -> Schedule | None:
+def shortest(system: System, limit: int) -> Schedule | None:
     """The shortest schedule with a violation, breadth first.
 
     :param limit: longer schedules are not looked at
-    :param patience: how many steps to look at before giving up
-    :returns: ``None`` if there is none, or the patience was not enough
+    :returns: ``None`` if there is none, or more steps would have to be looked at than _MOST_STEPS
     """
     walk = Walk(system, UNLIMITED, stop=True)
     level: list[tuple[Choice, ...]] = [()]
@@ -131,7 +132,7 @@ def shortest(system: System, limit: int, patience: int = 50_000) -> Schedule | N
     for _ in range(limit + 1):
         following: list[tuple[Choice, ...]] = []
         for path in level:
-            if walk.statistics.steps > patience:
+            if walk.statistics.steps > _MOST_STEPS:
                 return None
             walk.restart(path)
             try:

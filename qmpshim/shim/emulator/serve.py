@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # what a QEMU has to wait for, or only a few need, is importe
     from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
     from qmpshim.shim.tracking.chains import TrackedChains
 
-log = logging.getLogger(__name__)
 
 _LARGEST_GATED = 64 << 20  # bytes of a gated chain's disk: its images are in memory
 

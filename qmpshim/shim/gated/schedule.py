@@ -155,9 +155,7 @@ class Schedule:
             else:
                 yield Ended(line.op - setup, line.answer)
 
-    def case(
-        self, name: str = "by-hand", dead: bool = False
-    ) -> tuple[RealScenario, tuple[RealChoice, ...]]:
+    def case(self, dead: bool = False) -> tuple[RealScenario, tuple[RealChoice, ...]]:
         """The scenario and the schedule that was taken.
 
         :param dead: QEMU did not survive it, so that something may be in flight for ever
@@ -180,7 +178,9 @@ class Schedule:
         data = [op for op in ops if op.is_request]
         guest_only = all(op.is_guest for op in data)
         contract = not commands or not data or (commands == {Verb.FAILOVER} and guest_only)
-        scenario = RealScenario(name, ops, before, self._form, self._size, self._cluster, contract)
+        scenario = RealScenario(
+            "by-hand", ops, before, self._form, self._size, self._cluster, contract
+        )
         return scenario, tuple(self._choices(setup))
 
     def _choices(self, setup: int) -> Iterator[RealChoice]:

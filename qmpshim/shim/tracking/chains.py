@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +36,6 @@ if TYPE_CHECKING:  # a start of QEMU need not wait for them
     from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.gated.schedule import Schedule
 
-log = logging.getLogger(__name__)
 
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")

@@ -102,7 +102,7 @@ def test_a_mutant_of_the_chain_is_killed(
         work.primary(Verb.WRITE, 0, 2048)
         await work.command(Verb.START)
         for seed in range(3):
-            work.random(seed, 20, 0, 2048)
+            work.random(seed, 20, 2048)
             await work.check()
             work.primary(Verb.WRITE, 256 * seed, 128)
             await work.command(Verb.CHECKPOINT)
@@ -166,7 +166,7 @@ def test_a_program_that_does_too_few_or_too_many_operations_is_found_out(
         wrong = f'random) exec /bin/reference "$1" random "$3" {does} "$5" "$6" "$7";;'
         _replace_program(work.chain, wrong)
         await work.command(Verb.START)
-        work.random(1, 10, 0, 4096)
+        work.random(1, 10, 4096)
 
     found = at_work(qemu_build, image, workspace, scenario, chain=ProgramChain)
     assert found is not None

@@ -186,7 +186,7 @@ def test_qemu_img_map(path: Path, qemu_build: Build) -> None:
         pytest.skip("this qemu-img map does not tell what is present")
     extents = qemu_img_map(path)
     tables = Tables(bytearray(path.read_bytes()))
-    assert extents[0] == MapExtent(0, 128 * KiB, 0, True, False, True, tables.data(0))
+    assert extents[0] == MapExtent(0, 128 * KiB, True, True, tables.data(0))
     assert [extent.alloc for extent in extents[:6]] == [
         DATA,
         UNALLOCATED,

@@ -132,7 +132,7 @@ def frozen_read(machine: GatedMachine) -> None:
         machine.gate.open()
         data = bytes(pattern.data_of(number, start, COUNT))
         writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
-        if ends_beside(machine, "primary", writing, 2 * COUNT):
+        if ends_beside(machine, writing, 2 * COUNT):
             text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
             raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
         machine.gate.release(first)

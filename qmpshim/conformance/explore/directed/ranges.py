@@ -100,7 +100,7 @@ def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
     """Write a cluster; it must end while the other request is under way."""
     data = bytes(pattern.data_of(3, cluster * COUNT, COUNT))
     cookie = machine.clients["primary"].send(Nbd.WRITE, cluster * CLUSTER, 0, data)
-    if not ends_beside(machine, "primary", cookie, 3 * COUNT):
+    if not ends_beside(machine, cookie, 3 * COUNT):
         text = f"a write to cluster {cluster} waits for {beside} in cluster 1"
         raise Broken(Verdict.HANG, text, "a write waits for what it only touches")
     answered(machine, "primary", cookie, "a primary write")
@@ -127,7 +127,7 @@ def waits_for_all(machine: GatedMachine) -> None:
         cookies.append(client.send(Nbd.WRITE, start * SECTOR, 0, data))
         machine.settle()
         machine.gate.release(copies[ends])
-        done = ends_beside(machine, "primary", cookies[2], 4 * COUNT, reader="guest")
+        done = ends_beside(machine, cookies[2], 4 * COUNT, reader="guest")
         below = machine.gate.store("secondary").read(start * SECTOR, CLUSTER)
         if done or 5 in owners_of(below, start):
             text = "a write of two clusters goes on when one of two copies of them has ended"

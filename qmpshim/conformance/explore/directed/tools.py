@@ -195,22 +195,20 @@ def answered(
     return client.answers[cookie].errno
 
 
-def ends_beside(
-    machine: GatedMachine, side: str, cookie: int, start: int, reader: str | None = None
-) -> bool:
-    """Whether a request ends while another one is held at the gate.
+def ends_beside(machine: GatedMachine, cookie: int, start: int, reader: str = "primary") -> bool:
+    """Whether a request of the primary ends while another one is held at the gate.
 
     Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes (the
     known defect ``nbd-answer-waits``), which would look as if the request waited.
 
     :param start: the first of the two sectors that are read, which must be in the way of neither
-    :param reader: the side that reads, by default the same
+    :param reader: the side that reads
     """
     for _ in range(_READS):
         machine.settle()
-        if cookie in machine.clients[side].answers:
+        if cookie in machine.clients["primary"].answers:
             return True
-        machine.clients[reader or side].send(Nbd.READ, start * SECTOR, 2 * SECTOR)
+        machine.clients[reader].send(Nbd.READ, start * SECTOR, 2 * SECTOR)
     return False
 
 
