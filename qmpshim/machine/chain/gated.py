@@ -26,9 +26,9 @@ from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.nbd.gate.store import MemoryStore
+from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
-from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 
 
 @dataclass(frozen=True, slots=True)

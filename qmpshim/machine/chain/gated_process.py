@@ -22,8 +22,9 @@ from qmpshim.machine.host.process import bare, exit_reason, launch
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
+from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.status_client import StatusClient
-from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
+from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 
 _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
 

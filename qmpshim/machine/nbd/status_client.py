@@ -11,9 +11,9 @@ from struct import Struct
 from qmpshim.errors import MachineDied, ReplyOverrun
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.client import dirty_bitmap
+from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
 from qmpshim.machine.nbd.protocol.handshake import BASE_ALLOCATION, Option, OptionReply
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
-from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
@@ -49,12 +49,13 @@ class StatusClient(NonBlockingNbd):
         event_loop: ManualEventLoop,
         path: Path,
         export: str,
+        limit: float = 10.0,
         bitmaps: Sequence[str] = (),
     ) -> None:
         self._parts: dict[int, StatusAnswer] = {}  # of answers that have not ended
         self._bitmaps: dict[int, str] = {}  # by their context's number
         self._wanted = {BASE_ALLOCATION: "", **{dirty_bitmap(name): name for name in bitmaps}}
-        super().__init__(event_loop, path, export)
+        super().__init__(event_loop, path, export, limit)
 
     def _negotiate(self) -> None:
         contexts = [context.encode() for context in self._wanted]

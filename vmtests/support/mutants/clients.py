@@ -8,8 +8,8 @@ from typing import Any
 
 from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 from vmtests.support.directed import Mutant
 
 

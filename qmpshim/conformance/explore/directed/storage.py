@@ -30,8 +30,8 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 

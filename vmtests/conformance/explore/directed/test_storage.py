@@ -8,8 +8,8 @@ from errno import EIO
 import pytest
 
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding, run_mutant, since
 from vmtests.support.mutants.clients import DONE, blocks_discarded, client_doing, client_with

@@ -13,8 +13,8 @@ from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import CASES, Mutant, expect_finding
 from vmtests.support.mutants.clients import client_with, copied_first, second_readable

@@ -14,8 +14,8 @@ from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.polled import PolledTransport
 from qmpshim.machine.nbd.gate.store import MemoryStore
+from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 
 SIZE = 8 << 20  # bytes: more than a socket takes
 
