@@ -32,7 +32,7 @@ from qmpshim.commands.results import check_writable
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.directed.run import ALL
-from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.report.report import SOAK
 from qmpshim.conformance.explore.scenario_sets import SETS
 from qmpshim.conformance.explore.search.exploration import (
@@ -50,7 +50,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.model.explore.explorer import MODES
 
 _BUDGET = 60.0  # seconds, for what is explored by default
-FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
+FAULTS = (errno.EIO, errno.ENOSPC, *Cut)
 
 
 def add(commands: Any) -> None:

@@ -17,7 +17,7 @@ from mutation_build import MutatedQemu, reached_in
 from mutation_operators import Mutant
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
@@ -40,7 +40,7 @@ _WORKFLOWS = ("backup", "replication", "bitmaps", "push", "pull")
 _VERIFY_LIMIT = 60.0
 _CHECK_LIMIT = 900.0
 _QMPSHIM = Path(sys.executable).with_name("qmpshim")
-_FAULTS = (EIO, ENOSPC, CUT, RECONNECT)
+_FAULTS = (EIO, ENOSPC, *Cut)
 
 
 @dataclass(frozen=True, slots=True)

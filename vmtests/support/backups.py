@@ -10,7 +10,8 @@ import pytest
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of

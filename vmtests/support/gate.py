@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.harness.real_system import faithfully
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.harness.choices import CUT, Fail, failures
+from qmpshim.conformance.explore.harness.choices import Cut, Fail, failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
@@ -48,8 +48,8 @@ class ExplorerWriteUp(WriteUp):
     :ivar fails: the I/Os that fail, ``hidden write`` for one, or ``hidden write of tables``, which
         is of no data, or ``hidden gone``, whichever was cut off for good with its disk: something
         does, and only these do; empty: it does not matter
-    :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
-        not matter
+    :ivar errnos: how they fail (an errno, or a Cut): so and not otherwise; empty: it does not
+        matter
     :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
     :ivar secondary: the format of that disk; ``""``: it does not matter
     :ivar ending: how QEMU ended, whatever it wrote last; ``None``: that does not matter
@@ -91,7 +91,7 @@ def _kinds(step: Fail) -> set[str]:
     """What an I/O that fails may be called in :attr:`ExplorerWriteUp.fails`."""
     io = step.io
     kinds = {io.kind, io.kind + _OF_TABLES} if io.meta else {io.kind}
-    return kinds | {f"{io.image} {_GONE}"} if step.fault == CUT else kinds
+    return kinds | {f"{io.image} {_GONE}"} if step.fault == Cut.FOR_GOOD else kinds
 
 
 def _names(ops: Iterable[Operation]) -> set[str]:

@@ -18,9 +18,9 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     after_a_crash_thoroughly,
 )
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.harness.choices import Start, io_id
+from qmpshim.conformance.explore.harness.choices import Cut, Start, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
@@ -303,7 +303,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     report = explore_real(
         qemu_build,
         scenario_sets.named(name),
-        settings=Settings(faults=(5, 28, CUT, RECONNECT), all_io=all_io),
+        settings=Settings(faults=(5, 28, Cut.FOR_GOOD, Cut.RECONNECT), all_io=all_io),
         known=WrittenUp(known_findings()),
     )
     assert report.exhaustive and not report.unconfirmed

@@ -12,7 +12,7 @@ from qmpshim.conformance.compare.divergence import Ending
 from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, RealChoice, io_id
+from qmpshim.conformance.explore.harness.choices import Cut, Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.violation import RealViolation
@@ -44,8 +44,8 @@ A_FULL: Fail = Fail(io_id(0, "primary write 0+128", 0), 28)
 MASKED = "guest_write says success after a refused primary write"
 TOO_FULL = "guest_write answers errno 5, after a failed primary write"
 A_READ: Fail = Fail(io_id(0, "secondary read 0+128", 0), 5)
-CUT_WRITE: Fail = Fail(io_id(0, "secondary write 0+128", 0), RECONNECT)
-CUT_COPY: Fail = Fail(io_id(0, "hidden write 0+128", 0), RECONNECT)
+CUT_WRITE: Fail = Fail(io_id(0, "secondary write 0+128", 0), Cut.RECONNECT)
+CUT_COPY: Fail = Fail(io_id(0, "hidden write 0+128", 0), Cut.RECONNECT)
 
 
 def sighting(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> Sighting:
@@ -192,9 +192,9 @@ def test_a_disk_that_is_gone_is_not_one_of_its_requests_that_failed() -> None:
     def failing(io: str, fault: int) -> str:
         return recognise(replace(case, schedule=(Fail(io_id(0, io), fault),)))
 
-    assert failing("secondary discard 0+128", CUT) == name
+    assert failing("secondary discard 0+128", Cut.FOR_GOOD) == name
     assert failing("secondary status 0+128", 5) == name
-    for io, fault in (("secondary discard 0+128", 5), ("hidden write 0+128", CUT)):
+    for io, fault in (("secondary discard 0+128", 5), ("hidden write 0+128", Cut.FOR_GOOD)):
         assert failing(io, fault) == ""
 
 

@@ -13,7 +13,7 @@ from errno import EIO, ENOSPC
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.point_in_time import disk_of, may_be_of_job
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, failures
+from qmpshim.conformance.explore.harness.choices import CUTS, failures
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.operations import command
 from qmpshim.conformance.explore.harness.push import (
@@ -103,7 +103,7 @@ def _job_errors(end: End) -> set[tuple[str, int]]:
     """The errors that the job may have met: of which disk, and which errno."""
     found = set()
     for io, fault in failures(end.history.steps):
-        if fault in (CUT, RECONNECT):
+        if fault in CUTS:
             found.add((disk_of(io), EIO))
         elif may_be_of_job(io):
             found.add((disk_of(io), fault))

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import answers_fit_no_order
 from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, keeps_to, orders_of
 from qmpshim.conformance.explore.checkers.sequential import after_setup
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, IoId
+from qmpshim.conformance.explore.harness.choices import CUTS, Fail, IoId
 from qmpshim.conformance.explore.harness.choices import failures as failing
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import errors_of_job
@@ -183,7 +183,7 @@ def disk_of(io: IoId) -> str:
 def may_end_job(scenario: RealScenario, fails: Iterable[Fail]) -> bool:
     """Whether a backup job may fail by one of these."""
     for io, fault in fails:
-        cut = fault in (CUT, RECONNECT)  # whatever is under way there
+        cut = fault in CUTS  # whatever is under way there
         if (cut or may_be_of_job(io)) and (
             scenario.on_error(disk_of(io)).at(EIO if cut else fault) is OnError.REPORT
         ):

@@ -18,7 +18,7 @@ from functools import partial
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
+from qmpshim.conformance.explore.harness.choices import CUTS, IoId
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -106,7 +106,7 @@ def late_for(scenario: RealScenario, faults: Sequence[InjectedFault]) -> bool:
 
 def both_refused(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId, int]]:
     """Each guest write refused by both disks: one failure alone cannot show what comes of that."""
-    errno = next((errno for errno in errnos if errno not in (CUT, RECONNECT)), None)
+    errno = next((errno for errno in errnos if errno not in CUTS), None)
     there = set(names)
     plans = []
     for name in sorted(there):

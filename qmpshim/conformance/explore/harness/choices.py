@@ -7,13 +7,23 @@ These are tuples: the explorer hashes and compares them by the thousand.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from qmpshim.model.units import SECTOR
 
-# How an I/O fails other than with an errno: its connection breaks, with all that waits on it, and
-CUT = 0  # the image is gone for good;
-RECONNECT = -1  # the next connection is accepted, and QEMU is set to wait for that
+
+class Cut(IntEnum):
+    """What ends an I/O other than an errno: its connection breaks, with all that waits on it.
+
+    The values are no errnos: bundles and write-ups have them where they have errnos.
+    """
+
+    FOR_GOOD = 0  # the image is gone
+    RECONNECT = -1  # the next connection is accepted, and QEMU is set to wait for that
+
+
+CUTS = frozenset(Cut)
 
 
 class IoId(NamedTuple):
@@ -73,7 +83,7 @@ class Complete(NamedTuple):
 class Fail(NamedTuple):
     """Let a held I/O fail.
 
-    :ivar fault: an errno, :data:`CUT` or :data:`RECONNECT`
+    :ivar fault: an errno, or a :class:`Cut`
     """
 
     io: IoId

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId, io_id
+from qmpshim.conformance.explore.harness.choices import Cut, IoId, io_id
 from qmpshim.model.answers import Answer, answer_from_json, answer_to_json
 from qmpshim.model.operations import Operation
 
@@ -89,7 +89,7 @@ class Completed(_OfIo):
 class Failed(_OfIo):
     """A held I/O ended with an error, or with its connection, as did all that waited there.
 
-    :ivar fault: an errno, :data:`CUT` or :data:`RECONNECT`
+    :ivar fault: an errno, or a :class:`Cut`
     """
 
     fault: int
@@ -106,9 +106,9 @@ class Failed(_OfIo):
 
     def __str__(self) -> str:
         match self.fault:
-            case fault if fault == CUT:
+            case Cut.FOR_GOOD:
                 return f"cut the connection of {self._held()} {self.text}"
-            case fault if fault == RECONNECT:
+            case Cut.RECONNECT:
                 return f"cut the connection of {self._held()}; {self.text}"
         return f"fail {self._held()} {self.text}"
 
@@ -160,7 +160,7 @@ class Note:
 Event: TypeAlias = Started | Completed | Failed | Arrived | Ended | Note
 
 #: How a connection that was cut goes on, as bundles have it.
-_CUTS = {CUT: "for good", RECONNECT: "it may be made again"}
+_CUTS: dict[int, str] = {Cut.FOR_GOOD: "for good", Cut.RECONNECT: "it may be made again"}
 _FAULTS = {text: fault for fault, text in _CUTS.items()}
 _ERRNO = re.compile(r"with errno (-?\d+)")
 

@@ -20,15 +20,7 @@ from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.orders import keeps_to
-from qmpshim.conformance.explore.harness.choices import (
-    CUT,
-    RECONNECT,
-    Complete,
-    Fail,
-    IoId,
-    RealChoice,
-    Start,
-)
+from qmpshim.conformance.explore.harness.choices import Complete, Cut, Fail, IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.harness.history import Anomaly, ended_by, how_it_ended
@@ -76,7 +68,7 @@ class RealSystem(RealRun):
     """One scenario on one build (a :class:`~qmpshim.model.explore.system.System`).
 
     :param pool: where the QEMU comes from
-    :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
+    :param errnos: errors a held I/O may be ended with instead, each :class:`.Cut`
         among them; empty: no faults
     :param most_faults: of them in one execution
     :param plan: by name, I/Os that end with an error in every execution, each once. Partial
@@ -139,7 +131,7 @@ class RealSystem(RealRun):
 
     def reset(self) -> None:
         self.leave(apart=False)
-        again = RECONNECT in (*self.errnos, *self.plan.values())
+        again = Cut.RECONNECT in (*self.errnos, *self.plan.values())
         self._left = False
         try:
             self.begin(_COMES_BACK if again else 0)
@@ -320,6 +312,3 @@ class RealSystem(RealRun):
         assert self._checker is not None
         outcomes = self._checker.outcomes.items()
         return [end for order, end in outcomes if keeps_to(order, self.now.precedence)]
-
-
-__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "faithfully"]

@@ -16,15 +16,7 @@ from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.faults import METADATA, InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.choices import (
-    CUT,
-    RECONNECT,
-    Complete,
-    Fail,
-    IoId,
-    RealChoice,
-    Start,
-)
+from qmpshim.conformance.explore.harness.choices import Complete, Cut, Fail, IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.events import (
     Arrived,
     Completed,
@@ -235,7 +227,7 @@ class RealRun:
     def fail_io(self, name: IoId, errno: int) -> None:
         """End a held I/O with an error.
 
-        :param errno: :data:`CUT` and :data:`RECONNECT` break its connection
+        :param errno: or a :class:`Cut`
         """
         now = self.now
         named = now.held.pop(name)
@@ -243,14 +235,14 @@ class RealRun:
         now.faults += 1
         self.pool.mark_tainted()
         gate = self.machine.gate
-        if errno == RECONNECT:
+        if errno == Cut.RECONNECT:
             now.events.append(Failed(name, errno))
             gate.cut(named.io)
             image = named.io.image
             # If QEMU does not connect again, what waits for the disk hangs, and that is found.
             self.machine.event_loop.until(lambda: bool(gate.connections(image)), _RECONNECTS)
             return
-        gone = errno == CUT
+        gone = errno == Cut.FOR_GOOD
         # Failover's commit goes on after its answer, and a request after its client is gone.
         over = frozenset(
             i

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, Start, failures
+from qmpshim.conformance.explore.harness.choices import Cut, Fail, Start, failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, is_of_job, symptom_of
@@ -83,7 +83,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         return _fill("blkdebug.py.in", {**case, "schedule": steps})
     case |= {
         "holes": scenario.leaves_holes,
-        "reconnect": RECONNECT
+        "reconnect": Cut.RECONNECT
         in (*finding.errnos, *(one.fault for one in failures(finding.schedule))),
         "all_io": finding.all_io,
         "schedule": nbd_steps(finding),
@@ -155,9 +155,9 @@ def nbd_steps(finding: Finding) -> list[list[Any]]:
         io = choice.io
         what = [io.name, number.get((io.op, io.name, io.nth), io.nth)]
         match choice:
-            case Fail(fault=fault) if fault == CUT:
+            case Fail(fault=Cut.FOR_GOOD):
                 steps.append(["cut", *what])
-            case Fail(fault=fault) if fault == RECONNECT:
+            case Fail(fault=Cut.RECONNECT):
                 steps.append(["reconnect", *what])
             case Fail(fault=errno):
                 steps.append(["fail", *what, errno])

@@ -9,7 +9,8 @@ from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.choices import RealChoice
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import Build, read_version

@@ -12,7 +12,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
-from qmpshim.conformance.explore.harness.choices import CUT, IoId
+from qmpshim.conformance.explore.harness.choices import Cut, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
@@ -122,7 +122,7 @@ def errnos_of(scenario: RealScenario, errnos: Sequence[int]) -> tuple[int, ...]:
 
     A job that copies again what failed has to have its disks: else it would never end.
     """
-    return tuple(errno for errno in errnos if errno != CUT or not scenario.ignores)
+    return tuple(errno for errno in errnos if errno != Cut.FOR_GOOD or not scenario.ignores)
 
 
 class _ScenarioRun:

@@ -9,11 +9,11 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore.checkers.bitmaps import beside_transaction
-from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import granules_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import Release, faithfully
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -84,9 +84,9 @@ def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With bitmap-mode=always. A target that is gone may have lost what it acknowledged."""
-    assert not found(pool, "push-a", errnos=(EIO, CUT))
+    assert not found(pool, "push-a", errnos=(EIO, Cut.FOR_GOOD))
     left_as(monkeypatch, _FORGOTTEN)
-    for errno in (EIO, CUT):
+    for errno in (EIO, Cut.FOR_GOOD):
         assert found(pool, "push-a", errnos=(errno,)) == MISSES
 
 

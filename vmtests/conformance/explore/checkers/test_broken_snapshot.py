@@ -12,7 +12,8 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern

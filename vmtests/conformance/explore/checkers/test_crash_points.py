@@ -19,7 +19,8 @@ from qmpshim.conformance.explore.checkers.crash_points import (
 )
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import GatedMachine

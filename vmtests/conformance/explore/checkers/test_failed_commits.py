@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import durability, final_state
-from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
@@ -99,12 +99,14 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_reported_or_not(
 
     looked = final_state.look
     for nth in range(len(flushes)):
-        reference = explored(pool, commit, Reporting, "secondary flush", CUT, nth=nth)
+        reference = explored(pool, commit, Reporting, "secondary flush", Cut.FOR_GOOD, nth=nth)
         assert not reference.found, reference.found
         if left[-1]:
             with monkeypatch.context() as patched:
                 patched.setattr(final_state, "look", silent)
-                misbehaving = explored(pool, commit, fails="secondary flush", errno=CUT, nth=nth)
+                misbehaving = explored(
+                    pool, commit, fails="secondary flush", errno=Cut.FOR_GOOD, nth=nth
+                )
             assert causes(misbehaving) == {"commit not flushed"}
     assert set(left) == {False, True}
 

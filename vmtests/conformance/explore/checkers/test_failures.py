@@ -15,7 +15,7 @@ from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.harness.choices import CUT, io_id
+from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
@@ -91,7 +91,7 @@ def test_the_status_may_report_the_end_of_a_commit_late(pool: QemuPool) -> None:
     assert causes(system) == {"status answers I/O error occurred while failing over"}
 
 
-@pytest.mark.parametrize("errno", [EIO, CUT])
+@pytest.mark.parametrize("errno", [EIO, Cut.FOR_GOOD])
 def test_a_failed_write_that_happened_nevertheless_is_found_out(pool: QemuPool, errno: int) -> None:
     """Whether the disk is there afterwards or gone for good."""
     write = "secondary write 0+128"

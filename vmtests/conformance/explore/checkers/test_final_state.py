@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import Release, faithfully
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Verb

@@ -14,7 +14,8 @@ import pytest
 from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.scenarios import C, RealScenario
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build, read_version

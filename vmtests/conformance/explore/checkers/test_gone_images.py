@@ -6,9 +6,10 @@ from dataclasses import replace
 from errno import EIO
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
@@ -33,8 +34,10 @@ def test_a_disk_that_goes_away_with_such_a_discard_may_have_got_all_else(pool: Q
     ops = (operation("primary_zero", 192, 256),)
     scenario = scenarios.RealScenario("Z", ops, form="backup", size=448, secondary="qcow2")
     fails = "secondary discard 256+128"
-    assert not explored(pool, scenario, fails=fails, errno=CUT, all_io=True).found
-    silent = explored(pool, scenario, Swallowing, "secondary write 192+64", CUT, all_io=True)
+    assert not explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD, all_io=True).found
+    silent = explored(
+        pool, scenario, Swallowing, "secondary write 192+64", Cut.FOR_GOOD, all_io=True
+    )
     assert verdicts(silent) == {Verdict.ERROR_CONTRACT}
 
 
@@ -43,7 +46,7 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> Non
     ops = operation("guest_write", 42, 64), operation("guest_read", 0, C, after=0)
     scenario = scenarios.RealScenario("G", ops, cluster=1)
     fails = "active write 64+42"
-    system = explored(pool, scenario, fails=fails, errno=CUT)
+    system = explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)
     assert not system.found, system.found
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
 
@@ -53,7 +56,9 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> Non
             if self.scenario.ops[index].reads:
                 self.now.answers[index] = io_error(EIO)
 
-    assert verdicts(explored(pool, elsewhere, Failing, fails, CUT)) == {Verdict.ERROR_CONTRACT}
+    assert verdicts(explored(pool, elsewhere, Failing, fails, Cut.FOR_GOOD)) == {
+        Verdict.ERROR_CONTRACT
+    }
 
 
 def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) -> None:
@@ -69,9 +74,9 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
     )
     fails = "hidden write 256+128"
     quiet = {"case 3. backup failed: not in the status"}
-    assert causes(explored(pool, scenario, fails=fails, errno=CUT)) <= quiet
+    assert causes(explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)) <= quiet
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
-    assert causes(explored(pool, elsewhere, fails=fails, errno=CUT)) <= quiet
+    assert causes(explored(pool, elsewhere, fails=fails, errno=Cut.FOR_GOOD)) <= quiet
 
     class Remembering(RealSystem):
         """A QEMU that returns what can be read no more."""
@@ -81,7 +86,7 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
 
-    reported = causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
+    reported = causes(explored(pool, elsewhere, Remembering, fails, Cut.FOR_GOOD)) - quiet
     assert reported == {"guest_read answers ok, after the hidden disk went away"}
 
 
@@ -91,7 +96,7 @@ def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:
     ops = operation("guest_write", C, C), operation("guest_read", 0, C, after=0)
     scenario = scenarios.RealScenario("Z", ops, setup)
     fails = "active write 128+128"
-    assert not explored(pool, scenario, fails=fails, errno=CUT).found
+    assert not explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD).found
 
     class Inventing(RealSystem):
         """A QEMU that returns zeroes for what it cannot read."""
@@ -101,7 +106,9 @@ def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (0,) * C
 
-    assert verdicts(explored(pool, scenario, Inventing, fails, CUT)) == {Verdict.ERROR_CONTRACT}
+    assert verdicts(explored(pool, scenario, Inventing, fails, Cut.FOR_GOOD)) == {
+        Verdict.ERROR_CONTRACT
+    }
 
 
 def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool) -> None:
@@ -113,7 +120,7 @@ def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool)
         "B", ops, form="fleecing", size=4 * C, secondary="qcow2", options=(ends,)
     )
     fails = "secondary read 0+128"
-    assert not explored(pool, scenario, fails=fails, errno=CUT).found
+    assert not explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD).found
 
     class Silent(RealSystem):
         """A QEMU that reports no error of what the primary sends."""
@@ -126,7 +133,7 @@ def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool)
 
     write = replace(scenario, ops=(ops[0], operation("primary_write", 2 * C, C, after=0)))
     for other in (write, replace(scenario, secondary="raw")):
-        (cause,) = causes(explored(pool, other, Silent, fails, CUT))
+        (cause,) = causes(explored(pool, other, Silent, fails, Cut.FOR_GOOD))
         assert cause.startswith(f"{other.ops[1].name} answers ok"), cause
 
 
@@ -134,9 +141,9 @@ def test_a_disk_may_go_away_when_many_copies_are_done(pool: QemuPool) -> None:
     """The sequential execution reads each of the five granules; then comes the write."""
     scenario = scenarios.RealScenario("W", (operation("primary_write", 0, 5 * C),), size=5 * C)
     fails = "secondary write 0+640"
-    system = explored(pool, scenario, fails=fails, errno=CUT)
+    system = explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)
     assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
-    wrong = explored(pool, scenario, Swallowing, fails, CUT)
+    wrong = explored(pool, scenario, Swallowing, fails, Cut.FOR_GOOD)
     assert causes(wrong) == {"primary_write says success after a refused secondary write"}
 
 
@@ -144,10 +151,10 @@ def test_after_a_disk_is_gone_later_writes_are_done_in_part(pool: QemuPool) -> N
     """One cluster is there already; what another is filled up with can be read no more."""
     ops = operation("guest_write", 42, 40), operation("guest_write", C + 42, C, after=0)
     scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
-    system = explored(pool, scenario, fails="secondary read 0+42", errno=CUT)
+    system = explored(pool, scenario, fails="secondary read 0+42", errno=Cut.FOR_GOOD)
     quiet = {"case 4. I/O error on the secondary disk: not in the status"}
     assert causes(system) == quiet
-    wrong = explored(pool, scenario, spoilt("active", C + 60), "secondary read 0+42", CUT)
+    wrong = explored(pool, scenario, spoilt("active", C + 60), "secondary read 0+42", Cut.FOR_GOOD)
     assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
 
@@ -156,9 +163,9 @@ def test_a_later_write_may_be_done_where_another_met_the_end_of_a_disk(pool: Qem
     setup = operation("primary_write", 0, C), operation("guest_write", C, 8)
     ops = operation("primary_write", C, C), operation("guest_write", 64, C, after=0)
     scenario = scenarios.RealScenario("L", ops, setup, size=3 * C)
-    system = explored(pool, scenario, fails="hidden write 128+128", errno=CUT)
+    system = explored(pool, scenario, fails="hidden write 128+128", errno=Cut.FOR_GOOD)
     assert causes(system) == {"case 3. backup failed: not in the status"}
-    wrong = explored(pool, scenario, spoilt("active", C + 40), "hidden write 128+128", CUT)
+    wrong = explored(pool, scenario, spoilt("active", C + 40), "hidden write 128+128", Cut.FOR_GOOD)
     assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
 
@@ -167,5 +174,7 @@ def test_what_a_gone_image_does_not_carry_is_judged(pool: QemuPool) -> None:
     # The whole cluster: nothing is read from below.
     scenario = one("WG")
     for release, wanted in ((faithfully, False), (drop_guest, True)):
-        system = explored(pool, scenario, fails="secondary read 0+128", errno=CUT, release=release)
+        system = explored(
+            pool, scenario, fails="secondary read 0+128", errno=Cut.FOR_GOOD, release=release
+        )
         assert (Verdict.LOST_WRITE in verdicts(system)) is wanted, system.found

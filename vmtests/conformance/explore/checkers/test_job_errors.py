@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.checkers import job_errors, liveness
-from qmpshim.conformance.explore.harness.choices import CUT, IoId
+from qmpshim.conformance.explore.harness.choices import Cut, IoId
 from qmpshim.conformance.explore.harness.push import JobError
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
@@ -97,8 +97,8 @@ def test_a_paused_job_is_cancelled_and_gives_its_bitmap_back(
 
 
 def test_a_job_whose_target_is_gone_is_cancelled(pool: QemuPool) -> None:
-    assert errnos_of(PAUSES, (EIO, CUT)) == (EIO, CUT)
-    system = failing(pool, PAUSES, Pausing, {WRITE: CUT})
+    assert errnos_of(PAUSES, (EIO, Cut.FOR_GOOD)) == (EIO, Cut.FOR_GOOD)
+    system = failing(pool, PAUSES, Pausing, {WRITE: Cut.FOR_GOOD})
     assert kinds(system) == set()
     assert "afterwards: job cancel" in system.notes
     assert Ending.FAILED not in endings(system)

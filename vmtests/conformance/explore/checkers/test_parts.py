@@ -13,10 +13,10 @@ from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.placements import BrokenSnapshot, FaultPlacement
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import faithfully
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
@@ -84,7 +84,7 @@ def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(pool: QemuPool
     """The middle cluster is there already; what the first is filled up with cannot be read."""
     ops = (operation("guest_write", 42, 2 * C),)
     scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
-    for errno in (EIO, CUT):
+    for errno in (EIO, Cut.FOR_GOOD):
         system = explored(pool, scenario, fails="secondary read 0+42", errno=errno)
         assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
         wrong = explored(pool, scenario, spoilt("active", C + 10), "secondary read 0+42", errno)
@@ -105,7 +105,7 @@ def test_a_copy_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -
     [
         ("hidden write 1536+512", EIO),
         ("secondary discard 682+342", EIO),
-        ("secondary read 1024+512", CUT),
+        ("secondary read 1024+512", Cut.FOR_GOOD),
     ],
 )
 def test_a_discard_of_several_pieces_that_fails_is_done_in_part(

@@ -13,7 +13,8 @@ from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.power_loss import POWER_LOSS, losses
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.journal import Journal

@@ -11,10 +11,11 @@ import pytest
 
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.pulled_bitmaps import changed, touched
-from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain import gated
@@ -117,7 +118,7 @@ OVERRUN = (Verdict.PROTOCOL, CauseKind.REPLY_OVERRUN, "")
 @pytest.mark.parametrize("read", ["guest_dirty_bitmap", "guest_block_status"])
 def test_a_block_status_may_be_known_of_what_cannot_be_read(pool: QemuPool, read: str) -> None:
     """A disk that is gone, or of which another I/O failed: QEMU may have it in memory."""
-    wrong = found(pool, f"primary_zero+{read},relation=during", errnos=(EIO, CUT))
+    wrong = found(pool, f"primary_zero+{read},relation=during", errnos=(EIO, Cut.FOR_GOOD))
     assert wrong <= {OVERRUN}
     wrong = found(pool, f"primary_write+{read}", release=recorded, errnos=(EIO,))
     assert exceeds("b0") in wrong

@@ -10,9 +10,10 @@ import pytest
 
 from qmpshim.conformance.explore.checkers import quorum, sequential
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.choices import CUT, io_id
+from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
@@ -73,7 +74,7 @@ def test_what_qemu_does_is_described_in_its_own_words(pool: QemuPool) -> None:
         Verdict.LOST_WRITE: {f"{MASKED}, and is not read back"}
     }
     assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED).found
-    assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
+    assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED, errno=Cut.FOR_GOOD).found
     stopped = single(STOP, replace(WRITE, after=0))
     for fails, found in ((None, {}), (OWN, {})):
         assert causes_by_verdict(explored_second(pool, stopped, fails)) == found
@@ -314,7 +315,7 @@ def test_replication_that_runs_or_not_as_it_should_not(
 
 
 def test_both_refused_is_explored_and_reported(pool: QemuPool) -> None:
-    plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [CUT, 5])
+    plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [Cut.FOR_GOOD, 5])
     assert plan == [{io_id(0, OWN): 5, io_id(0, FORWARDED): 5}]
     system = RealSystem(pool, single(WRITE), plan=plan[0])
     system.reset()

@@ -8,7 +8,7 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore.checkers import point_in_time
-from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
+from qmpshim.conformance.explore.harness.choices import Cut, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft
@@ -76,9 +76,9 @@ def test_a_job_fails_by_the_disk_whose_errors_it_does_not_ignore(
 
 def test_no_disk_is_cut_off_for_good_beside_a_job_that_ignores_its_errors() -> None:
     """It would copy again without end."""
-    faults = (EIO, CUT, RECONNECT)
+    faults = (EIO, Cut.FOR_GOOD, Cut.RECONNECT)
     for disk in ("source", "target"):
-        assert errnos_of(ignoring(disk), faults) == (EIO, RECONNECT)
+        assert errnos_of(ignoring(disk), faults) == (EIO, Cut.RECONNECT)
     assert errnos_of(ignoring(), faults) == faults
 
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpshim.conformance.explore.harness.choices import (
-    CUT,
-    RECONNECT,
     Complete,
+    Cut,
     Fail,
     IoId,
     RealChoice,
@@ -28,7 +27,7 @@ ids = st.builds(
     places,
     st.integers(0, 3),
 )
-faults = st.sampled_from([5, 28, CUT, RECONNECT])
+faults = st.sampled_from([5, 28, *Cut])
 choices = (
     st.builds(Start, st.integers(0, 5)) | st.builds(Complete, ids) | st.builds(Fail, ids, faults)
 )

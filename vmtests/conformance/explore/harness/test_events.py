@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from qmpshim.conformance.explore import scenario_sets
-from qmpshim.conformance.explore.harness.choices import Complete, Fail, Start, io_id
+from qmpshim.conformance.explore.harness.choices import Complete, Cut, Fail, Start, io_id
 from qmpshim.conformance.explore.harness.events import (
     Arrived,
     Completed,
@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.harness.events import (
     event_to_json,
 )
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.violation import RealViolation
@@ -50,8 +50,8 @@ def executed(pool: QemuPool, errno: int | None) -> RealSystem:
         (None, What.COMPLETE, ""),
         (5, What.FAIL, "with errno 5"),
         (28, What.FAIL, "with errno 28"),
-        (CUT, What.CUT, "for good"),
-        (RECONNECT, What.CUT, "it may be made again"),
+        (Cut.FOR_GOOD, What.CUT, "for good"),
+        (Cut.RECONNECT, What.CUT, "it may be made again"),
     ],
 )
 def test_each_event_of_an_execution_is_read_again(

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.explore.harness.choices import (
-    CUT,
-    RECONNECT,
     Complete,
+    Cut,
     Fail,
     RealChoice,
     Start,
@@ -130,7 +129,7 @@ def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
     assert status == SEEN, output
 
 
-def cut(op: int, what: str, how: int = CUT) -> Fail:
+def cut(op: int, what: str, how: int = Cut.FOR_GOOD) -> Fail:
     return Fail(io_id(op, what), how)
 
 
@@ -148,7 +147,7 @@ CASES: dict[str, tuple[str, str, tuple[RealChoice, ...], str]] = {
     "reconnect": (
         "PC", "raw",
         (
-            Start(0), cut(0, "secondary read 0+128", RECONNECT), Start(1),
+            Start(0), cut(0, "secondary read 0+128", Cut.RECONNECT), Start(1),
             io(0, "secondary read 0+128", 1), io(0, "active write 0+128"),
         ),
         "complete secondary read 0+128 #2",

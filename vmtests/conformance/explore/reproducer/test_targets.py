@@ -17,7 +17,8 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of

@@ -13,7 +13,7 @@ import pytest
 
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import faithfully
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
 from qmpshim.errors import BuildError
