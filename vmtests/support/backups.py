@@ -10,7 +10,7 @@ import pytest
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -70,7 +70,9 @@ def explored(
     """
 
     def made() -> AnySystem:
-        return kind(pool, scenario, release=release, errnos=errnos, plan=plan)
+        return kind(
+            pool, scenario, release=release, injection=Injection(plan=plan, errnos=tuple(errnos))
+        )
 
     try:
         system, _ = followed(made, mode, Budget(schedules=most), seed)

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.harness.choices import IoId, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.violation import RealViolation
@@ -54,13 +54,13 @@ def explored(
     model: scenarios.RealScenario | None = None,
     mode: Mode = Mode.STATEFUL,
     most: int = MOST,
-    watching: bool = False,
+    online: bool = False,
 ) -> RealSystem:
     """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so.
 
     :param model: what is predicted is that of this scenario
     :param most: schedules
-    :param watching: judge requests as they arrive, too
+    :param online: check requests as they arrive, too
     """
     checker = None
     if model is not None:
@@ -69,9 +69,13 @@ def explored(
 
     def made() -> RealSystem:
         return kind(
-            pool, scenario, checker=checker, plan=plan, release=release, all_io=all_io,
-            watching=watching,
-        )  # fmt: skip
+            pool,
+            scenario,
+            injection=Injection(plan=plan),
+            checks=Checks(linearizability=checker, online=online),
+            release=release,
+            all_io=all_io,
+        )
 
     system, _ = followed(made, mode, Budget(schedules=most))
     assert not plan or plan.keys() <= system.ios, system.ios

@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import Cut, Start, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
@@ -108,7 +108,9 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
 
     for mode in (Mode.DPOR, Mode.STATEFUL):
         judged.append(set())
-        explored_whole(lambda: Judged(pool, scenario, plan={io_id(0, fails): 5}), mode)
+        explored_whole(
+            lambda: Judged(pool, scenario, injection=Injection(plan={io_id(0, fails): 5})), mode
+        )
     assert judged[0] == judged[1]
 
 
@@ -209,7 +211,7 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> N
 def test_a_crash_at_any_instant_leaves_sound_images(pool: QemuPool) -> None:
     for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
         (scenario,) = scenario_sets.named(name)
-        system = RealSystem(pool, scenario, each_step=check)
+        system = RealSystem(pool, scenario, checks=Checks(each_step=check))
         explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
         assert system.finished and not system.found
 
@@ -222,7 +224,7 @@ def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
         store.write(2 * 65536, bytes(65536))  # the first refcount block
         return after_a_crash(system)
 
-    system = RealSystem(pool, scenario, each_step=spoil)
+    system = RealSystem(pool, scenario, checks=Checks(each_step=spoil))
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
     assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
 

@@ -19,7 +19,6 @@ class End:
 
     :ivar reported_errors: kinds of errors that this QEMU has sent an event about before
     :ivar explain: what no order of the operations explains of an outcome
-    :ivar probes: whether the chain may be written to once more
     :ivar unflushed: what a failover's commit wrote was not flushed before the disks were looked at
     :ivar outcome: what there is to see, once it was looked at
     :ivar broken: what is broken in the images themselves
@@ -30,7 +29,6 @@ class End:
     history: History
     reported_errors: set[str]
     explain: Callable[[Outcome], RealViolation | None]
-    probes: bool = True
     unflushed: bool = False
     outcome: Outcome | None = None
     broken: RealViolation | None = None

@@ -27,7 +27,7 @@ def chain_works_on(end: End) -> RealViolation | None:
     """
     machine, scenario, now, seen = end.machine, end.scenario, end.history, end.outcome
     assert seen is not None
-    if not end.probes or now.gone():
+    if now.gone():
         return None
     done = (*scenario.setup, *scenario.ops)
     over = does(done, Verb.FAILOVER, Verb.STOP, Verb.UNEXPORT) or any(

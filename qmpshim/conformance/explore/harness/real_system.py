@@ -64,21 +64,45 @@ class Looks:
         self.chosen += more.chosen
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injection:
+    """Which held I/Os end with an error: an errno or a :class:`.Cut`.
+
+    :ivar plan: by name, these do in every execution, each once. Partial order reduction knows
+        steps, not ways for one step to end: so an explorer plans faults, and chooses none
+    :ivar errnos: with no plan: any I/O may be ended with one of these instead, as a choice
+    :ivar most: how many of those choices there are in one execution
+    """
+
+    plan: Mapping[IoId, int] = field(default_factory=dict)
+    errnos: tuple[int, ...] = ()
+    most: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """What is checked, and with what.
+
+    :ivar linearizability: knows what is allowed in the scenario; None: one for the build is made
+    :ivar online: requests as they arrive, too (False: only what comes of them)
+    :ivar each_step: called after every step with the system (crash points, for one)
+    """
+
+    linearizability: LinearizabilityChecker | None = None
+    online: bool = True
+    each_step: Callable[[RealSystem], RealViolation | None] | None = None
+
+
+_NO_FAULTS, _ALL_CHECKS = Injection(), Checks()
+
+
 class RealSystem(RealRun):
     """One scenario on one build (a :class:`~qmpshim.model.explore.system.System`).
 
     :param pool: where the QEMU comes from
-    :param errnos: errors a held I/O may be ended with instead, each :class:`.Cut`
-        among them; empty: no faults
-    :param most_faults: of them in one execution
-    :param plan: by name, I/Os that end with an error in every execution, each once. Partial
-        order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
     :param all_io: hold every request, qcow2's own, flushes and block status among them
     :param release: how a request is let go; mutants replace it
-    :param probe: after the end, write everything once more and see that the view stands
-    :param watching: judge requests as they arrive, too (False: only what comes of them)
     :param keeping: leave QEMU as it is after a violation, to be looked at
-    :param each_step: called after every step with this system (crash points, for one)
     :ivar ios: the names of all held I/Os so far, in whatever execution
     :ivar found: what went wrong so far, by verdict and cause
     :ivar looks: at crash points so far
@@ -90,28 +114,20 @@ class RealSystem(RealRun):
         pool: QemuPool,
         scenario: RealScenario,
         *,
-        checker: LinearizabilityChecker | None = None,
-        errnos: Sequence[int] = (),
-        most_faults: int = 1,
-        plan: Mapping[IoId, int] | None = None,
+        injection: Injection = _NO_FAULTS,
+        checks: Checks = _ALL_CHECKS,
         all_io: bool = False,
         release: Release = faithfully,
-        probe: bool = True,
-        watching: bool = True,
         keeping: bool = False,
-        each_step: Callable[[RealSystem], RealViolation | None] | None = None,
     ) -> None:
-        super().__init__(pool, scenario, all_io, release, watching)
-        self.errnos = tuple(errnos)
-        self.most_faults = most_faults
-        self.plan = dict(plan or {})
-        self.probe = probe
+        super().__init__(pool, scenario, all_io, release, checks.online)
+        self.injection = injection
+        self.checks = checks
         self.keeping = keeping
-        self.each_step = each_step
         self.looks = Looks()
         self.finished = 0
         self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
-        self._checker = checker
+        self._checker = checks.linearizability
         self._failure_checker: FailureChecker | None = None
         self._left = True  # nothing is under way
         self._footprints = Footprints(scenario, all_io)
@@ -131,7 +147,7 @@ class RealSystem(RealRun):
 
     def reset(self) -> None:
         self.leave(apart=False)
-        again = Cut.RECONNECT in (*self.errnos, *self.plan.values())
+        again = Cut.RECONNECT in (*self.injection.errnos, *self.injection.plan.values())
         self._left = False
         try:
             self.begin(_COMES_BACK if again else 0)
@@ -150,14 +166,13 @@ class RealSystem(RealRun):
         if self.violation is not None or now.lost:
             return ()
         found: list[RealChoice] = [Start(index) for index in self._startable()]
-        if self.plan and now.faults < len(self.plan):
-            found += [
-                Fail(io, self.plan[io]) if io in self.plan else Complete(io) for io in now.held
-            ]
+        plan = self.injection.plan
+        if plan and now.faults < len(plan):
+            found += [Fail(io, plan[io]) if io in plan else Complete(io) for io in now.held]
             return found
         found += map(Complete, now.held)
-        if self.errnos and now.faults < self.most_faults:
-            found += [Fail(io, errno) for io in now.held for errno in self.errnos]
+        if self.injection.errnos and now.faults < self.injection.most:
+            found += [Fail(io, errno) for io in now.held for errno in self.injection.errnos]
         return found
 
     def offers(self, choice: Choice) -> bool:
@@ -196,8 +211,8 @@ class RealSystem(RealRun):
         except MachineError as error:
             self._machine_failed(error)
             return EVERYTHING
-        if self.violation is None and self.each_step is not None:
-            self.violation = self.each_step(self)
+        if self.violation is None and self.checks.each_step is not None:
+            self.violation = self.checks.each_step(self)
         if self.violation is not None:
             return EVERYTHING  # no execution goes on from here
         thread = self.thread(choice)
@@ -291,7 +306,7 @@ class RealSystem(RealRun):
     def run_checkers(self) -> RealViolation | None:
         """Look at everything, and run the checkers."""
         errors = self.pool.reported_errors
-        end = End(self.machine, self.scenario, self.now, errors, self.judge_outcome, self.probe)
+        end = End(self.machine, self.scenario, self.now, errors, self.judge_outcome)
         return check_end(end)
 
     def judge_outcome(self, seen: Outcome) -> RealViolation | None:

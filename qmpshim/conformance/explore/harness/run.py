@@ -99,7 +99,7 @@ class RealRun:
 
     :param all_io: hold every request, qcow2's own, flushes and block status among them
     :param release: how a request is let go; mutants replace it
-    :param watching: judge requests as they arrive, too (False: only what comes of them)
+    :param online: check requests as they arrive, too (False: only what comes of them)
     :ivar violation: what is wrong with the present one, :ivar now: what happened in it
     :ivar ios: the names of all held I/Os so far, in whatever execution
     :ivar derailed: executions that could not be followed
@@ -115,13 +115,13 @@ class RealRun:
         scenario: RealScenario,
         all_io: bool = False,
         release: Release = faithfully,
-        watching: bool = True,
+        online: bool = True,
     ) -> None:
         self.pool = pool
         self.scenario = scenario
         self.all_io = all_io
         self.release = release
-        self.watching = watching
+        self.online = online
         self.ios: set[IoId] = set()
         self.violation: RealViolation | None = None
         self.now = History()
@@ -283,7 +283,7 @@ class RealRun:
                 self.watch.answered(io)
             return False
         if held:
-            if self.watching and self.violation is None:
+            if self.online and self.violation is None:
                 self.violation = self.watch.arrived(io)
             return True
         if self._alone(io.image):

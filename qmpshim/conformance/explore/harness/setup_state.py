@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import MachineError
@@ -35,7 +35,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
         return {}
     pool = QemuPool(build, reuse=False)
     try:
-        system = RealSystem(pool, finding.scenario, errnos=finding.errnos)
+        system = RealSystem(pool, finding.scenario, injection=Injection(errnos=finding.errnos))
         system.reset()
         if system.violation is not None:
             return {}

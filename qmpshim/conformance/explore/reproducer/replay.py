@@ -9,7 +9,7 @@ from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.choices import RealChoice
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.violation import RealViolation
@@ -90,11 +90,10 @@ def system_of(
     return RealSystem(
         pool,
         finding.scenario,
-        errnos=finding.errnos,
-        most_faults=99,
+        injection=Injection(errnos=finding.errnos, most=99),
+        checks=Checks(each_step=CrashPoints.parse(finding.crash_points).check),
         release=release,
         all_io=finding.all_io,
-        each_step=CrashPoints.parse(finding.crash_points).check,
         keeping=keeping,
     )
 

@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
 )
 from qmpshim.conformance.explore.harness.choices import IoId, failures
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup, other_state
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
@@ -332,7 +332,13 @@ def _search(
     """
     plan = _plan(finding) if plan is None else plan
     check = CrashPoints.parse(finding.crash_points).check
-    system = _Until(pool, scenario, plan=plan, all_io=finding.all_io, each_step=check)
+    system = _Until(
+        pool,
+        scenario,
+        injection=Injection(plan=plan),
+        checks=Checks(each_step=check),
+        all_io=finding.all_io,
+    )
     if first and finding.verdict is not None:
         system.sought = finding.verdict, finding.cause
     explored = explore(system, Mode.STATEFUL, Budget(seconds=SMALLER_LIMIT), stop=False)

@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.checkers.linearizability import Linearizability
 from qmpshim.conformance.explore.checkers.quorum import both_refused
 from qmpshim.conformance.explore.harness.choices import Cut, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -166,10 +166,9 @@ class _ScenarioRun:
         return _ReportingSystem(
             self._pool,
             self.scenario,
-            checker=self._checker,
-            plan=plan,
+            injection=Injection(plan=plan),
+            checks=Checks(linearizability=self._checker, each_step=self._task.crash_points.check),
             all_io=all_io,
-            each_step=self._task.crash_points.check,
             report=self._report,
             outcomes=self._outcomes,
         )

@@ -57,7 +57,7 @@ def breaks(
     """
     filtering(pool)
     system = explored(
-        pool, scenario, kind, fails, release=release, model=model, watching=model is None
+        pool, scenario, kind, fails, release=release, model=model, online=model is None
     )
     assert system.finished < MOST
     return system
@@ -184,7 +184,7 @@ def test_without_a_failure_the_old_data_still_come_first(pool: QemuPool) -> None
         else:
             faithfully(machine, named)
 
-    wrong = explored(pool, BREAKS, release=dropping, most=20, watching=True)
+    wrong = explored(pool, BREAKS, release=dropping, most=20, online=True)
     assert verdicts(wrong) == {Verdict.ORDER}
 
 

@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
 )
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError
@@ -40,7 +40,7 @@ Check = Callable[[RealSystem], RealViolation | None]
 def looked_at(pool: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, Cause]]:
     """What looking at the images after each step of one schedule finds."""
     (scenario,) = scenario_sets.named(name)
-    system = RealSystem(pool, scenario, each_step=check)
+    system = RealSystem(pool, scenario, checks=Checks(each_step=check))
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
     pool.discard()
     return set(system.found)
@@ -176,7 +176,7 @@ def test_between_the_writes_of_tables_are_crash_points_too(pool: QemuPool) -> No
             scenario,
             all_io=True,
             release=release,
-            each_step=CrashPoints.parse("quick:meta").check,
+            checks=Checks(each_step=CrashPoints.parse("quick:meta").check),
         )
         explore(system, Mode.STATEFUL, Budget(schedules=40), stop=False)
         assert len(system.found) == found, system.found
@@ -217,7 +217,7 @@ def test_an_owner_that_does_not_count_anew_is_found_out(
 def test_a_checkpoint_empties_its_disks_safely(pool: QemuPool) -> None:
     """In the middle of it the overlays are dirty."""
     (scenario,) = scenario_sets.named("HC")
-    system = RealSystem(pool, scenario, each_step=after_a_crash)
+    system = RealSystem(pool, scenario, checks=Checks(each_step=after_a_crash))
     assert explore(system, Mode.STATEFUL, stop=False).exhaustive
     pool.discard()
     assert set(system.found) == set()

@@ -14,7 +14,7 @@ import pytest
 from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.scenarios import C, RealScenario
 from qmpshim.errors import BuildError
@@ -39,10 +39,10 @@ Release = Callable[[GatedMachine, NamedIo], None]
 
 
 def causes(
-    pool: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
+    pool: QemuPool, name: str, release: Release, most: int = 400, online: bool = True
 ) -> set[tuple[Verdict, str]]:
     (scenario,) = scenario_sets.named(name)
-    system = RealSystem(pool, scenario, release=release, watching=watching)
+    system = RealSystem(pool, scenario, release=release, checks=Checks(online=online))
     try:
         explore(system, Mode.DPOR, Budget(schedules=most, seconds=20), stop=False)
     except BuildError as error:
@@ -52,9 +52,9 @@ def causes(
 
 
 def verdicts(
-    pool: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
+    pool: QemuPool, name: str, release: Release, most: int = 400, online: bool = True
 ) -> set[Verdict]:
-    return {kind for kind, _ in causes(pool, name, release, most, watching)}
+    return {kind for kind, _ in causes(pool, name, release, most, online)}
 
 
 def test_a_reference_gate_yields_no_finding(pool: QemuPool) -> None:
@@ -101,7 +101,7 @@ def test_a_command_besides_hides_nothing_of_it(pool: QemuPool, name: str) -> Non
 def test_a_copy_that_never_arrives_is_found_out(pool: QemuPool) -> None:
     """Seen twice: when the new data arrives, and if nothing looks then, by what is read later."""
     assert verdicts(pool, "WR", never) == {Verdict.ORDER}
-    found = verdicts(pool, "WR", never, watching=False)
+    found = verdicts(pool, "WR", never, online=False)
     assert found & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
@@ -114,7 +114,7 @@ def test_new_data_for_an_old_read_is_seen_in_the_copy(pool: QemuPool, form: str)
 
 def test_new_data_for_an_old_read_is_content_or_isolation(pool: QemuPool) -> None:
     """Without that, by what the guest reads and by what the disks hold in the end."""
-    found = verdicts(pool, "WR", new_for_old, watching=False)
+    found = verdicts(pool, "WR", new_for_old, online=False)
     assert found and found <= {Verdict.CONTENT, Verdict.ISOLATION}
 
 

@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.power_loss import POWER_LOSS, losses
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Checks, RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
@@ -39,7 +39,9 @@ def found(
 ) -> set[tuple[Verdict, Cause]]:
     """What is found in the schedules of a scenario."""
     check = CrashPoints(how).check
-    system = RealSystem(pool, scenario, release=release, each_step=check, all_io=all_io)
+    system = RealSystem(
+        pool, scenario, release=release, checks=Checks(each_step=check), all_io=all_io
+    )
     explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
     pool.discard()
     assert system.finished

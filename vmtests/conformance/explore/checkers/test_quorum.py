@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.checkers import quorum, sequential
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -92,7 +92,7 @@ def explored_second(
     kind: type[RealSystem] = RealSystem,
 ) -> RealSystem:
     """As :func:`explored`, but it is the second operation's I/O that fails."""
-    system = kind(pool, scenario, plan={io_id(1, fails): 5} if fails else {})
+    system = kind(pool, scenario, injection=Injection(plan={io_id(1, fails): 5} if fails else {}))
     system.reset()
     while left := system.enabled():
         system.take(left[0])
@@ -317,7 +317,7 @@ def test_replication_that_runs_or_not_as_it_should_not(
 def test_both_refused_is_explored_and_reported(pool: QemuPool) -> None:
     plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [Cut.FOR_GOOD, 5])
     assert plan == [{io_id(0, OWN): 5, io_id(0, FORWARDED): 5}]
-    system = RealSystem(pool, single(WRITE), plan=plan[0])
+    system = RealSystem(pool, single(WRITE), injection=Injection(plan=plan[0]))
     system.reset()
     while left := system.enabled():
         system.take(left[0])

@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.harness.events import (
     event_to_json,
 )
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.violation import RealViolation
@@ -32,7 +32,9 @@ from qmpshim.model.operations import operation
 def executed(pool: QemuPool, errno: int | None) -> RealSystem:
     """One execution; its first I/O ends with this error."""
     (scenario,) = scenario_sets.named("WP")
-    system = RealSystem(pool, scenario, errnos=() if errno is None else (errno,))
+    system = RealSystem(
+        pool, scenario, injection=Injection(errnos=() if errno is None else (errno,))
+    )
     system.reset()
     for index in range(2):
         system.take(Start(index))

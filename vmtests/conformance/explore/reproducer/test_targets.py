@@ -17,7 +17,7 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
@@ -127,7 +127,7 @@ def taken(case: Case, build: Build, storage: Storage) -> tuple[Finding, RealViol
     pool = QemuPool(build)
     try:
         one = scenario(case.scenario)
-        system = RealSystem(pool, one, errnos=errnos, release=storage.release)
+        system = RealSystem(pool, one, injection=Injection(errnos=errnos), release=storage.release)
         system.reset()
         storage.mutant(system.machine)
         while system.enabled():

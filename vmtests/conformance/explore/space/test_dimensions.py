@@ -54,7 +54,7 @@ def found_in(
 ) -> set[tuple[Verdict, Cause]]:
     """What is wrong in the first schedules of a scenario, known or not."""
     try:
-        system = explored(pool, scenario, release=release, mode=Mode.DPOR, most=40, watching=True)
+        system = explored(pool, scenario, release=release, mode=Mode.DPOR, most=40, online=True)
     except BuildError as error:
         pytest.skip(str(error))
     return set(system.found)
