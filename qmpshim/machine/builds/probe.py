@@ -30,6 +30,7 @@ from qmpshim.machine.builds.build import (
     Version,
     protocol_of,
     read_version,
+    run_emulator,
 )
 from qmpshim.machine.host.workspace import check_temporary_directory, dies_with_owner
 
@@ -65,20 +66,28 @@ class Capabilities:
     :ivar sha256: of the binary, in hexadecimal: the build's identity in reports and bundles
     :ivar version: the numbers; a micro number of 50 and above is development
     :ivar version_text: QEMU's own words, with the distribution's package
+    :ivar package: QMP's ``package``: the distribution's or git's words, often empty
     :ivar discipline: the serialization protocol: how copies and new writes are kept apart
     :ivar commands: QMP command to the names of its arguments
+    :ivar events: QMP events
     :ivar drivers: block drivers: opened where tried, else as listed in the schema
     :ivar migration: migration capabilities (``x-colo``, ``return-path``, …)
+    :ivar accelerators: ``tcg``, ``kvm``, …: made into this build, not necessarily usable here
+    :ivar machines: machine types
     :ivar trace_events: events that ``trace-event-set-state`` knows
     """
 
     sha256: str
     version: Version
     version_text: str
+    package: str
     discipline: ProtocolName
     commands: Mapping[str, tuple[str, ...]] = field(hash=False)
+    events: frozenset[str]
     drivers: frozenset[str]
     migration: frozenset[str]
+    accelerators: frozenset[str]
+    machines: frozenset[str]
     trace_events: frozenset[str]
 
     @property
@@ -122,17 +131,26 @@ def examine(build: Build) -> Capabilities:
     :raises InputError: it is not a QEMU system emulator
     """
     version, words = read_version(build)
+    # Not qom-list-types: it loads every module, and 10.0 and 11.1 abort (util/module.c,
+    # dso_init_list not empty) when one is of another build, as the host's may be.
+    accelerators = frozenset(
+        re.findall(r"(?m)^(\w+)$", run_emulator(build, "-accel", "help").stdout)
+    )
     try:
         with _Monitor(build) as monitor:
-            commands, drivers = _read_schema(monitor.execute("query-qmp-schema"))
+            commands, events, drivers = _read_schema(monitor.execute("query-qmp-schema"))
             return Capabilities(
                 sha256=_digest(build.binary),
                 version=version,
                 version_text=words,
+                package=monitor.greeting.get("version", {}).get("package", "").strip(" ()"),
                 discipline=protocol_of(version),
                 commands=commands,
+                events=events,
                 drivers=drivers - set(absent_drivers(monitor, drivers)),
                 migration=_names(monitor, "query-migrate-capabilities", "capability"),
+                accelerators=accelerators,
+                machines=_names(monitor, "query-machines", "name"),
                 trace_events=_names(monitor, "trace-event-get-state", "name"),
             )
     except (MachineDied, MachineHung, CommandFailed, BuildError) as error:
@@ -185,8 +203,8 @@ def _names(monitor: _Monitor, command: str, key: str, **arguments: str) -> froze
 
 def _read_schema(
     schema: list[dict[str, Any]],
-) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
-    """Commands with their arguments, and declared block drivers.
+) -> tuple[dict[str, tuple[str, ...]], frozenset[str], frozenset[str]]:
+    """Commands with their arguments, events and declared block drivers.
 
     Source: QEMU docs/devel/qapi-code-gen, "Client JSON Protocol introspection".
     """
@@ -203,13 +221,14 @@ def _read_schema(
         for entity in schema
         if entity["meta-type"] == "command"
     }
+    events = frozenset(entity["name"] for entity in schema if entity["meta-type"] == "event")
     drivers: frozenset[str] = frozenset()
     if "blockdev-add" in commands:
         options = types[types["blockdev-add"]["arg-type"]]
         (tag,) = (member for member in options["members"] if member["name"] == options["tag"])
         # The values of an enumeration moved from "values" to "members" in QEMU 6.2.
         drivers = frozenset(types[tag["type"]]["values"])
-    return commands, drivers
+    return commands, events, drivers
 
 
 def absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str]:

@@ -339,8 +339,11 @@ def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
     assert "target" in capable.commands["blockdev-backup"]
     # top-id is an argument of one driver only.
     assert {"node-name", "top-id"} <= set(capable.commands["blockdev-add"])
+    assert {"BLOCK_JOB_ERROR", "SHUTDOWN"} <= capable.events
     assert {"raw", "qcow2", "nbd", "null-co"} <= capable.drivers
+    assert "none" in capable.machines
     assert "return-path" in capable.migration
+    assert "tcg" in capable.accelerators
     assert capable.missing(commands=["quit", "no"], drivers=["raw", "nix"]) == [
         "command no",
         "block driver nix",
