@@ -162,16 +162,16 @@ class Exit:
 
     @classmethod
     def parse(cls, text: str) -> Exit:
-        """What a text begins with, as in ``was killed by SIGABRT``.
+        """The reverse of ``str``: files have it as that text.
 
-        :raises ValueError: with no such ending
+        :raises ValueError: it is none
         """
         if text == str(cls(None)):
             return cls(None)
-        if found := re.match(r"was killed by (SIG\w+)", text):
+        if found := re.fullmatch(r"was killed by (SIG\w+)", text):
             if found[1] in signal.Signals.__members__:
                 return cls(-signal.Signals[found[1]])
-        elif found := re.match(r"exited with status (\d+)", text):
+        elif found := re.fullmatch(r"exited with status (\d+)", text):
             return cls(int(found[1]))
         raise ValueError(f"{text!r}: no way to end")
 

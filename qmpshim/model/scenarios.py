@@ -89,7 +89,12 @@ _TRIPLES = (
     ),
     Scenario("write-read-fill", (_write(0), _read(0), _guest(16, 8)), OLD, "a reader and a fill"),
     Scenario("fill-fill", (_write(0), _guest(16, 8), _guest(64, 8)), OLD, "two fills, one write"),
-    Scenario("write-read-checkpoint", (_write(0), _read(0), CHECKPOINT), OLD, "all of the seed"),
+    Scenario(
+        "write-read-checkpoint",
+        (_write(0), _read(0), CHECKPOINT),
+        OLD,
+        "every function of block_backup.h",
+    ),
     Scenario("guest-read-checkpoint", (_guest(0), _read(0), CHECKPOINT), OLD, "guest data goes"),
     Scenario(
         "checkpoint-write-read",

@@ -10,8 +10,10 @@ from qmpshim.codec import decode, encode
 from qmpshim.conformance.compare.evidence import Evidence
 from qmpshim.errors import (
     CommandFailed,
+    Exit,
     GuestFailed,
     GuestPanicked,
+    InputError,
     IOFailed,
     MachineDied,
     MachineError,
@@ -45,17 +47,29 @@ def verdict_of(error: MachineError) -> Verdict:
 
 
 class Ending(NamedTuple):
-    """How a QEMU ended: ``was killed by SIGABRT``, and what it wrote last."""
+    """How a QEMU ended, and what it wrote last."""
 
-    how: str
+    how: Exit
     last_words: str
 
     @classmethod
     def of(cls, error: MachineError) -> Ending | None:
         """How QEMU ended, if that is what an error reports."""
         if isinstance(error, MachineDied) and error.exit is not None:
-            return cls(str(error.exit), error.last_words)
+            return cls(error.exit, error.last_words)
         return None
+
+    @classmethod
+    def from_json(cls, value: Any) -> Ending:
+        """Of its two texts: ``was killed by SIGABRT``, and what it wrote.
+
+        :raises InputError: they are none
+        """
+        how, last_words = decode(tuple[str, str], value, "an ending")
+        try:
+            return cls(Exit.parse(how), last_words)
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +125,12 @@ class Divergence:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the fields above; the last two only where there is one."""
-        value: dict[str, Any] = encode(self)
-        for name in ("ending", "evidence"):
-            if value[name] is None:
-                del value[name]
+        value: dict[str, Any] = encode(replace(self, ending=None))
+        del value["ending"]
+        if self.ending is not None:
+            value["ending"] = [str(self.ending.how), self.ending.last_words]
+        if self.evidence is None:
+            del value["evidence"]
         return value
 
     @classmethod
@@ -123,8 +139,10 @@ class Divergence:
 
         :raises InputError: *value* is no divergence
         """
-        found = decode(cls, value, "a divergence")
-        return found if "ending" in value else replace(found, ending=_ending_of(found))
+        members = decode(dict[str, Any], value, "a divergence")
+        written = members.pop("ending", None)
+        found = decode(cls, members, "a divergence")
+        return replace(found, ending=Ending.from_json(written) if written else _ending_of(found))
 
 
 def stable(text: str) -> str:
@@ -149,10 +167,11 @@ def _stable(ending: Ending | None) -> Ending | None:
 
 
 #: How older bundles have an ending, in their text.
-_ENDING = re.compile(r"QEMU (.*?) during (?:\d+: )?[^:]*(?:: (.*))?", re.DOTALL)
+_ENDING = re.compile(
+    r"QEMU (was killed by \w+|exited with status \d+) during (?:\d+: )?[^:]*(?:: (.*))?", re.DOTALL
+)
 
 
 def _ending_of(one: Divergence) -> Ending | None:
-    found = _ENDING.fullmatch(one.observed)
-    crashed = one.verdict is Verdict.CRASH
-    return Ending(found[1], found[2] or "") if found and crashed else None
+    found = _ENDING.fullmatch(one.observed) if one.verdict is Verdict.CRASH else None
+    return Ending.from_json([found[1], found[2] or ""]) if found else None

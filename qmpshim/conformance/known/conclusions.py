@@ -26,7 +26,6 @@ from qmpshim.conformance.compare.evidence import (
     Unsound,
 )
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.errors import Exit
 from qmpshim.model.check.verdict import Verdict
 
 #: ``text`` of a step that succeeds; of a status that has no error it is "".
@@ -122,7 +121,7 @@ def to_look_for(seen: object) -> str:
 
 def _crash(ending: Ending) -> str:
     words = re.escape(stable(ending.last_words)) if ending.last_words else ".*"
-    return f"expect_crash({words!r}, {Exit.parse(ending.how).status})"
+    return f"expect_crash({words!r}, {ending.how.status})"
 
 
 def _wrong_answer(predicted: str | int | None, observed: str | int | None) -> str:

@@ -47,10 +47,10 @@ def test_as_json() -> None:
     [
         (
             "QEMU was killed by SIGABRT during 7: guest write 0x0+0x200: no memory: none",
-            Ending("was killed by SIGABRT", "no memory: none"),
+            Ending(ABORTED, "no memory: none"),
         ),
-        ("QEMU exited with status 1 during the start", Ending("exited with status 1", "")),
-        ("QEMU was killed by SIGSEGV during transaction", Ending("was killed by SIGSEGV", "")),
+        ("QEMU exited with status 1 during the start", Ending(Exit(1), "")),
+        ("QEMU was killed by SIGSEGV during transaction", Ending(Exit(-signal.SIGSEGV), "")),
         ("the NBD connection broke during a read: closed", None),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,10 +260,10 @@ def test_a_directed_case_is_known_by_its_cause() -> None:
         reported = known_directed()[name]
         abort = crash_cause(
             name,
-            Ending("was killed by SIGABRT", "qemu: error_setv: Assertion `*errp == NULL' failed."),
+            Ending(Exit(-signal.SIGABRT), "qemu: error_setv: Assertion `*errp == NULL' failed."),
         )
         assert reported.covers(Verdict.CRASH, abort, SYSTEM)
-        other = crash_cause(name, Ending("was killed by SIGSEGV", ""))
+        other = crash_cause(name, Ending(Exit(-signal.SIGSEGV), ""))
         assert not reported.covers(Verdict.CRASH, other, SYSTEM)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from qmpshim.conformance.pointintime.session import BASE_OWNER, PointsRun, run_p
 from qmpshim.conformance.pointintime.sides import PointsResult
 from qmpshim.conformance.pointintime.verify import SIZE, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
-from qmpshim.errors import InputError
+from qmpshim.errors import Exit, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
 from qmpshim.machine.chain.record import JobReached, RecordedStep, RequestSent
@@ -289,7 +290,7 @@ def test_a_qemu_that_ends_or_hangs(
     """Looked for in the last operation alone: one that goes on shows nothing."""
     operations = case(add(), write(0))
     crash = replace(
-        shows(operations, Answered(None, None)), ending=Ending("was killed by SIGABRT", "")
+        shows(operations, Answered(None, None)), ending=Ending(Exit(-signal.SIGABRT), "")
     )
     place, _ = bundle_of(qemu_build, workspace, operations, other=crash)
     script = script_of(place)

@@ -1,6 +1,6 @@
-"""What a finding looks like without qmpshim: the sign its reproducer looks for.
+"""What a finding looks like without qmpshim: the symptom its reproducer looks for.
 
-A sign is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
+A symptom is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
 
 * ``corruption``, ``corruption now``, ``unreadable``, ``probe``: the word is all there is to know;
 * ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.bitmaps import beside_transaction
@@ -72,8 +72,8 @@ from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.masks import cover, runs
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 
-Sign = dict[str, Any]
-_UNKNOWN: Sign = {"kind": "unknown"}
+Symptom: TypeAlias = dict[str, Any]
+_UNKNOWN: Symptom = {"kind": "unknown"}
 OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 #: What shows itself in how a job ended, or in what it left.
 _OF_JOBS = (*OF_BITMAPS, CauseKind.NO_POINT_IN_TIME, CauseKind.JOB_ENDS)
@@ -85,7 +85,7 @@ def is_of_job(cause: Cause) -> bool:
     return cause.kind in _OF_JOBS or cause.subject == "target"
 
 
-def symptom_of(finding: Finding) -> Sign:
+def symptom_of(finding: Finding) -> Symptom:
     """What the reproducer of a finding looks for."""
     cause = finding.cause
     if cause.kind.after_crash and finding.verdict in (Verdict.CRASH, Verdict.HANG):
@@ -143,7 +143,7 @@ def symptom_of(finding: Finding) -> Sign:
     return _UNKNOWN
 
 
-def _crash(finding: Finding) -> Sign:
+def _crash(finding: Finding) -> Symptom:
     """How QEMU ends, where, and with which words; a write-up has the words of other builds."""
     cause = finding.cause
     ways = [
@@ -196,7 +196,7 @@ def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
     return found
 
 
-def _requests(finding: Finding) -> Sign:
+def _requests(finding: Finding) -> Symptom:
     last = [[name, number] for name, number, _ in arrivals(finding)[-1]]
     return {"kind": "requests", "requests": last} if last else _UNKNOWN
 
@@ -206,7 +206,7 @@ def _primaries(finding: Finding) -> list[int]:
     return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.is_primary and op.writes]
 
 
-def _answers(finding: Finding) -> Sign:
+def _answers(finding: Finding) -> Symptom:
     cause = finding.cause
     do = "status" if cause.kind is CauseKind.MISLEADING_STATUS else cause.subject
     answers = {
@@ -221,13 +221,13 @@ def _answers(finding: Finding) -> Sign:
     wrong = {i: text for i, text in same.items() if text == answer}
     if not same:
         return _UNKNOWN
-    sign: Sign = {"kind": "answers", "answers": wrong or same}
+    symptom: Symptom = {"kind": "answers", "answers": wrong or same}
     if cause.kind is CauseKind.ERROR_MASKED_OLD_DATA:
         ops, write = finding.scenario.ops, next(iter(same))
         own = finding.scenario.number(write) if ops[write].writes else 0
         reads = [i for i, op in enumerate(ops) if op.is_guest and op.reads]
-        sign["unread"] = dict.fromkeys(reads, own)
-    return sign
+        symptom["unread"] = dict.fromkeys(reads, own)
+    return symptom
 
 
 def _ended(finding: Finding) -> tuple[list[Answer], list[frozenset[int]]]:
@@ -245,12 +245,12 @@ def _ended(finding: Finding) -> tuple[list[Answer], list[frozenset[int]]]:
     return answers, precedence
 
 
-def _ending(finding: Finding) -> Sign:
+def _ending(finding: Finding) -> Symptom:
     """How a job ended."""
     return {"kind": "ending", "ending": finding.cause.detail, **_way(finding)}
 
 
-def _way(finding: Finding) -> Sign:
+def _way(finding: Finding) -> Symptom:
     """The answers, and what came before what."""
     answers, precedence = _ended(finding)
     return {
@@ -262,7 +262,7 @@ def _way(finding: Finding) -> Sign:
     }
 
 
-def _target(finding: Finding) -> Sign:
+def _target(finding: Finding) -> Symptom:
     """How a job may have ended, and what its target may hold, by the changes before T0."""
     answers, precedence = _ended(finding)
     fails = failures(finding.schedule)
@@ -289,14 +289,14 @@ def _target(finding: Finding) -> Sign:
     }
 
 
-def _bitmaps(finding: Finding) -> Sign:
+def _bitmaps(finding: Finding) -> Symptom:
     """The bitmaps as they must be in the end."""
     if finding.scenario.topology.frozen:
         return _pulled_bitmaps(finding.scenario)
     return _bitmaps_of_jobs(finding)
 
 
-def _pulled_bitmaps(scenario: RealScenario) -> Sign:
+def _pulled_bitmaps(scenario: RealScenario) -> Symptom:
     named = _granules(frozen_at_start(scenario.topology, scenario.size))
     since = _granules(cover(touched(scenario), GRANULARITY, scenario.size))
     frozen = {"recording": False, "busy": True, "must": named, "may": named}
@@ -305,7 +305,7 @@ def _pulled_bitmaps(scenario: RealScenario) -> Sign:
     return {"kind": "bitmaps", "granule": GRANULARITY, "unit": scenario.granule, "points": [point]}
 
 
-def _bitmaps_of_jobs(finding: Finding) -> Sign:
+def _bitmaps_of_jobs(finding: Finding) -> Symptom:
     """By how the job ended and what was changed before T0, what each bitmap may name."""
     scenario = finding.scenario
     answers, precedence = _ended(finding)
@@ -368,7 +368,7 @@ def _runs(values: Sequence[frozenset[int | None]]) -> list[tuple[frozenset[int |
     return found
 
 
-def _orders(finding: Finding) -> Sign:
+def _orders(finding: Finding) -> Symptom:
     """The observables that the model predicts, by order, as data."""
     if failures(finding.schedule):
         return _UNKNOWN
