@@ -12,6 +12,7 @@ Two ways, and the simpler one that can express the schedule is taken:
 
 from __future__ import annotations
 
+import ast
 import pprint
 from collections import Counter
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: What scripts need beside ``steps.py.in``, by what they call.
-_MORE = {"start_secondary(": "colo.py.in", "\nbase(": "points.py.in"}
+#: What steps may call beside what is in ``steps.py.in``.
+_LIBRARIES = ("colo.py.in", "points.py.in")
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -103,17 +104,32 @@ def _making(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:
 def steps_script(title: str, steps: str) -> str:
     """A reproducer that takes a few steps, one after another, as a program.
 
-    :param steps: in Python, in terms of ``templates/steps.py.in``; where two machines are at work
-        (``start_secondary``) those of ``templates/colo.py.in``, too, and of ``points.py.in`` on
-        disks with bitmaps. The first line is a comment: ``# A QEMU`` and what it must have.
+    :param steps: in Python, in terms of ``templates/steps.py.in``, of ``colo.py.in`` (two
+        machines) and of ``points.py.in`` (disks with bitmaps): what they call of these two is
+        there. The first line is a comment: ``# A QEMU`` and what it must have.
+    :raises InputError: they are no Python
     """
+    try:
+        called = _called(steps)
+    except SyntaxError as error:
+        raise InputError(f"line {error.lineno} of the steps: {error.msg}") from error
     head, _, steps = steps.partition("\n")
     needs = head.removeprefix("# A QEMU ")
     case = {"title": title, "sign": {"kind": "steps"}, "schedule": []}
-    parts = [name for call, name in _MORE.items() if call in steps]
-    more = "".join(template(name) for name in parts)
+    more = "".join(text for text in map(template, _LIBRARIES) if called & _defined(text))
     text = _filled("steps.py.in", case, needs).replace("@MORE@\n", more)
     return text.replace("@STEPS@\n", steps)
+
+
+def _called(steps: str) -> set[str]:
+    """The functions that a program calls by their names and does not define itself."""
+    calls = (node.func for node in ast.walk(ast.parse(steps)) if isinstance(node, ast.Call))
+    return {func.id for func in calls if isinstance(func, ast.Name)} - _defined(steps)
+
+
+def _defined(program: str) -> set[str]:
+    """The functions that a program defines."""
+    return {node.name for node in ast.parse(program).body if isinstance(node, ast.FunctionDef)}
 
 
 def _fill(name: str, case: dict[str, Any]) -> str:

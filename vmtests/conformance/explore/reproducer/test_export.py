@@ -24,7 +24,11 @@ from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.harness.history import ended
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
-from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
+from qmpshim.conformance.explore.reproducer.export import (
+    blkdebug_steps,
+    export_script,
+    steps_script,
+)
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.scenario_sets import LETTERS
@@ -414,6 +418,27 @@ def test_what_showed_nothing_wrong_is_no_reproducer() -> None:
     case = json.loads((DIRECTORY / "failed-flush-leaves-l1-entry.json").read_text())["case"]
     with pytest.raises(InputError, match="nothing wrong"):
         export_script(finding_from_json({**case, "verdict": None}))
+
+
+@pytest.mark.parametrize(
+    ("steps", "defined"),
+    [
+        ("start_qemu()", set()),
+        ("start_qemu()\nbase('d', 1)", {"base"}),
+        ("two = start_secondary('pc')", {"start_secondary"}),
+        ("gone = 1  # base(gone)", set()),
+        ("def base(): pass\nbase()", set()),
+    ],
+)
+def test_a_script_has_the_functions_that_its_steps_call(steps: str, defined: set[str]) -> None:
+    script = steps_script("A title", f"# A QEMU\n{steps}\n")
+    heads = {"base": "def base(name, owner):", "start_secondary": "def start_secondary(machine,"}
+    assert {name for name, head in heads.items() if head in script} == defined
+
+
+def test_steps_that_are_no_program_are_refused() -> None:
+    with pytest.raises(InputError, match="line 2 of the steps"):
+        steps_script("A title", "# A QEMU\nbase(\n")
 
 
 def test_breakpoints_are_used_only_where_they_suffice() -> None:
