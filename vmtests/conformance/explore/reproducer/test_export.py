@@ -40,6 +40,7 @@ from qmpshim.errors import BuildError, Exit, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
 from vmtests.support.command_line import CommandLine
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer, known
 
@@ -171,6 +172,20 @@ def test_all_that_a_schedule_may_have(name: str, qemu_build: Build, reproducer: 
     assert finding.text != MADE_UP
     status, output = reproducer(export_script(finding, breakpoints=False))
     assert status == SEEN and sign in output and "never sent" not in output, output
+
+
+def test_a_large_write_is_sent_while_qemu_drains(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """QEMU reads no socket while a job's start waits for a write, and a socket takes 200 KiB."""
+    whole = known("failed-write-beside-zeroes-is-backed-up")
+    large = operation("primary_write", 1024, 1024)
+    scenario = replace(whole.scenario, size=2048, ops=(*whole.scenario.ops, large))
+    fails = next(iter(failures(whole.schedule)))
+    case = replace(whole, scenario=scenario, schedule=(Start(0), Start(1), Start(2), fails))
+    finding = replace(case, events=replay_schedule(case, qemu_build).events)
+    status, output = reproducer(export_script(finding))
+    assert status == SEEN and "operation 5 (primary_write): ok" in output, output
 
 
 def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reproducer) -> None:
