@@ -41,6 +41,7 @@ def numbers(version: str) -> tuple[int, ...]:
 #: wrong while they are being written, which nothing relies on, and later after an error or a crash.
 MILDER = {
     "directed/nbd-answer-waits": Severity.COSMETIC,
+    "failed-write-beside-zeroes-is-backed-up": Severity.DAMAGE_AFTER_ERROR,
     "write-beside-zeroes-zeroes-data": Severity.DAMAGE_AFTER_ERROR,
 }
 
