@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.pair.plan import Failover
+from qmpshim.conformance.compare.evidence import (
+    DiskLeft,
+    DisksDiffer,
+    Evidence,
+    GuestSees,
+    ReplicationStatus,
+    Unsound,
+)
+from qmpshim.conformance.known.folder import known_pairs
+from qmpshim.conformance.pair.checks import run_plan
+from qmpshim.conformance.pair.plan import Failover, PairOutcome, PairPlan
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import NEVER, Pair
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request
@@ -255,11 +266,27 @@ class Nowhere(Pair):
         await super().start_colo(delay)
 
 
+def colo_works(build: Build, guest: str = "none", accel: str = "tcg") -> bool:
+    """Whether COLO has a chance on a build (the known findings say where it has none)."""
+    version = read_version(build)[0]
+    plan = PairPlan(guest=guest, accel=accel)
+    return not any(
+        known.contract and known.may_come(plan, (version, version)) for known in known_pairs()
+    )
+
+
+def go(
+    plan: PairPlan, build: Build, bundles: Path, make: type[Pair] = Pair
+) -> tuple[PairOutcome, Path | None]:
+    return asyncio.run(run_plan(plan, (build, build), bundles, known=known_pairs(), make=make))
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One mutant, the verdict it must get, and where.
 
     :ivar cause: what the post-mortem must report, a regular expression
+    :ivar evidence: what a script of it has to look for; None: that is not known as data
     """
 
     pair: type[Pair]
@@ -270,24 +297,57 @@ class Mutant:
     limit: float = 30.0
     cause: str = ".*"
     resume: bool = False
+    evidence: Evidence | None = None
 
 
 STATUS = "query-xen-replication-status of the"
 MUTANTS = [
-    Mutant(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk"),
+    Mutant(
+        LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", evidence=DisksDiffer()
+    ),
     Mutant(CheckpointNotSent, Verdict.ALLOCATION, "hidden disk"),
-    Mutant(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk"),
+    Mutant(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk", evidence=DisksDiffer()),
     Mutant(CopiedNothing, Verdict.ALLOCATION, "hidden disk"),
-    Mutant(HiddenChanged, Verdict.ISOLATION, "hidden disk"),
-    Mutant(ActiveChanged, Verdict.CONTENT, "active disk"),
-    Mutant(HiddenBroken, Verdict.CORRUPTION, "hidden disk"),
-    Mutant(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view"),
-    Mutant(Answered, Verdict.ERROR_CONTRACT, f"{STATUS} secondary"),
-    Mutant(SaysAllIsWell, Verdict.ERROR_CONTRACT, f"{STATUS} primary", Failover.CUT),
+    Mutant(HiddenChanged, Verdict.ISOLATION, "hidden disk", evidence=GuestSees()),
+    Mutant(ActiveChanged, Verdict.CONTENT, "active disk", evidence=GuestSees()),
+    Mutant(HiddenBroken, Verdict.CORRUPTION, "hidden disk", evidence=Unsound("hidden")),
+    Mutant(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view", evidence=GuestSees()),
+    Mutant(
+        Answered,
+        Verdict.ERROR_CONTRACT,
+        f"{STATUS} secondary",
+        evidence=ReplicationStatus("secondary", False),
+    ),
+    Mutant(
+        SaysAllIsWell,
+        Verdict.ERROR_CONTRACT,
+        f"{STATUS} primary",
+        Failover.CUT,
+        evidence=ReplicationStatus("primary", True),
+    ),
     Mutant(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
-    Mutant(WrongDisk, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY),
-    Mutant(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
-    Mutant(MirrorForgets, Verdict.CONTENT, "secondary disk", Failover.SECONDARY, resume=True),
+    Mutant(
+        WrongDisk,
+        Verdict.LOST_WRITE,
+        "promoted secondary's disk",
+        Failover.PRIMARY,
+        evidence=DiskLeft("secondary"),
+    ),
+    Mutant(
+        PrimaryForgets,
+        Verdict.LOST_WRITE,
+        "surviving primary's disk",
+        Failover.SECONDARY,
+        evidence=DiskLeft("primary"),
+    ),
+    Mutant(
+        MirrorForgets,
+        Verdict.CONTENT,
+        "secondary disk",
+        Failover.SECONDARY,
+        resume=True,
+        evidence=DisksDiffer(),
+    ),
     Mutant(
         *(Dies, Verdict.CRASH, "checkpoint 1"), cause="secondary ended by SIGABRT: no last words"
     ),
@@ -301,11 +361,22 @@ MUTANTS = [
         limit=2.0,
         cause="secondary: the failover of the disks did not end in 2 s",
     ),
-    Mutant(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", colo=True),
+    Mutant(
+        LostWrite,
+        Verdict.LOST_WRITE,
+        "secondary disk against primary disk",
+        colo=True,
+        evidence=DisksDiffer(),
+    ),
     Mutant(NoCheckpoint, Verdict.HANG, "checkpoint 1", colo=True, limit=3.0),
     Mutant(NotEmptied, Verdict.ALLOCATION, "active disk", colo=True),
     Mutant(
-        LeakedWrites, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY, colo=True
+        LeakedWrites,
+        Verdict.LOST_WRITE,
+        "promoted secondary's disk",
+        Failover.PRIMARY,
+        colo=True,
+        evidence=DiskLeft("secondary"),
     ),
     Mutant(
         *(Nowhere, Verdict.PROTOCOL, "start of COLO"),

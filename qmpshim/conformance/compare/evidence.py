@@ -115,6 +115,27 @@ class BitmapBits(msgspec.Struct, frozen=True, tag="bits"):
     may: Ranges
 
 
+class DisksDiffer(msgspec.Struct, frozen=True, tag="disks"):
+    """Both disks of a pair, which have to be equal while no I/O is under way."""
+
+
+class GuestSees(msgspec.Struct, frozen=True, tag="view"):
+    """What a secondary's guest has to read: the last checkpoint's data, and what it wrote since."""
+
+
+class DiskLeft(msgspec.Struct, frozen=True, tag="left"):
+    """The disk of the side that is left, which has to hold what was acknowledged to its guest."""
+
+    side: str
+
+
+class ReplicationStatus(msgspec.Struct, frozen=True, tag="status"):
+    """Whether ``query-xen-replication-status`` of a side has to report an error."""
+
+    side: str
+    error: bool
+
+
 Evidence = (
     Answered
     | Returned
@@ -127,4 +148,8 @@ Evidence = (
     | BitmapNames
     | BitmapState
     | BitmapBits
+    | DisksDiffer
+    | GuestSees
+    | DiskLeft
+    | ReplicationStatus
 )

@@ -1,8 +1,9 @@
 """A draft of the steps beside a write-up that has no schedule: what its stand-alone script does.
 
-Operations on a chain of one disk become steps (:mod:`.workload_steps`); of a pair whose primary
-leaves COLO, or deadlocks, there are steps, too. What else was seen, and what else was done, is
-listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the steps make no script.
+Operations on a chain of one disk become steps (:mod:`.workload_steps`), as does what a run on disks
+with bitmaps and jobs did (:mod:`.points_steps`), and the plan of a pair (:mod:`.pair_steps`). What
+there is no step for is listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the
+steps make no script.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known.conclusions import to_look_for
 from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.meaning import TO_WRITE
+from qmpshim.conformance.known.pair_steps import steps_of_pair
 from qmpshim.conformance.known.points_steps import steps_of_points
 from qmpshim.conformance.known.workload_steps import steps_of_workload
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.conformance.pointintime.bundle import load_steps
 from qmpshim.errors import InputError
-from qmpshim.model.check.cause import Cause, CauseKind
 
 
 def steps_draft(bundle: Path) -> str:
@@ -33,9 +33,9 @@ def steps_draft(bundle: Path) -> str:
     """
     if pair_bundle.is_pair(bundle):
         plan, wanted = pair_bundle.load(bundle)
-        steps = _of_pair(plan, wanted.cause) if wanted else ""
-        seen = wanted.cause if wanted else None
-        return steps or _by_hand("with COLO", [f"the plan: {plan}"], seen)
+        if wanted is None:
+            raise InputError(f"{bundle}: it shows nothing wrong")
+        return steps_of_pair(plan, wanted)
     if is_schedule(bundle):
         return ""
     case = load_case(bundle)
@@ -62,67 +62,11 @@ def bundle_script(bundle: Path) -> str:
     return steps_script(f"{verdict}: {content['title']}", steps)
 
 
-def _by_hand(needs: str, done: list[str], seen: Divergence | Cause | None) -> str:
+def _by_hand(needs: str, done: list[str], seen: Divergence | None) -> str:
     """What was done and seen as comments."""
     lines = [f"# A QEMU {needs}", "start_qemu()"]
     lines += [f"# {TO_WRITE}: {line}" for line in done]
     return "\n".join([*lines, to_look_for(seen)]) + "\n"
-
-
-#: COLO with a guest that writes to its memory without end, or without one.
-_GUESTS = {
-    "boot": """\
-# xor ax, ax; mov ds, ax; again: inc word [0x7000]; jmp again
-words = rom(bytes.fromhex("31c0 8ed8 ff060070 ebfa"))
-start_qemu(*words, machine="pc")
-secondary = start_secondary("pc", *words)
-""",
-    "none": """\
-start_qemu("-m", "16")
-secondary = start_secondary("none", "-m", "16")
-""",
-}
-_UNTIL_IT_ENDS = """\
-status = ""
-deadline = time.time() + 60
-while time.time() < deadline and status not in ("colo", "completed", "failed"):
-    status = migration(qmp)
-    time.sleep(0.05)
-if status not in ("colo", "completed", "failed"):
-    end(UNTESTED, "the migration neither ends nor becomes COLO")
-conclude(status == {status!r}, "the primary's migration is %r" % status)
-"""
-_UNTIL_IT_DEADLOCKS = """\
-in_colo(qmp, secondary)
-deadline = time.time() + 60
-deadlocked = False
-while time.time() < deadline and secondary.events.count("RESUME") < {checkpoints} + 10:
-    if not migration(qmp, 20):
-        see_whether_it_ended()
-        deadlocked = stands(qemu)
-        break
-    time.sleep(0.1)
-taken = secondary.events.count("RESUME")
-if not deadlocked and taken < {checkpoints}:
-    end(UNTESTED, "too few checkpoints")
-conclude(deadlocked, "checkpoints: %d; the primary answers: %s" % (taken, not deadlocked))
-"""
-
-
-def _of_pair(plan: PairPlan, cause: Cause) -> str:
-    """The steps where COLO alone shows it, with what `steps.py.in` has of guests; else ``""``."""
-    if not plan.colo or plan.failover is not Failover.NONE or cause.subject != "primary":
-        return ""
-    guest, accel = _GUESTS.get(plan.guest, ""), plan.accel == "tcg" or plan.guest == "none"
-    if not guest or not accel:
-        return ""
-    begin = f"# A QEMU with COLO\n{guest}begin_colo(qmp, secondary)\n"
-    match cause.kind:
-        case CauseKind.PAIR_MIGRATION:
-            return begin + _UNTIL_IT_ENDS.format(status=cause.detail.partition(" ")[0])
-        case CauseKind.PAIR_DEADLOCKED:
-            return begin + _UNTIL_IT_DEADLOCKS.format(checkpoints=plan.checkpoints)
-    return ""
 
 
 def _listed(case: AnyCase) -> list[str]:

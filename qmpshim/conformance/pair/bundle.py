@@ -13,6 +13,7 @@ from typing import Any
 import qmpshim
 from qmpshim.codec import encode
 from qmpshim.conformance.bundles.case_file import check_format, read_case
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build
@@ -135,11 +136,15 @@ def is_pair(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a bundle shows."""
+    """What a bundle shows.
+
+    :ivar divergence: None in a write-up, which has the cause alone
+    """
 
     verdict: Verdict
     cause: Cause
     contract: bool
+    divergence: Divergence | None = None
 
     def shown_by(self, finding: PairFinding) -> bool:
         """Whether *finding* is the same."""
@@ -171,7 +176,9 @@ def _shown(value: Mapping[str, Any]) -> Shown:
         cause = cause_from_json(value["cause_fields"])
     else:  # older bundles have its text alone
         cause = pair_cause_from_text(str(value["cause"]))
-    return Shown(Verdict(value["verdict"]), cause, bool(value.get("contract", True)))
+    contract = bool(value.get("contract", True))
+    divergence = Divergence.from_json(value) if "where" in value else None
+    return Shown(Verdict(value["verdict"]), cause, contract, divergence)
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -8,6 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import (
+    DiskLeft,
+    DisksDiffer,
+    Evidence,
+    GuestSees,
+    Unsound,
+)
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.errors import ImageError
@@ -55,6 +62,7 @@ class PairChecker:
             "secondary disk",
             model.disk,
             there,
+            DisksDiffer(),
             lambda sector: f" ({model.describe_writer(sector)})",
         )
         yield from self._equal(
@@ -62,6 +70,7 @@ class PairChecker:
             "secondary disk against primary disk",
             map_file(primary.disk),
             there,
+            DisksDiffer(),
             lambda sector: ", as the primary disk has it",
         )
 
@@ -71,6 +80,7 @@ class PairChecker:
         where: str,
         expected: Bytes,
         there: Bytes,
+        evidence: Evidence,
         remark: Callable[[int], str] = lambda sector: "",
     ) -> Iterator[Divergence]:
         """A disk's bytes against those it must have; *remark*: what to add of a sector."""
@@ -78,30 +88,43 @@ class PairChecker:
             sector, count = found
             predicted = describe_sector(_sector(expected, sector)) + remark(sector)
             observed = describe_sector(_sector(there, sector))
-            yield self._differs(verdict, where, predicted, observed, sector, count)
+            yield self._differs(verdict, where, predicted, observed, sector, count, evidence)
 
     def _differs(
-        self, verdict: Verdict, where: str, predicted: str, observed: str, sector: int, count: int
+        self,
+        verdict: Verdict,
+        where: str,
+        predicted: str,
+        observed: str,
+        sector: int,
+        count: int,
+        evidence: Evidence,
     ) -> Divergence:
         more = f" (and {count - 1} more sectors)" if count > 1 else ""
         at = f" in sector {sector} (byte {sector * SECTOR})"
-        return Divergence(
-            verdict, where, self.model.checkpoints, predicted + at, f"{observed} there{more}"
-        )
+        observed = f"{observed} there{more}"
+        return self._divergence(verdict, where, predicted + at, observed, evidence)
 
-    def disk_alone(self, path: Path, expected: Bytes, where: str) -> Iterator[Divergence]:
-        """After a failover: one disk against what it must hold."""
+    def disk_alone(
+        self, path: Path, expected: Bytes, where: str, side: str
+    ) -> Iterator[Divergence]:
+        """After a failover: one disk against what it must hold.
+
+        :param side: whose it is
+        """
         self.checks += 1
         there = map_file(path)
         self.compared += len(there)
-        yield from self._equal(Verdict.LOST_WRITE, where, expected, there)
+        yield from self._equal(Verdict.LOST_WRITE, where, expected, there, DiskLeft(side))
 
     def overlay(self, member: ColoNode, node: str) -> Iterator[Divergence]:
         """Hidden or active disk: its allocation, then its bytes."""
         where = f"{node} disk"
         overlay, broken = read_overlay(map_file(member.image(node)))
         if broken is not None:
-            yield self._divergence(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
+            yield self._divergence(
+                Verdict.CORRUPTION, where, broken.predicted, broken.observed, Unsound(node)
+            )
         if overlay is None:
             return
         predicted = self.model.allocation(node)
@@ -121,13 +144,20 @@ class PairChecker:
                     describe_sector(_sector(piece.data, sector)),
                     piece.offset // SECTOR + sector,
                     count,
+                    GuestSees(),
                 )
                 return
 
     def _divergence(
-        self, verdict: Verdict, where: str, predicted: str, observed: str
+        self,
+        verdict: Verdict,
+        where: str,
+        predicted: str,
+        observed: str,
+        evidence: Evidence | None = None,
     ) -> Divergence:
-        return Divergence(verdict, where, self.model.checkpoints, predicted, observed)
+        checkpoint = self.model.checkpoints
+        return Divergence(verdict, where, checkpoint, predicted, observed, evidence=evidence)
 
     @staticmethod
     def holds(image: Path, offset: int, data: bytes) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from qmpshim.errors import MachineError
+from qmpshim.conformance.compare.divergence import Ending
+from qmpshim.errors import Exit, MachineError
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.host.locks import deadlock
@@ -94,6 +95,12 @@ class PostMortem:
             qemu.limit = limit
         events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
         self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
+
+    def ending(self) -> Ending | None:
+        """How the first of the sides that ended by itself did so."""
+        for role, status in self._ends.items():
+            return Ending(str(Exit(status)), self._log.get(role, ""))
+        return None
 
     def cause(
         self, seen: Cause | None = None, verdict: Verdict = Verdict.HANG

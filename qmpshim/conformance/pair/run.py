@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence, verdict_of
+from qmpshim.conformance.compare.evidence import ReplicationStatus
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.guest_log import BootWorkload
@@ -174,7 +175,9 @@ class PairRun(ABC):
         await post_mortem.perform()
         verdict, cause = post_mortem.cause(seen, verdict)
         checkpoint = self.model.checkpoints
-        divergence = Divergence(verdict, where, checkpoint, predicted, str(cause))
+        divergence = Divergence(
+            verdict, where, checkpoint, predicted, str(cause), post_mortem.ending()
+        )
         for line in post_mortem.lines:
             self.step(line)
         try:
@@ -239,7 +242,7 @@ class PairRun(ABC):
         self.workload.update_model()
         self.found(
             self.checker.disk_alone(
-                self.pair.secondary.disk, self.model.disk, "promoted secondary's disk"
+                self.pair.secondary.disk, self.model.disk, "promoted secondary's disk", "secondary"
             )
         )
 
@@ -312,6 +315,7 @@ class PairRun(ABC):
                 self.model.checkpoints,
                 "an error, since writes did not reach the secondary",
                 "no error",
+                evidence=ReplicationStatus("primary", error=True),
             )
         ]
 
@@ -324,6 +328,7 @@ class PairRun(ABC):
                 self.model.checkpoints,
                 "no error",
                 error,
+                evidence=ReplicationStatus(self.pair.role(member), error=False),
             )
             for member in self.pair.members
             if (error := await member.replication_error()) is not None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import GuestSees
 from qmpshim.conformance.pair.checker import PairChecker, describe_sector, first_difference
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
@@ -183,7 +184,9 @@ class ExportWorkload(PairWorkload):
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         if member is self.pair.secondary:
             return ()  # the model has it all
-        return self.checker.disk_alone(member.disk, self._expected, "surviving primary's disk")
+        return self.checker.disk_alone(
+            member.disk, self._expected, "surviving primary's disk", "primary"
+        )
 
     async def view(self) -> list[Divergence]:
         """What the secondary's guest reads, everywhere, against the model."""
@@ -203,6 +206,7 @@ class ExportWorkload(PairWorkload):
                         self.model.checkpoints,
                         f"{describe_sector(expected[at : at + SECTOR])} at byte {offset + at}",
                         f"{describe_sector(data[at : at + SECTOR])} ({wrong[1]} sectors differ)",
+                        evidence=GuestSees(),
                     )
                 ]
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -17,29 +16,13 @@ from qmpshim.conformance.known.folder import known_pairs, read
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.pair.checks import best_accel, run, run_plan
+from qmpshim.conformance.pair.checks import best_accel, run
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.colo.pair import Pair
-from vmtests.support.pairs import MUTANTS, Mutant, Refused
+from vmtests.support.pairs import MUTANTS, Mutant, Refused, colo_works, go
 
 ENDS = [kind for kind in Failover if kind is not Failover.CUT_LATE]
-
-
-def colo_works(build: Build, guest: str = "none", accel: str = "tcg") -> bool:
-    """Whether COLO has a chance on a build (the known findings say where it has none)."""
-    version = read_version(build)[0]
-    plan = PairPlan(guest=guest, accel=accel)
-    return not any(
-        known.contract and known.may_come(plan, (version, version)) for known in known_pairs()
-    )
-
-
-def go(
-    plan: PairPlan, build: Build, bundles: Path, make: type[Pair] = Pair
-) -> tuple[PairOutcome, Path | None]:
-    return asyncio.run(run_plan(plan, (build, build), bundles, known=known_pairs(), make=make))
 
 
 def words(outcome: PairOutcome) -> str:
@@ -110,6 +93,7 @@ def test_a_mutant_is_killed(mutant: Mutant, qemu_build: Build, tmp_path: Path) -
     assert found[:1] == [(mutant.verdict, mutant.where)], words(outcome)
     assert re.fullmatch(mutant.cause, str(outcome.findings[0].cause)), words(outcome)
     assert not outcome.findings[0].known
+    assert outcome.findings[0].divergence.evidence == mutant.evidence
     assert bundle is not None
     assert (bundle / "secondary" / "disk.raw").stat().st_size == plan.size
     assert (bundle / "primary" / "qmp.log").stat().st_size

@@ -35,8 +35,8 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: What steps may call beside what is in ``steps.py.in``.
-_LIBRARIES = ("colo.py.in", "points.py.in")
+#: What steps may call beside what is in ``steps.py.in``; each before what it calls itself.
+_LIBRARIES = ("points.py.in", "pair.py.in", "colo.py.in")
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -105,8 +105,8 @@ def steps_script(title: str, steps: str) -> str:
     """A reproducer that takes a few steps, one after another, as a program.
 
     :param steps: in Python, in terms of ``templates/steps.py.in``, of ``colo.py.in`` (two
-        machines) and of ``points.py.in`` (disks with bitmaps): what they call of these two is
-        there. The first line is a comment: ``# A QEMU`` and what it must have.
+        machines), ``pair.py.in`` (with their disks) and ``points.py.in`` (disks with bitmaps):
+        what they call of these three is there. The first line is a comment: ``# A QEMU`` and what it must have.
     :raises InputError: they are no Python
     """
     try:
@@ -116,7 +116,11 @@ def steps_script(title: str, steps: str) -> str:
     head, _, steps = steps.partition("\n")
     needs = head.removeprefix("# A QEMU ")
     case = {"title": title, "sign": {"kind": "steps"}, "schedule": []}
-    more = "".join(text for text in map(template, _LIBRARIES) if called & _defined(text))
+    more = ""
+    for library in map(template, _LIBRARIES):
+        if called & _defined(library):
+            more = library + more
+            called |= _called(library)
     text = _filled("steps.py.in", case, needs).replace("@MORE@\n", more)
     return text.replace("@STEPS@\n", steps)
 

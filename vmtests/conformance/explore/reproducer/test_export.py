@@ -174,9 +174,7 @@ def test_all_that_a_schedule_may_have(name: str, qemu_build: Build, reproducer: 
     assert status == SEEN and sign in output and "never sent" not in output, output
 
 
-def test_a_large_write_is_sent_while_qemu_drains(
-    qemu_build: Build, reproducer: Reproducer
-) -> None:
+def test_a_large_write_is_sent_while_qemu_drains(qemu_build: Build, reproducer: Reproducer) -> None:
     """QEMU reads no socket while a job's start waits for a write, and a socket takes 200 KiB."""
     whole = known("failed-write-beside-zeroes-is-backed-up")
     large = operation("primary_write", 1024, 1024)
