@@ -99,7 +99,7 @@ class PostMortem:
     def ending(self) -> Ending | None:
         """How the first of the sides that ended by itself did so."""
         for role, status in self._ends.items():
-            return Ending(str(Exit(status)), self._log.get(role, ""))
+            return Ending(Exit(status), self._log.get(role, ""))
         return None
 
     def cause(

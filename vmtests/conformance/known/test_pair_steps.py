@@ -5,6 +5,7 @@ What goes wrong is put into the script's own copy of the chain, its link or its 
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def stuck(kind: CauseKind, verdict: Verdict, ending: Ending | None = None) -> Sh
     )
 
 
-ABORTED = stuck(CauseKind.PAIR_ENDED, Verdict.CRASH, Ending(str(Exit(-6)), ""))
+ABORTED = stuck(CauseKind.PAIR_ENDED, Verdict.CRASH, Ending(Exit(-signal.SIGABRT), ""))
 HUNG = stuck(CauseKind.PAIR_UNRESPONSIVE, Verdict.HANG)
 CASES: dict[str, tuple[Shown, Failover, bool, tuple[str, str]]] = {
     # by name: what was found, in which run, and what is done to the script's pair
