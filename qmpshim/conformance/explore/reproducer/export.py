@@ -106,7 +106,8 @@ def steps_script(title: str, steps: str) -> str:
 
     :param steps: in Python, in terms of ``templates/steps.py.in``, of ``colo.py.in`` (two
         machines), ``pair.py.in`` (with their disks) and ``points.py.in`` (disks with bitmaps):
-        what they call of these three is there. The first line is a comment: ``# A QEMU`` and what it must have.
+        what they call of these three is there. The first line is a comment: ``# A QEMU`` and what
+        it must have.
     :raises InputError: they are no Python
     """
     try:
