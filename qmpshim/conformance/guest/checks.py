@@ -29,6 +29,7 @@ from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.files import copy_tree
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.behaviour import features_of
 from qmpshim.model.chain.secondary import Workflow
 
 
@@ -110,10 +111,9 @@ async def run_scenario(
 def refuse(build: Build, attachment: Attachment) -> None:
     """Refuse at once what a build cannot do.
 
-    :raises BuildError: replication does not start in an iothread before 6.0 ("Cannot change
-        iothread of active block backend")
+    :raises BuildError: replication does not start in an iothread before 6.0
     """
-    if attachment.iothread and read_version(build)[0] < (6, 0, 0):
+    if attachment.iothread and not features_of(read_version(build)[0]).replicates_in_iothread:
         raise BuildError(f"{build.name}: QEMU before 6.0 has no replication in an iothread")
 
 

@@ -26,9 +26,9 @@ class PointsSetup(RunSetup):
     """What to run on, and how.
 
     :ivar known: defects of this version: a transaction that meets one is left out
-    :ivar manual: a job that has concluded lets go of its target before it is dismissed (since 6.1:
-        ``backup_clean`` in block/backup.c); where not, all jobs dismiss themselves
-    :ivar perf: there is ``x-perf`` (since 6.0); where not, jobs copy as QEMU chooses
+    :ivar manual: a job that has concluded lets go of its target before it is dismissed; where not,
+        all jobs dismiss themselves
+    :ivar perf: there is ``x-perf``; where not, jobs copy as QEMU chooses
     :ivar chain: the class of the real disks; mutants come in here
     :ivar model: the class that predicts; and here
     """

@@ -24,7 +24,8 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.pointintime.points import PointDefect
+from qmpshim.model.chain.behaviour import features_of
+from qmpshim.model.pointintime.points import point_defects
 from qmpshim.model.units import SECTOR
 
 #: Bytes of each disk: small, and cut short within a cluster and a granule.
@@ -107,13 +108,12 @@ def points_setup(
     :param strict: leave out nothing that meets a known defect
     """
     version, _ = read_version(build)
-    other = PointDefect.ALWAYS_MARKS if version < (6, 1) else PointDefect.ALWAYS_LOSES
-    known = frozenset() if strict else frozenset(PointDefect) - {other}
+    features = features_of(version)
     return PointsSetup(
         spec,
-        known=known,
-        manual=version >= (6, 1),
-        perf=version >= (6, 0),
+        known=frozenset() if strict else point_defects(version),
+        manual=features.concluded_job_frees_target,
+        perf=features.x_perf,
         **run_by(build, machine, limit),
     )
 

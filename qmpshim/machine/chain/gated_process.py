@@ -25,6 +25,7 @@ from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
+from qmpshim.model.chain.behaviour import Features, features_of
 
 _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
 
@@ -86,6 +87,11 @@ class GatedProcess:
         assert self.qmp.greeting is not None
         numbers = self.qmp.greeting["QMP"]["version"]["qemu"]
         return numbers["major"], numbers["minor"], numbers["micro"]
+
+    @property
+    def features(self) -> Features:
+        """What it has and does, by its version."""
+        return features_of(self.version)
 
     @property
     def pid(self) -> int:

@@ -43,6 +43,7 @@ from qmpshim.machine.colo.topologies import (
 )
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.machine.host.process import COMMAND_LIMIT
+from qmpshim.model.chain.behaviour import features_of
 
 #: A checkpoint delay (ms) at which no checkpoint comes by itself.
 NEVER = 3_600_000
@@ -247,8 +248,7 @@ class Pair:
     async def stop_secondary(self) -> None:
         """Stop the secondary, and have all its tables in the files."""
         await self.secondary.qemu.execute("stop")
-        if self.secondary.version < (6, 1, 50):
-            # Until then the filter was no parent of the hidden disk, so that no flush went there.
+        if not features_of(self.secondary.version).stop_flushes_target:
             await self.secondary.human('qemu-io hidden "flush"')
 
     async def resume(self) -> None:
@@ -374,8 +374,6 @@ class Pair:
 
 def _capabilities(member: ColoNode) -> list[dict[str, Any]]:
     wanted = ["x-colo", "events"]
-    if member.version >= (10, 1, 50):
-        # Since then COLO takes the return path; before, the thread that reads the return path
-        # took COLO's messages for frames of its own ("Received invalid message 0x0000").
+    if features_of(member.version).colo_takes_return_path:
         wanted.append("return-path")
     return [{"capability": name, "state": True} for name in wanted]

@@ -90,5 +90,57 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a QEMU version has and does that whoever drives it has to know, and no model predicts.
+
+    :ivar x_perf: ``blockdev-backup`` has ``x-perf`` (6.0)
+    :ivar concluded_job_frees_target: a job that has concluded lets go of its target before it is
+        dismissed (``backup_clean``, block/backup.c, 6.1)
+    :ivar discard_source: it has ``discard-source`` (9.1)
+    :ivar snapshot_takes_discards: a discard of a part of a cluster through ``snapshot-access``
+        does not abort (9.1; the known defect ``snapshot-discard-aborts``)
+    :ivar filter_flushes_all: a flush of a filter reaches all its children, not one of them only
+        (``bdrv_co_flush``, block/io.c, 6.0)
+    :ivar stop_flushes_target: the filter of a backup job is a parent of the job's target, so that
+        ``stop`` flushes that, too (6.2)
+    :ivar remembers_data: a protocol node keeps the last range that was reported as data, and
+        requests no more than is in it (``bdrv_co_block_status``, block/io.c, 6.2)
+    :ivar replicates_in_iothread: replication starts on a disk in an iothread (6.0; before: "Cannot
+        change iothread of active block backend")
+    :ivar ejected_disk_is_reported: a checkpoint after one that lost its disk reports that (6.1;
+        before it divides by zero, ``failover-over-ejected-disk-divides-by-zero``)
+    :ivar colo_takes_return_path: the migration capability ``return-path`` is needed (10.2; before,
+        the thread that reads it took COLO's messages for its own: "Received invalid message 0x0")
+    """
+
+    x_perf: bool
+    concluded_job_frees_target: bool
+    discard_source: bool
+    snapshot_takes_discards: bool
+    filter_flushes_all: bool
+    stop_flushes_target: bool
+    remembers_data: bool
+    replicates_in_iothread: bool
+    ejected_disk_is_reported: bool
+    colo_takes_return_path: bool
+
+
+def features_of(version: tuple[int, ...]) -> Features:
+    """The features of a QEMU *version*; a micro number from 50 on is the next one's development."""
+    return Features(
+        x_perf=version >= (6, 0),
+        concluded_job_frees_target=version >= (6, 1),
+        discard_source=version >= (9, 1),
+        snapshot_takes_discards=version >= (9, 1),
+        filter_flushes_all=version >= (6, 0),
+        stop_flushes_target=version >= (6, 1, 50),
+        remembers_data=version >= (6, 2),
+        replicates_in_iothread=version >= (6, 0),
+        ejected_disk_is_reported=version >= (6, 1),
+        colo_takes_return_path=version >= (10, 1, 50),
+    )
+
+
 #: A version of each behaviour: what is the same in all of them is the same in every QEMU.
 VERSIONS = ((4, 1, 0), (5, 2, 0), (7, 2, 0), (9, 1, 0))

@@ -72,6 +72,12 @@ class PointDefect(StrEnum):
     lost (5.2)."""
 
 
+def point_defects(version: tuple[int, ...]) -> frozenset[PointDefect]:
+    """The defects of a QEMU *version*."""
+    other = PointDefect.ALWAYS_MARKS if version < (6, 1) else PointDefect.ALWAYS_LOSES
+    return frozenset(PointDefect) - {other}
+
+
 @dataclass(frozen=True, slots=True)
 class BitmapAction:
     """A command about a bitmap, alone or in a transaction.

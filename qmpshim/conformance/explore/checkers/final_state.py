@@ -128,7 +128,7 @@ def _flush(machine: GatedMachine, now: History) -> None:
     through = machine.topology.replication_mode == "secondary"
     through = through and not machine.clients["guest"].lost
     through = through and not now.faults  # a broken image keeps no other from its flush
-    if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
+    if through and machine.features.filter_flushes_all:
         machine.clients["guest"].call(Nbd.FLUSH)
         return
     for name in machine.qcow2_images:

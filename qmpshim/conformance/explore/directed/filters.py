@@ -20,6 +20,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol.transmission import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.model.chain.behaviour import KnownDefect, snapshot_defects
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
@@ -71,7 +72,7 @@ def passed_on(machine: GatedMachine) -> None:
         text = f"changes in clusters 0 to 5, 6, 8 and 10 copy {copied}"
         raise Broken(Verdict.ALLOCATION, text, "what a filter copies")
     pieces = [(n * COUNT, COUNT) for n in range(12)]
-    if machine.version >= (8, 0):  # before it is snapshot-read-returns-new-data
+    if KnownDefect.SNAPSHOT_READS_NEW_DATA not in snapshot_defects(machine.version):
         pieces += [(0, end), (7 * COUNT - 1, 2), (8 * COUNT - 1, 2)]
     for start, many in pieces:
         if read(machine, "guest", start, many) != bytes(pattern.data_of(1, start, many)):
@@ -151,7 +152,7 @@ def discarded_stays(machine: GatedMachine) -> None:
     A read that has a sector of it fails, and one that only touches it does not.
     """
     client = machine.clients["guest"]
-    if machine.version >= (9, 1):  # before it aborts: snapshot-discard-aborts
+    if machine.features.snapshot_takes_discards:
         client.call(Nbd.TRIM, CLUSTER, CLUSTER - SECTOR)  # not the whole of it: all of it stays
         if read(machine, "guest", COUNT, COUNT) != bytes(pattern.data_of(1, COUNT, COUNT)):
             text = "what was discarded in part is not the old data"

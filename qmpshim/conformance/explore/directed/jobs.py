@@ -168,7 +168,7 @@ def _comes_to(machine: GatedMachine, status: str) -> None:
 
 def begin(machine: GatedMachine, **more: Any) -> None:
     """Start a job that copies each cluster by itself."""
-    if machine.version < (6, 0):
+    if not machine.features.x_perf:
         raise OptionMissing("this QEMU has no x-perf")
     words = {"job-id": "backup", "device": "secondary", "target": "hidden"}
     machine.call("blockdev-backup", {**words, "x-perf": _BOTH_AT_ONCE, **more})

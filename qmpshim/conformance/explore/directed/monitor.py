@@ -238,7 +238,7 @@ def backup_refused(machine: GatedMachine) -> None:
     fails(machine, "blockdev-backup", {**_JOB, "speed": -1})
     fails(machine, "blockdev-backup", {**_JOB, "target": "nowhere"})
     fails(machine, "blockdev-backup", {**_JOB, "filter-node-name": "hidden"})
-    if machine.version >= (6, 0):  # x-perf
+    if machine.features.x_perf:
         for name, value in (("max-workers", 0), ("max-chunk", -1), ("max-chunk", CLUSTER // 2)):
             fails(machine, "blockdev-backup", {**_JOB, "x-perf": {name: value}})
     if machine.call("query-block-jobs"):

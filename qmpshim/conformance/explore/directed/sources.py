@@ -91,7 +91,7 @@ def snapshot_backup(machine: GatedMachine) -> None:
     """
     written(machine, "primary", 2, 0, COUNT)
     add_image(machine, "image", 4 * CLUSTER)
-    discards = {"discard-source": True} if machine.version >= (9, 1) else {}
+    discards = {"discard-source": True} if machine.features.discard_source else {}
     begin(machine, device="snapshot", target="image", sync="full", **discards)
     if "error" in _end_of_job(machine):
         text = "a backup of a snapshot fails, though all disks are well"

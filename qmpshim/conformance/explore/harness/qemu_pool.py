@@ -196,7 +196,7 @@ class QemuPool:
         if (
             copies
             and machine.topology.node("secondary").driver == "raw"
-            and machine.version >= (6, 2)
+            and machine.features.remembers_data
         ):
             machine.learn_block_status()
 
