@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qmpshim.machine.builds.build import Build
-from qmpshim.shim.tracking.definitions import COMMANDS
+from qmpshim.shim.tracking.shim_command_schema import COMMANDS
 from vmtests.support.stand_in import StandIn
 
 #: Those of ours that are an errand of their own: they answer for the whole shim.

@@ -36,7 +36,7 @@ class DeferredTracking:
 
     :param directory: private
     :param build: what runs; None when the shim attached to one
-    :param guarding: see :class:`~qmpshim.shim.tracking.nbd_exports.Endpoints`
+    :param guarding: see :class:`~qmpshim.shim.tracking.nbd_exports.NbdExports`
     """
 
     def __init__(self, shim: Shim, directory: Path, build: Build | None, guarding: bool) -> None:
@@ -59,13 +59,13 @@ class DeferredTracking:
             from qmpshim.model.chain.behaviour import behaviour_of
             from qmpshim.shim.tracking.chain_commands import ChainCommands
             from qmpshim.shim.tracking.chains import TrackedChains
-            from qmpshim.shim.tracking.commands import Commands
+            from qmpshim.shim.tracking.shim_commands import Commands
 
             self._shim.before = None
             version = self._shim.upstream.greeting["QMP"]["version"]["qemu"]
             number = (version["major"], version["minor"], version["micro"])
             chains = TrackedChains(self._shim, self._directory, behaviour_of(number))
-            chains.endpoints.guarding = self._guarding
+            chains.nbd_exports.guarding = self._guarding
             ChainCommands(chains)
             Commands(self._shim, chains, self._build)
             self._chains = chains

@@ -82,7 +82,7 @@ class Served:
     build: Build | None = None
 
     @property
-    def watch(self) -> TrackedChains:
+    def chains(self) -> TrackedChains:
         """The chains behind the endpoint."""
         return self.tracking.chains
 
@@ -127,7 +127,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
             served = await _started(options, arguments, workspace, stack, acceptor)
         stack.push_async_callback(served.tracking.close)
         if options.log_writes:
-            served.watch.logs.watch_writers()
+            served.chains.logs.watch_writers()
         acceptor.attach_to(served.shim)
         served.addresses = [
             await acceptor.listen(address, options.allow_remote, tls) for address in listen
@@ -191,7 +191,7 @@ async def _chained(
     from qmpshim.shim.tracking.write_logs import LoggedSecondary
 
     gated, log_writes = options.gated, options.log_writes
-    emulator, watch = served.emulator, served.watch
+    emulator, chains = served.emulator, served.chains
     assert emulator is not None
     if gated:
         if spec.size > _LARGEST_GATED:
@@ -209,18 +209,18 @@ async def _chained(
         chain = SecondaryChain(emulator, spec, emulator.directory, images=images)
     else:
         rest = (emulator, spec, emulator.directory, build.tool("qemu-img"))
-        chain = LoggedSecondary(watch.logs, *rest) if log_writes else SecondaryChain(*rest)
+        chain = LoggedSecondary(chains.logs, *rest) if log_writes else SecondaryChain(*rest)
     stack.callback(chain.close)
     await chain.build()
     chain.close()  # what is written now must come through the relays
     path = str(emulator.directory / "nbd.sock")
-    watch.endpoints.server_at({"type": "unix", "data": {"path": path}}, private=True)
+    chains.nbd_exports.server_at({"type": "unix", "data": {"path": path}}, private=True)
     served.chain = chain
     if gated:
         schedule = Schedule(spec.workflow, sectors, spec.cluster // SECTOR)
-        controller = watch.controller = IoController(
+        controller = chains.controller = IoController(
             *(gate, emulator.pid, schedule),
-            lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),
+            lambda held: chains.shim.emit("X_SHIM_HELD", held_io(held)),
         )
         served.shim.watchdog.excused = lambda: bool(gate.held)
         stack.push_async_callback(controller.close)  # or QEMU would never end
@@ -229,7 +229,7 @@ async def _chained(
             assert begins is not None
             await served.shim.perform(begins.name, begins.arguments)
         schedule.forget()
-    await watch.endpoints.entries()
+    await chains.nbd_exports.entries()
 
 
 async def serve(options: Options, ready: Callable[[Served], None]) -> int:

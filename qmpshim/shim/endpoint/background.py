@@ -71,7 +71,7 @@ class BlockingShim(Served):
         return self._disks[export]
 
     async def _exports(self) -> list[dict[str, Any]]:
-        return await self.watch.endpoints.entries()
+        return await self.chains.nbd_exports.entries()
 
     def hang_up(self) -> None:
         """End the clients' connections."""

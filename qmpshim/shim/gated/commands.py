@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class GatedCommands:
     """The commands, by name in :attr:`handlers`."""
 
-    def __init__(self, watch: TrackedChains) -> None:
-        self._watch = watch
+    def __init__(self, chains: TrackedChains) -> None:
+        self._chains = chains
         self.handlers: dict[str, Handler] = {
             "x-shim-hold": self._hold,
             "x-shim-let": self._let,
@@ -28,9 +28,9 @@ class GatedCommands:
         }
 
     def _controller(self) -> IoController:
-        if self._watch.controller is None:
+        if self._chains.controller is None:
             raise NothingToReport("no chain is gated: start the shim with --gated --workflow NAME")
-        return self._watch.controller
+        return self._chains.controller
 
     async def _hold(self, arguments: dict[str, Value]) -> object:
         from qmpshim.shim.gated.io_controller import Rule

@@ -64,10 +64,10 @@ async def _post_mortem(served: Served | None, shell: Shell) -> str:
         return shell.how_ended
     await served.emulator.wait_for_exit(5.0)
     died = str(served.emulator.exit_error("this session", 0.0))
-    if served.emulator.exited_well or not served.watch.trackers:
+    if served.emulator.exited_well or not served.chains.trackers:
         return died
     try:
-        reply = await record(served.watch, served.build)
+        reply = await record(served.chains, served.build)
         for number in count(1):
             path = _BUNDLES / f"by-hand-{number}.json"
             if not path.exists():

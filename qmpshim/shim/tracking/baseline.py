@@ -34,7 +34,7 @@ Note: TypeAlias = Callable[[int, int, int, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class ImageFiles:
     """The bytes of an image's file, and of its external data file if it has one."""
 
     image: BytesLike
@@ -63,7 +63,7 @@ class Baseline:
         self.doubts: list[str] = []
         self.unrecordable = ""
 
-    def take(self, files: Mapping[str, Files], uri: str) -> None:
+    def take(self, files: Mapping[str, ImageFiles], uri: str) -> None:
         """Read everything.
 
         :param files: by role, as far as they are in reach; nothing may change in them meanwhile
@@ -114,7 +114,7 @@ class Baseline:
         client: NbdClient,
         extents: list[tuple[int, int]],
         image: ModelQcow2,
-        files: Files | None,
+        files: ImageFiles | None,
     ) -> None:
         try:
             if files is None or self._found.based:
@@ -173,7 +173,7 @@ class Baseline:
 
     # -- the overlays --------------------------------------------------------------------------
 
-    def _overlay(self, role: str, files: Files | None) -> None:
+    def _overlay(self, role: str, files: ImageFiles | None) -> None:
         image = getattr(self._chain, role)
         if files is None:
             # Replication empties its overlays when it starts.

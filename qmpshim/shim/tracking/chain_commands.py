@@ -11,7 +11,6 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.operations import Verb
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.adoption import REPLICATION, Adoption
 from qmpshim.shim.tracking.chains import UNDER_WAY, TrackedChains
 from qmpshim.shim.tracking.command_effects import (
     BITMAP_COMMANDS,
@@ -26,7 +25,8 @@ from qmpshim.shim.tracking.command_effects import (
 )
 from qmpshim.shim.tracking.dirty_bitmaps import Key, actions_of
 from qmpshim.shim.tracking.tracker import ModelTracker, Step
-from qmpshim.shim.tracking.writers import Territory, Writer, WriterKind
+from qmpshim.shim.tracking.tracking_start import REPLICATION, TrackingStart
+from qmpshim.shim.tracking.writers import ChainSubgraph, Writer, WriterKind
 
 _ATTEMPTS = 5  # to read an overlay that QEMU writes to
 
@@ -36,7 +36,7 @@ class ChainCommands:
 
     def __init__(self, chains: TrackedChains) -> None:
         self.chains = chains
-        self.adoption = Adoption(chains)
+        self.adoption = TrackingStart(chains)
         self._starting = asyncio.Lock()
         self._changing_bitmaps = asyncio.Lock()
         intercepts = chains.shim.intercepts
@@ -118,10 +118,10 @@ class ChainCommands:
             return
         written = effects(command)
         for tracker in self.chains.trackers if written else ():
-            territory = Territory(graph, tracker.found.nodes)
+            subgraph = ChainSubgraph(graph, tracker.found.nodes)
             for effect in written:
                 nodes = [node for name in effect.names if (node := graph.behind(name))]
-                roles = set().union(*(territory.reached(node) for node in nodes))
+                roles = set().union(*(subgraph.reached(node) for node in nodes))
                 if not nodes:  # it names none that is known: it may be any
                     roles = set(tracker.found.nodes)
                 for role in roles:

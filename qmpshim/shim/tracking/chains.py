@@ -24,9 +24,9 @@ from qmpshim.model.operations import Side, Verb
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.tracking.applied_changes import Change
 from qmpshim.shim.tracking.dirty_bitmaps import DirtyBitmaps
-from qmpshim.shim.tracking.follow import Change
-from qmpshim.shim.tracking.nbd_exports import Endpoints
+from qmpshim.shim.tracking.nbd_exports import NbdExports
 from qmpshim.shim.tracking.payload_store import PayloadStore
 from qmpshim.shim.tracking.request_observer import ExportObserver
 from qmpshim.shim.tracking.tracker import ModelTracker
@@ -74,7 +74,7 @@ class TrackedChains:
         self.controller: IoController | None = None
         self.payloads = PayloadStore(directory)
         self.logs = WriteLogs(shim, directory)
-        self.endpoints = Endpoints(
+        self.nbd_exports = NbdExports(
             shim, directory, lambda export: ExportObserver(self, export), self._exports_bypassed
         )
         self.bitmaps = DirtyBitmaps()
@@ -112,18 +112,18 @@ class TrackedChains:
             self.doubt_all("a command passed while I/O was held")
             yield
             return
-        self.endpoints.pause()
+        self.nbd_exports.pause()
         try:
             try:
                 async with asyncio.timeout(_SETTLE):
-                    await self.endpoints.settled()
+                    await self.nbd_exports.settled()
             except TimeoutError:
                 self.doubt_all(UNDER_WAY)
             self.catch_up()
             self._beside_logs.clear()
             yield
         finally:
-            self.endpoints.resume()
+            self.nbd_exports.resume()
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
@@ -134,7 +134,7 @@ class TrackedChains:
         if self.controller is not None and self.controller.held:
             raise MachineError("I/O is held: release it first")
         async with self.paused():
-            if self.endpoints.in_flight:
+            if self.nbd_exports.in_flight:
                 raise MachineError("I/O through the shim's endpoints does not end: try again later")
             with self.aside():
                 yield
@@ -201,7 +201,7 @@ class TrackedChains:
         :raises MachineError: QEMU cannot be queried
         """
         resumed = self._resumed
-        exports = await self.endpoints.writable()
+        exports = await self.nbd_exports.writable()
         graph = BlockGraph(await self.shim.execute("x-debug-query-block-graph"))
         runs = (await self.shim.execute("query-status"))["status"] not in STOPPED_STATES
         ran = runs or self._resumed != resumed
@@ -214,15 +214,15 @@ class TrackedChains:
 
     def side(self, export: str) -> Side | None:
         """Whose side an export is; None when it is no disk that may be written to."""
-        node = self.endpoints.node(export)
+        node = self.nbd_exports.node(export)
         sides = (tracker.side(node) for tracker in self.trackers)
         return next((side for side in sides if side is not None), None)
 
     def changed(self, export: str, change: Change, error: int) -> None:
         """A request through an endpoint was answered: do it in the models."""
-        node = self.endpoints.node(export)
+        node = self.nbd_exports.node(export)
         if change.kind not in (Verb.READ, Verb.FLUSH):
-            on_log = bool(self.logs.logs) and self.endpoints.exported(export) in self.logs.logs
+            on_log = bool(self.logs.logs) and self.nbd_exports.exported(export) in self.logs.logs
             if not (error or on_log):
                 self.bitmaps.record(node, change)
             if self.logs.logs:
@@ -263,12 +263,12 @@ class TrackedChains:
     def lost(self, export: str, change: Change) -> None:
         """A request will not be answered: QEMU, or its NBD server, went away."""
         for tracker in self.trackers:
-            tracker.lost(self.endpoints.node(export), change)
+            tracker.lost(self.nbd_exports.node(export), change)
 
     def doubt(self, export: str, why: str) -> None:
         """What goes through an export can no longer be followed."""
         for tracker in self.trackers:
-            if tracker.side(self.endpoints.node(export)) is not None:
+            if tracker.side(self.nbd_exports.node(export)) is not None:
                 tracker.doubt(why)
 
     # -- questions ------------------------------------------------------------
@@ -294,7 +294,7 @@ class TrackedChains:
         self.catch_up()
         if name is None:
             return list(self.trackers)
-        chosen = [tracker for tracker in self.trackers if tracker.goes_by(name)]
+        chosen = [tracker for tracker in self.trackers if tracker.has_name(name)]
         if not chosen:
             known = ", ".join(tracker.name for tracker in self.trackers) or "none"
             raise InputError(f"no chain goes by the name '{name}'; chains: {known}")
@@ -316,5 +316,5 @@ class TrackedChains:
     async def close(self) -> None:
         """Take the endpoints down."""
         await self.logs.close()
-        await self.endpoints.close()
+        await self.nbd_exports.close()
         self.payloads.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmpshim.model.operations import Verb
-from qmpshim.shim.tracking.follow import Change
+from qmpshim.shim.tracking.applied_changes import Change
 
 _MOST = 1 << 20  # granules of one bitmap that are remembered
 #: A discard is no sure change: a node may ignore it.

@@ -21,7 +21,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.dirty_bitmaps import Key, bitmap_key
 from qmpshim.shim.tracking.discovery import children
-from qmpshim.shim.tracking.nbd_front import NbdFront
+from qmpshim.shim.tracking.nbd_forwarder import NbdForwarder
 from qmpshim.shim.tracking.writers import Export
 
 #: After these an export's name may stand for another node, or be at another address.
@@ -31,7 +31,7 @@ _CHANGES = (
 )
 
 
-class Endpoints:
+class NbdExports:
     """The relays of one shim.
 
     :param directory: private; sockets go there
@@ -52,7 +52,7 @@ class Endpoints:
         self._directory = directory
         self._observe = observe
         self._on_bypass = on_bypass
-        self._front: NbdFront | None = None
+        self._front: NbdForwarder | None = None
         self._private = False  # only the shim knows where the server is
         self._read_only: dict[str, bool] = {}  # by export's id, where it is known
         self._relays: dict[str, Relay] = {}
@@ -107,7 +107,7 @@ class Endpoints:
         reply = await self._shim.forward(Command(command.name, arguments, command.id, command.oob))
         if reply is None or reply.failed:
             return reply
-        front = NbdFront(path, behind, self._bypassed)
+        front = NbdForwarder(path, behind, self._bypassed)
         try:
             front.start()
         except OSError:  # QEMU's reply gives the error

@@ -56,21 +56,21 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
 
 
 async def record(
-    watch: TrackedChains, build: Build | None, chain: str | None = None
+    chains: TrackedChains, build: Build | None, chain: str | None = None
 ) -> dict[str, Any]:
     """What was done so far as a bundle, as ``XShimRecord``; it was replayed once to see what for.
 
     :param chain: to which of several: a job's id, or a node's name
     :raises InputError: what was done cannot be a bundle
     """
-    if watch.controller is not None:
-        return await _schedule(watch, build)
-    tracker = watch.one(chain)
+    if chains.controller is not None:
+        return await _schedule(chains, build)
+    tracker = chains.one(chain)
     found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = tracker.divergences[0] if tracker.divergences else None
     case = bundles.WorkloadCase(
-        spec, watch.behaviour, tracker.operations(), seen, 0, _build_object(build)
+        spec, chains.behaviour, tracker.operations(), seen, 0, _build_object(build)
     )
     if build is not None:
         with Workspace() as workspace:
@@ -82,11 +82,11 @@ async def record(
     return {"kind": "operations", "case": case.to_json(), "shows": shows}
 
 
-async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]:
-    assert watch.controller is not None
+async def _schedule(chains: TrackedChains, build: Build | None) -> dict[str, Any]:
+    assert chains.controller is not None
     if build is None:
         raise InputError("the shim did not start this QEMU and does not know its build")
-    scenario, schedule = watch.controller.schedule.case(dead=watch.shim.gone.is_set())
+    scenario, schedule = chains.controller.schedule.case(dead=chains.shim.gone.is_set())
     errnos = {step.fault for step in failures(schedule)}
     finding = Finding(
         None,
@@ -97,7 +97,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
         (scenario.name,),
         scenario,
         schedule,
-        tuple(watch.controller.schedule.events()),
+        tuple(chains.controller.schedule.events()),
         errnos=tuple(sorted(errnos)),
         build=_build_object(build),
     )

@@ -9,7 +9,7 @@ from qmpshim.machine.nbd.protocol.transmission import CMD_FUA, CMD_NO_HOLE, NbdC
 from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
 from qmpshim.model.operations import Side, Verb
 from qmpshim.model.units import SECTOR
-from qmpshim.shim.tracking.follow import Change
+from qmpshim.shim.tracking.applied_changes import Change
 
 if TYPE_CHECKING:
     from qmpshim.shim.gated.schedule import Schedule

@@ -14,8 +14,8 @@ from qmpshim.machine.images.image_view import ImageView
 from qmpshim.model.disks.image import Alloc, Qcow2Image
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
-from qmpshim.shim.tracking.baseline import Files
-from qmpshim.shim.tracking.follow import Change
+from qmpshim.shim.tracking.applied_changes import Change
+from qmpshim.shim.tracking.baseline import ImageFiles
 from qmpshim.shim.tracking.tracker import ModelTracker
 
 
@@ -58,7 +58,7 @@ class _Overlay:
     :raises ImageError: as :class:`ImageView`, and where a cluster is not in the file yet
     """
 
-    def __init__(self, tracker: ModelTracker, files: Files) -> None:
+    def __init__(self, tracker: ModelTracker, files: ImageFiles) -> None:
         self._tracker = tracker
         self._view = view = ImageView(files.image, data=files.data)
         self._unit = view.unit_size

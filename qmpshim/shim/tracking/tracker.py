@@ -23,15 +23,15 @@ from qmpshim.model.disks.image import Image
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
 from qmpshim.model.units import SECTOR
+from qmpshim.shim.tracking.applied_changes import AppliedChanges, Change
 from qmpshim.shim.tracking.discovery import ChainNodes
-from qmpshim.shim.tracking.follow import Change, Follower
 from qmpshim.shim.tracking.payload_store import PayloadStore
-from qmpshim.shim.tracking.writers import Export, Territory, Writer, WriterKind
+from qmpshim.shim.tracking.writers import ChainSubgraph, Export, Writer, WriterKind
 
 if TYPE_CHECKING:  # a start of QEMU need not wait for them
     from qmpshim.machine.images.qcow2 import BytesLike
     from qmpshim.shim.gated.io_controller import IoController
-    from qmpshim.shim.tracking.baseline import Files
+    from qmpshim.shim.tracking.baseline import ImageFiles
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class ModelTracker:
     ) -> None:
         spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
         self.found = found
-        self.follower = Follower(Oracle(spec, behaviour), payloads)
+        self.applied = AppliedChanges(Oracle(spec, behaviour), payloads)
         self.payloads = payloads
         self.controller = controller
         self.job = ""
@@ -98,7 +98,7 @@ class ModelTracker:
     @property
     def oracle(self) -> Oracle:
         """The model."""
-        return self.follower.oracle
+        return self.applied.oracle
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class ModelTracker:
         nodes = self.found.nodes
         return nodes.get("top", nodes["hidden"])
 
-    def goes_by(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         """Whether users mean this chain by *name*: its job, or a node of it."""
         return bool(name) and (name == self.job or name in self.found.nodes.values())
 
@@ -160,7 +160,7 @@ class ModelTracker:
         :param guest_runs: it may run now
         """
         seen = {(e.id, self.found.role(e.disk)) for e in exports if e.seen}
-        self._attached = set(Territory(graph, self.found.nodes, exports, jobs).writers())
+        self._attached = set(ChainSubgraph(graph, self.found.nodes, exports, jobs).writers())
         self._guest_runs = guest_runs
         for writer in self._attached:
             if writer.kind is WriterKind.DEVICE:
@@ -252,7 +252,7 @@ class ModelTracker:
         if not quiet and self.ending:
             self.doubt("I/O was under way when the job ended")
         try:
-            predicted = self.follower.request(dataclasses.replace(change, side=side))
+            predicted = self.applied.request(dataclasses.replace(change, side=side))
         except HostError as failure:
             self.doubt(str(failure))
             return
@@ -279,13 +279,13 @@ class ModelTracker:
         side = change.side
         if self.ending:
             self.doubt("I/O was under way when the job ended")
-        if self.follower.request(change):
+        if self.applied.request(change):
             self.doubt("a logged request must have failed, which the log does not tell")
         if change.kind is Verb.ZERO:
             chain = self.oracle.chain
             image = chain.secondary if side is Side.PRIMARY else chain.active
             start, count = change.offset // SECTOR, change.length // SECTOR
-            self.follower.forget_how(image, start, count)
+            self.applied.forget_how(image, start, count)
 
     def lost(self, node: str, change: Change) -> None:
         """A request to *node* will not be answered."""
@@ -293,7 +293,7 @@ class ModelTracker:
         if side is not None:
             self.doubt("QEMU's NBD server hung up during a request: who knows what it did")
             with contextlib.suppress(HostError):
-                self.follower.request(dataclasses.replace(change, side=side))
+                self.applied.request(dataclasses.replace(change, side=side))
 
     def apply_deferred(self) -> None:
         """Do all that was deferred, and defer no more."""
@@ -305,7 +305,7 @@ class ModelTracker:
 
     def step(self, kind: Verb, do: Step) -> str | None:
         """Do a command in the model; gives the error it must end with."""
-        self.follower.command(kind)
+        self.applied.command(kind)
         try:
             run_sequentially(do(self.oracle))
         except CommandError as failure:
@@ -322,7 +322,7 @@ class ModelTracker:
     def job_ended(self) -> None:
         """The chain's backup job is over."""
         self.job, self.ending = "", False
-        self.follower.command(Verb.STOP)
+        self.applied.command(Verb.STOP)
         self.oracle.chain.job = None
 
     # -- questions ------------------------------------------------------------
@@ -341,28 +341,28 @@ class ModelTracker:
         files = self.files(role)
         return None if files is None else files.image
 
-    def files(self, role: str) -> Files | None:
+    def files(self, role: str) -> ImageFiles | None:
         """The bytes of a role's image and data file; None when they are out of our reach.
 
         :raises OSError: they cannot be read
         """
         from qmpshim.machine.host.files import map_file
-        from qmpshim.shim.tracking.baseline import Files
+        from qmpshim.shim.tracking.baseline import ImageFiles
 
         if self.controller is not None:
-            return Files(self.controller.gate.snapshot(role))
+            return ImageFiles(self.controller.gate.snapshot(role))
         path, data = self.found.files.get(role), self.found.data_files.get(role)
         if path is None:
             return None
-        return Files(map_file(path), None if data is None else map_file(data))
+        return ImageFiles(map_file(path), None if data is None else map_file(data))
 
     def operations(self) -> tuple[Operation, ...]:
         """What was done since the chain was started.
 
         :raises InputError: not all of it is known
         """
-        if not self.follower.whole:
+        if not self.applied.whole:
             raise InputError("too much was done for a bundle")
-        if self.follower.unrecordable:
-            raise InputError(f"a bundle cannot begin with {self.follower.unrecordable}")
-        return tuple(self.follower.operations)
+        if self.applied.unrecordable:
+            raise InputError(f"a bundle cannot begin with {self.applied.unrecordable}")
+        return tuple(self.applied.operations)

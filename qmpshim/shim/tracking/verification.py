@@ -54,7 +54,7 @@ class Verified:
         return not (self.divergences or self.doubts)
 
 
-async def verify(watch: TrackedChains, trackers: Sequence[ModelTracker]) -> list[Verified]:
+async def verify(chains: TrackedChains, trackers: Sequence[ModelTracker]) -> list[Verified]:
     """Compare everything of these chains; no client's command may run meanwhile.
 
     :raises MachineError: QEMU cannot be queried
@@ -62,21 +62,21 @@ async def verify(watch: TrackedChains, trackers: Sequence[ModelTracker]) -> list
     if all(tracker.doubts for tracker in trackers):
         return [Verified(tracker, (), 0, tuple(tracker.doubts)) for tracker in trackers]
     verified = []
-    async with watch.still():
+    async with chains.still():
         for tracker in trackers:
             if tracker.oracle.chain.failed_over:
-                await _until_failed_over(watch, tracker)
-        await watch.survey()
+                await _until_failed_over(chains, tracker)
+        await chains.survey()
         for tracker in trackers:
-            verified.append(await _verify_one(watch, tracker))
+            verified.append(await _verify_one(chains, tracker))
     for one in verified:
-        one.tracker.follower.command(Verb.CHECK)
+        one.tracker.applied.command(Verb.CHECK)
         for divergence in one.divergences:
             one.tracker.record(divergence)
     return verified
 
 
-async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
+async def _verify_one(chains: TrackedChains, tracker: ModelTracker) -> Verified:
     if tracker.doubts:
         return Verified(tracker, (), 0, tuple(tracker.doubts))
     found, oracle = tracker.found, tracker.oracle
@@ -84,12 +84,12 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
     seen: list[tuple[str, Divergence]] = []  # with the disk's role
     doubts: list[str] = []
     for role in _overlays(oracle):
-        await flush(watch.shim.execute, found.nodes[role])
+        await flush(chains.shim.execute, found.nodes[role])
         there, untold = _allocation(tracker, role)
         seen += [(role, wrong) for wrong in there]
         doubts += untold
     for role, view, verdict in _views(oracle):
-        async with watch.endpoints.view(found.nodes[role]) as uri:
+        async with chains.nbd_exports.view(found.nodes[role]) as uri:
             try:
                 difference, count = await asyncio.to_thread(_compare, tracker, uri, view)
             except IOFailed as error:
@@ -104,24 +104,24 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
             doubts.append(_unexplained(wrong, suspects))
         else:
             divergences.append(wrong)
-    lost, bitmaps = await _bitmaps(watch, tracker)
+    lost, bitmaps = await _bitmaps(chains, tracker)
     return Verified(tracker, (*divergences, *lost), compared, tuple(doubts), bitmaps)
 
 
 async def _bitmaps(
-    watch: TrackedChains, tracker: ModelTracker
+    chains: TrackedChains, tracker: ModelTracker
 ) -> tuple[list[Divergence], tuple[str, ...]]:
     """What is wrong with the bitmaps that the overlay's exports have, and those that are followed.
 
     A writer that was not observed can only have more named.
     """
     lost, compared = [], []
-    for uri, key in await watch.endpoints.bitmaps(tracker.found.nodes["hidden"]):
-        if not watch.bitmaps.follows(key):
+    for uri, key in await chains.nbd_exports.bitmaps(tracker.found.nodes["hidden"]):
+        if not chains.bitmaps.follows(key):
             continue
         compared.append(key[1])
         named = await asyncio.to_thread(_dirty_extents, uri, key[1])
-        missing = watch.bitmaps.missing(key, named, tracker.found.size)
+        missing = chains.bitmaps.missing(key, named, tracker.found.size)
         if missing is not None:
             where, operations = f"bitmap '{key[1]}' of '{key[0]}'", tracker.payloads.operations
             wanted = f"the granule at byte {missing} is dirty"
@@ -156,24 +156,24 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
     return views
 
 
-async def _until_failed_over(watch: TrackedChains, tracker: ModelTracker) -> None:
+async def _until_failed_over(chains: TrackedChains, tracker: ModelTracker) -> None:
     """Failover ends in the background: then the filter sits on the secondary disk."""
     found = tracker.found
 
     async def done() -> bool:
-        return await failed_over(watch.shim.execute, found.nodes["top"], found.nodes["secondary"])
+        return await failed_over(chains.shim.execute, found.nodes["top"], found.nodes["secondary"])
 
     await wait_until(done, "failover did not end", _FAILOVER_LIMIT)
 
 
-def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[str]]:
+def _allocation(tracker: ModelTracker, role: str) -> tuple[list[Divergence], list[str]]:
     """What is wrong with an overlay's file, and what of it cannot be judged."""
-    model = watch.image(role)
+    model = tracker.image(role)
     assert isinstance(model, ModelQcow2)
-    where, operations = f"{role} disk (file)", watch.payloads.operations
+    where, operations = f"{role} disk (file)", tracker.payloads.operations
     untold: list[str] = []
     try:
-        content = watch.content(role)
+        content = tracker.content(role)
         if content is None:
             return [], []
         qcow2 = Qcow2Reader.parse(content)
@@ -231,7 +231,7 @@ class _Difference:
         )
 
 
-def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[_Difference | None, int]:
+def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference | None, int]:
     """The first difference, and the bytes compared."""
     compared = 0
     with closing(NbdClient(uri)) as client:
@@ -242,7 +242,7 @@ def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[_Difference | N
         for at, length in _pieces(pages, size):
             data = client.read(length, at)
             owners = view.read(at // SECTOR, length // SECTOR)
-            wanted = watch.payloads.data(owners, at // SECTOR)
+            wanted = tracker.payloads.data(owners, at // SECTOR)
             compared += length
             if data != wanted:
                 return _difference(data, wanted, owners, at), compared

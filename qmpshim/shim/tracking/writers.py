@@ -1,6 +1,6 @@
 """What may write to the disks of a chain, and whether the shim sees it.
 
-A chain's *territory* are its disks' nodes and what holds their data below them. What has taken the
+A chain's subgraph are its disks' nodes and what holds their data below them. What has taken the
 permission to write to a node of it from outside is a writer, however many nodes are between.
 """
 
@@ -56,7 +56,7 @@ class Export:
     seen: bool
 
 
-class Territory:
+class ChainSubgraph:
     """The nodes of one chain.
 
     :param roles: node names by role

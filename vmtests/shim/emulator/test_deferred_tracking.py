@@ -44,7 +44,7 @@ def test_all_that_is_noted_is_concerning(qemu_build: Build) -> None:
     async def noted() -> set[str]:
         async with endpoint(Options(build=qemu_build)) as served:
             shim = served.shim
-            assert served.watch and served.tracking.started
+            assert served.chains and served.tracking.started
             own = {name for name in shim.handlers if name.startswith("x-shim-")}
             assert own == set(shim.handlers)
             return {*shim.intercepts, *shim.watchers, *shim.patches}

@@ -21,7 +21,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.chain_commands import ChainCommands
 from qmpshim.shim.tracking.chains import TrackedChains
-from qmpshim.shim.tracking.commands import Commands
+from qmpshim.shim.tracking.shim_commands import Commands
 from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim
 from vmtests.support.waiting import until, wait_until
 
@@ -61,15 +61,15 @@ class Recorded:
         self.delays: list[float] = []
         self.hold = False  # work on replies until it is taken back
         self.shim = start_shim(loop, self.process)
-        self.watch = loop.run(self._watch(directory))
+        self.chains = loop.run(self._watch(directory))
         self.client = client_of(loop, self.shim)
         self.client.negotiate()
 
     async def _watch(self, directory: Path) -> TrackedChains:
         shim = self.shim
-        watch = TrackedChains(shim, directory, behaviour_of((7, 2, 22)))
-        ChainCommands(watch)
-        Commands(shim, watch)
+        chains = TrackedChains(shim, directory, behaviour_of((7, 2, 22)))
+        ChainCommands(chains)
+        Commands(shim, chains)
         for name in {*SCRIPTED, *shim.intercepts}:
             shim.intercepts[name] = self._slowly(shim.intercepts.get(name, shim.forward))
         scripted: set[int] = set()
@@ -96,7 +96,7 @@ class Recorded:
         shim.upstream.send = sending  # type: ignore[method-assign]
         shim.upstream._reply = replied  # type: ignore[method-assign]
         shim.upstream._on_event = happened
-        return watch
+        return chains
 
     def _slowly(self, reference: Intercept) -> Callable[[Command], Awaitable[Reply | None]]:
         async def slow(command: Command) -> Reply | None:
@@ -108,7 +108,7 @@ class Recorded:
         return slow
 
     def close(self) -> None:
-        self.loop.run(self.watch.close())
+        self.loop.run(self.chains.close())
         self.loop.run(self.shim.close())
         self.process.close()
 

@@ -115,7 +115,7 @@ def test_a_copy_is_held_and_new_data_waits_for_it(gated: Gated) -> None:
     writing = gated.write("primary", 2)
     assert gated.until_held(1) == ["hidden write 0+128 (of 0)"]
     assert writing.is_alive()
-    gate = gated.served.watch.controller.gate  # type: ignore[union-attr]
+    gate = gated.served.chains.controller.gate  # type: ignore[union-attr]
     assert gate.snapshot("secondary")[:CLUSTER] == bytes(data_of(1, 0, SECTORS))  # the promise
     assert "released" not in gated.wire.ask("x-shim-verify")["error"]["desc"]
     gated.ask("x-shim-release", number=1)

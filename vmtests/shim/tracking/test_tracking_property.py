@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from qmpshim.machine.builds.build import Build
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.tracking import chain_commands, chains
-from qmpshim.shim.tracking.adoption import Adoption
+from qmpshim.shim.tracking.applied_changes import Change
 from qmpshim.shim.tracking.command_effects import BackupStart, backup_starts
 from qmpshim.shim.tracking.discovery import ChainNodes
-from qmpshim.shim.tracking.follow import Change
-from qmpshim.shim.tracking.nbd_exports import Endpoints
+from qmpshim.shim.tracking.nbd_exports import NbdExports
 from qmpshim.shim.tracking.tracker import ModelTracker
+from qmpshim.shim.tracking.tracking_start import TrackingStart
 from qmpshim.shim.tracking.write_logs import NodeLog, WriteLogs
 from vmtests.support.shim_harness import Loop
 from vmtests.support.tracking_scenarios import (
@@ -139,7 +139,7 @@ def _no_writer_is_suspected(patch: pytest.MonkeyPatch) -> None:
 
 def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelTracker, "exports_bypassed", lambda self, exports: None)
-    patch.setattr(Endpoints, "all_seen", lambda self, export: True)
+    patch.setattr(NbdExports, "all_seen", lambda self, export: True)
 
 
 def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
@@ -154,27 +154,27 @@ def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
 
 
 def _refused_jobs_are_followed(patch: pytest.MonkeyPatch) -> None:
-    real = Adoption.tracker
+    real = TrackingStart.tracker
 
-    async def tracker(self: Adoption, found: ChainNodes) -> ModelTracker | None:
+    async def tracker(self: TrackingStart, found: ChainNodes) -> ModelTracker | None:
         adopted = await real(self, found)
         if adopted is not None:
             await self.follow(adopted)
         return adopted
 
-    patch.setattr(Adoption, "tracker", tracker)
+    patch.setattr(TrackingStart, "tracker", tracker)
 
 
 def _the_second_disk_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = Adoption.follow
+    real = TrackingStart.follow
 
-    async def follow(self: Adoption, tracker: ModelTracker) -> bool:
+    async def follow(self: TrackingStart, tracker: ModelTracker) -> bool:
         if self.chains.trackers:
             self.chains.starting.remove(tracker)
             return False
         return await real(self, tracker)
 
-    patch.setattr(Adoption, "follow", follow)
+    patch.setattr(TrackingStart, "follow", follow)
 
 
 def _always_in_doubt(patch: pytest.MonkeyPatch) -> None:

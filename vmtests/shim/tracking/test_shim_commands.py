@@ -28,7 +28,7 @@ from qmpshim.shim.endpoint.server import OWN_EXPORT
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.endpoint.window import WINDOW
-from qmpshim.shim.tracking.definitions import COMMANDS
+from qmpshim.shim.tracking.shim_command_schema import COMMANDS
 from vmtests.support.drafts import filled
 from vmtests.support.qmp_arguments import Schema
 from vmtests.support.shim_harness import Loop
@@ -114,11 +114,11 @@ def test_a_command_that_answers_otherwise_than_the_model(service: Service) -> No
     reply = wire.ask("xen-set-replication", {"enable": True, "primary": False})
     assert reply["error"]["desc"] == "Block replication is running or done"
     assert wire.ask("x-shim-status")["return"]["divergences"] == 0
-    service.served.watch.one().oracle.chain.job = None  # the model now thinks that no job runs
+    service.served.chains.one().oracle.chain.job = None  # the model now thinks that no job runs
     assert wire.ask("xen-colo-do-checkpoint") == {"return": {}}
     status = wire.ask("x-shim-status")["return"]
     assert status["divergences"] == 1
-    assert service.served.watch.divergences[0].verdict == "error-contract"
+    assert service.served.chains.divergences[0].verdict == "error-contract"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class _Haggling:
         self._over, self._data = True, b""
 
 
-class NbdFront:
+class NbdForwarder:
     """Listens at a unix socket and passes connections on to another.
 
     :param path: where clients expect QEMU

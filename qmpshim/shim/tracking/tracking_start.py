@@ -22,7 +22,7 @@ _NO_CHAIN = "the disks are no such chain: a raw or qcow2 disk under a qcow2 one"
 REPLICATION = "xen-set-replication"
 
 
-class Adoption:
+class TrackingStart:
     """Makes chains that are started known to *chains*."""
 
     def __init__(self, chains: TrackedChains) -> None:
@@ -104,8 +104,8 @@ class Adoption:
                 await flush(self.chains.shim.execute, found.nodes[role])
             files = {role: tracker.files(role) for role in found.geometry}
             there = {role: file for role, file in files.items() if file is not None}
-            async with self.chains.endpoints.view(found.nodes["secondary"]) as uri:
-                take = tracker.follower.take_baseline
+            async with self.chains.nbd_exports.view(found.nodes["secondary"]) as uri:
+                take = tracker.applied.take_baseline
                 doubts = await asyncio.to_thread(take, found, there, uri)
         for doubt in doubts:
             tracker.doubt(doubt)

@@ -16,7 +16,7 @@ from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.payload_store import PayloadStore
 
 if TYPE_CHECKING:
-    from qmpshim.shim.tracking.baseline import Files
+    from qmpshim.shim.tracking.baseline import ImageFiles
 
 _MOST = 1_000_000  # operations that a replay bundle may have
 
@@ -40,8 +40,8 @@ class Change:
     mapped: bool = False
 
 
-class Follower:
-    """Keeps one chain's model in step.
+class AppliedChanges:
+    """The changes that were done in one chain's model, which does each as it comes.
 
     :ivar operations: what was done since the chain was started, in the order QEMU answered it;
         begins with what was on the secondary disk
@@ -60,7 +60,9 @@ class Follower:
         """A command that acts on the chain as a whole was answered."""
         self._list(Operation(Side.CHAIN, kind, number=self._payloads.count()))
 
-    def take_baseline(self, found: ChainNodes, files: Mapping[str, Files], uri: str) -> list[str]:
+    def take_baseline(
+        self, found: ChainNodes, files: Mapping[str, ImageFiles], uri: str
+    ) -> list[str]:
         """Take over what the disks hold before anything begins; gives what cannot be known.
 
         Parameters and errors as :meth:`Baseline.take`.

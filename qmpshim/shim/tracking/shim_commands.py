@@ -22,7 +22,7 @@ from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.gated.commands import GatedCommands
 from qmpshim.shim.json.text import Value
 from qmpshim.shim.tracking.chains import TrackedChains
-from qmpshim.shim.tracking.definitions import COMMANDS, check, schema
+from qmpshim.shim.tracking.shim_command_schema import COMMANDS, check, schema
 from qmpshim.shim.tracking.tracker import ModelTracker
 
 _MOST = 16 << 20  # bytes in a reply of x-shim-predict
@@ -34,9 +34,9 @@ class Commands:
     :param build: the build that runs, for replays; None when the shim attached to one
     """
 
-    def __init__(self, shim: Shim, watch: TrackedChains, build: Build | None = None) -> None:
+    def __init__(self, shim: Shim, chains: TrackedChains, build: Build | None = None) -> None:
         self._shim = shim
-        self._watch = watch
+        self._chains = chains
         self._build = build
         self._patched: dict[bytes, bytes] = {}
         handlers: dict[str, Handler] = {
@@ -48,7 +48,7 @@ class Commands:
             "x-shim-watch-node": self._watch_node,
             "x-shim-replay": self._replay,
             "x-shim-record": self._record,
-            **GatedCommands(watch).handlers,
+            **GatedCommands(chains).handlers,
         }
         for name, handler in handlers.items():
             shim.handlers[name] = self._checked(name, handler)
@@ -88,20 +88,20 @@ class Commands:
         return patch
 
     async def _status(self, arguments: dict[str, Value]) -> object:
-        shim, watch = self._shim, self._watch
-        trackers = watch.chosen(_chain(arguments))
+        shim, chains = self._shim, self._chains
+        trackers = chains.chosen(_chain(arguments))
         if trackers:
             with contextlib.suppress(MachineHung):  # then those of the last survey are returned
-                await watch.survey()
+                await chains.survey()
         counters = shim.counters
         status: dict[str, object] = {
             "clients": len(shim.clients),
             "commands": counters.commands,
             "malformed": counters.malformed,
             "events": counters.events,
-            "operations": watch.payloads.operations,
-            "divergences": len(watch.divergences),
-            "doubts": watch.doubts,
+            "operations": chains.payloads.operations,
+            "divergences": len(chains.divergences),
+            "doubts": chains.doubts,
             "endpoints": await self._endpoints(),
             "unobserved": [one for tracker in trackers for one in _unobserved(tracker)],
             "chains": [_describe(tracker) for tracker in trackers],
@@ -110,13 +110,13 @@ class Commands:
             status["hung"] = int(shim.upstream.silent_for)
         if trackers:
             status["chain"] = _describe(trackers[0])
-        if why := watch.not_modelled:
+        if why := chains.not_modelled:
             status["not-modelled"] = why
         return status
 
     async def _endpoints(self) -> object:
         """Those that there are, or were when QEMU answered last."""
-        endpoints = self._watch.endpoints
+        endpoints = self._chains.nbd_exports
         try:
             return await endpoints.entries()
         except MachineHung:
@@ -156,7 +156,7 @@ class Commands:
             extents.append(extent)
             at += count
         low = offset - start * SECTOR
-        data = self._watch.payloads.data(owners, start)[low : low + length]
+        data = self._chains.payloads.data(owners, start)[low : low + length]
         reply: dict[str, object] = {
             "node": found.nodes[role],
             "offset": offset,
@@ -175,19 +175,19 @@ class Commands:
         :raises InputError: there is none, or more than one
         """
         if chain is None:
-            having = [t for t in self._watch.chosen() if node in t.found.nodes.values()]
+            having = [t for t in self._chains.chosen() if node in t.found.nodes.values()]
             if len(having) == 1:
                 return having[0]
-        return self._watch.one(chain)
+        return self._chains.one(chain)
 
     async def _verify(self, arguments: dict[str, Value]) -> object:
         from qmpshim.shim.tracking.verification import verify
 
         async with self._shim.window.no_commands(own=1):
-            trackers = self._watch.chosen(_chain(arguments))
-            verified = await verify(self._watch, trackers)
+            trackers = self._chains.chosen(_chain(arguments))
+            verified = await verify(self._chains, trackers)
         named = _chain(arguments) is not None
-        unmodelled = [] if named else self._watch.unmodelled.values()
+        unmodelled = [] if named else self._chains.unmodelled.values()
         chains = [
             {
                 "name": one.tracker.name,
@@ -207,12 +207,12 @@ class Commands:
             and all(one.as_predicted for one in verified),
             "verdicts": [found.to_json() for one in verified for found in one.divergences],
             "compared": sum(one.compared for one in verified),
-            "doubts": list(doubts) if verified else [self._watch.why_none],
+            "doubts": list(doubts) if verified else [self._chains.why_none],
             "chains": chains,
         }
 
     async def _map(self, arguments: dict[str, Value]) -> object:
-        tracker = self._watch.one(_chain(arguments))
+        tracker = self._chains.one(_chain(arguments))
         found, oracle = tracker.found, tracker.oracle
         clusters = -(-found.size // found.cluster)
         disks = []
@@ -241,8 +241,8 @@ class Commands:
 
     async def _checkpoint(self, _: dict[str, Value]) -> object:
         """As the contract wants it: the VM stopped, I/O of both sides settled."""
-        if not self._watch.chosen():
-            raise NothingToReport(self._watch.why_none)
+        if not self._chains.chosen():
+            raise NothingToReport(self._chains.why_none)
         running = (await self._shim.execute("query-status"))["running"]
         if running:
             await self._shim.execute("stop")
@@ -254,7 +254,7 @@ class Commands:
         return {}
 
     async def _watch_node(self, arguments: dict[str, Value]) -> object:
-        return {"node": await self._watch.logs.insert(str(arguments["node"]))}
+        return {"node": await self._chains.logs.insert(str(arguments["node"]))}
 
     async def _replay(self, arguments: dict[str, Value]) -> object:
         """On a QEMU of its own of the same build: a bundle needs a fresh chain."""
@@ -265,7 +265,7 @@ class Commands:
     async def _record(self, arguments: dict[str, Value]) -> object:
         from qmpshim.shim.tracking import replays
 
-        return await replays.record(self._watch, self._build, _chain(arguments))
+        return await replays.record(self._chains, self._build, _chain(arguments))
 
     def _known_build(self) -> Build:
         if self._build is None:
