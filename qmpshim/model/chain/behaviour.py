@@ -92,7 +92,7 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a QEMU version has and does that those who drive it have to know, and no model predicts.
+    """What a QEMU version has and does that its callers have to know, and no model predicts.
 
     :ivar x_perf: ``blockdev-backup`` has ``x-perf`` (6.0)
     :ivar concluded_job_frees_target: a job that has concluded lets go of its target before it is
