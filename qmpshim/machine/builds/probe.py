@@ -7,22 +7,29 @@ distribution's white list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-import select
+import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import decode, encode
-from qmpshim.errors import BuildError, CommandFailed, InputError, MachineDied, MachineHung
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    InputError,
+    MachineDied,
+    MachineHung,
+    ProtocolBroken,
+)
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import (
     Build,
@@ -32,7 +39,9 @@ from qmpshim.machine.builds.build import (
     read_version,
     run_emulator,
 )
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.workspace import check_temporary_directory, dies_with_owner
+from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 
 logger = logging.getLogger(__name__)
 
@@ -137,13 +146,14 @@ def examine(build: Build) -> Capabilities:
         re.findall(r"(?m)^(\w+)$", run_emulator(build, "-accel", "help").stdout)
     )
     try:
-        with _Monitor(build) as monitor:
-            commands, events, drivers = _read_schema(monitor.execute("query-qmp-schema"))
+        with _monitor(build) as monitor:
+            commands, events, drivers = _read_schema(monitor.call("query-qmp-schema"))
+            greeting = (monitor.greeting or {}).get("QMP", {})
             return Capabilities(
                 sha256=_digest(build.binary),
                 version=version,
                 version_text=words,
-                package=monitor.greeting.get("version", {}).get("package", "").strip(" ()"),
+                package=greeting.get("version", {}).get("package", "").strip(" ()"),
                 discipline=protocol_of(version),
                 commands=commands,
                 events=events,
@@ -151,9 +161,9 @@ def examine(build: Build) -> Capabilities:
                 migration=_names(monitor, "query-migrate-capabilities", "capability"),
                 accelerators=accelerators,
                 machines=_names(monitor, "query-machines", "name"),
-                trace_events=_names(monitor, "trace-event-get-state", "name"),
+                trace_events=_names(monitor, "trace-event-get-state", "name", name="*"),
             )
-    except (MachineDied, MachineHung, CommandFailed, BuildError) as error:
+    except (MachineDied, MachineHung, CommandFailed, ProtocolBroken) as error:
         raise BuildError(f"{build.binary} cannot be asked what it can do: {error}") from error
 
 
@@ -190,12 +200,10 @@ def _digest(binary: Path) -> str:
 # -- questions -------------------------------------------------------------------------------
 
 
-def _names(monitor: _Monitor, command: str, key: str, **arguments: str) -> frozenset[str]:
+def _names(monitor: NonBlockingQmp, command: str, member: str, **arguments: str) -> frozenset[str]:
     """One member of each object of the answer; nothing when the build lacks the command."""
-    if command == "trace-event-get-state":
-        arguments = {"name": "*"}
     try:
-        return frozenset(item[key] for item in monitor.execute(command, **arguments))
+        return frozenset(item[member] for item in monitor.call(command, arguments))
     except CommandFailed as error:
         logger.debug("%s", error)
         return frozenset()
@@ -231,97 +239,53 @@ def _read_schema(
     return commands, events, drivers
 
 
-def absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str]:
+def absent_drivers(monitor: NonBlockingQmp, declared: frozenset[str]) -> Iterator[str]:
     """Drivers that QEMU's schema declares and that it lacks: Debian's modules, for one."""
     for driver in declared & _TRIALS.keys():
         node = f"probe-{driver}"
         try:
-            monitor.execute("blockdev-add", driver=driver, **{"node-name": node}, **_TRIALS[driver])
+            monitor.call("blockdev-add", {"driver": driver, "node-name": node, **_TRIALS[driver]})
         except CommandFailed as error:
             if any(text.format(driver) in error.desc for text in _ABSENT):
                 yield driver
         else:
-            monitor.execute("blockdev-del", **{"node-name": node})
+            monitor.call("blockdev-del", {"node-name": node})
 
 
-class _Monitor:
-    """A QEMU without a machine, its QMP on stdin and stdout, killed at the end."""
+@contextlib.contextmanager
+def _monitor(build: Build) -> Iterator[NonBlockingQmp]:
+    """A QEMU without a machine, its QMP on stdin and stdout, killed at the end.
 
-    def __init__(self, build: Build) -> None:
-        self._deadline = time.monotonic() + LIMIT
-        self._unread = b""
-        check_temporary_directory()
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        bare = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
-        self._process = subprocess.Popen(
-            dies_with_owner([*build.emulator_command(), *bare, "-qmp", "stdio"]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=build.environment(),
-        )
-        self.greeting: dict[str, Any] = {}
-
-    def __enter__(self) -> _Monitor:
+    :raises MachineDied: it went away
+    """
+    check_temporary_directory()
+    bare = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
+    ours, theirs = socket.socketpair()
+    with (
+        tempfile.TemporaryFile() as complaints,
+        contextlib.closing(ManualEventLoop()) as loop,
+        contextlib.closing(NonBlockingQmp(loop, ours)) as monitor,
+    ):
+        with theirs:
+            process = subprocess.Popen(
+                dies_with_owner([*build.emulator_command(), *bare, "-qmp", "stdio"]),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=complaints,
+                env=build.environment(),
+            )
         try:
-            self.greeting = self._read().get("QMP", {})
-            self.execute("qmp_capabilities")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_reason: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._complaints):
-            if pipe:
-                pipe.close()
-
-    def execute(self, command: str, **arguments: Any) -> Any:
-        """The answer to one command; events are passed over.
-
-        :raises BuildError: this is not QMP
-        :raises CommandFailed: QEMU answers with an error
-        :raises MachineDied: it went away
-        :raises MachineHung: it does not answer in time
-        """
-        assert self._process.stdin
-        line = json.dumps({"execute": command, "arguments": arguments}) + "\n"
-        try:
-            self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            logger.debug("QEMU has ended: the read below raises the reason")
-        while True:
-            message = self._read()
-            if "return" in message:
-                return message["return"]
-            if "error" in message:
-                raise CommandFailed(command, message["error"]["class"], message["error"]["desc"])
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout
-        while b"\n" not in self._unread:
-            left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise MachineHung(f"no QMP answer within {LIMIT:.0f} s")
-            more = os.read(self._process.stdout.fileno(), 1 << 20)
-            if not more:
-                raise MachineDied(self._last_words())
-            self._unread += more
-        line, _, self._unread = self._unread.partition(b"\n")
-        try:
-            message: dict[str, Any] = dict(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise BuildError(f"it speaks no QMP: {line[:80].decode(errors='replace')!r}") from error
-        return message
-
-    def _last_words(self) -> str:
-        status = self._process.wait(timeout=5)
-        self._complaints.seek(0)
-        output = self._complaints.read().decode(errors="replace").strip().splitlines()
-        return f"exit status {status}, {output[-1] if output else 'without a word'}"
+            monitor.call("qmp_capabilities", limit=LIMIT)
+            yield monitor
+        except MachineDied as error:
+            status = process.wait(timeout=5)
+            complaints.seek(0)
+            output = complaints.read().decode(errors="replace").strip().splitlines()
+            why = f"exit status {status}, {output[-1] if output else 'without a word'}"
+            raise MachineDied(why) from error
+        finally:
+            process.kill()
+            process.wait()
 
 
 # -- memory ----------------------------------------------------------------------------------
