@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qmpshim.commands.streams import WRONG
+from qmpshim.model.units import parse_size
 
 _MOST_CHOICES = 32  # characters of an option's choices that fit into the usage
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -24,10 +25,10 @@ def takes_name(argument: argparse.Action, names: Callable[[], Sequence[str]]) ->
 
 def size(text: str) -> int:
     """Bytes, with an optional suffix k, M, G or T."""
-    found = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not found:
+    number = parse_size(text)
+    if number is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write e.g. 512, 64k or 1G")
-    return int(found[1]) * _UNITS[found[2]]
+    return number
 
 
 def in_words(number: int) -> str:

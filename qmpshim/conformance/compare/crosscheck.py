@@ -38,7 +38,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.operations import Side
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 
 PAGE_BYTES = PAGE * SECTOR
 _MOST = 1 << 20  # bytes read from QEMU in one request
@@ -61,12 +61,9 @@ def merge(pages: Iterable[int], gap: int = 0) -> Iterator[tuple[int, int]]:
         yield first, end - first
 
 
-def _pages(extents: Iterable[tuple[int, int]]) -> set[int]:
+def pages_of(extents: Iterable[tuple[int, int]]) -> set[int]:
     """The pages that byte ranges (offset, length) touch."""
-    result: set[int] = set()
-    for offset, length in extents:
-        result.update(range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1))
-    return result
+    return {page for extent in extents for page in touched(*extent, PAGE_BYTES)}
 
 
 def _stretches(view: ImageView) -> Iterator[tuple[int, memoryview]]:
@@ -238,7 +235,7 @@ class CrossCheck:
         model = self._model("secondary")
         path = self.chain.image("secondary")
         pages = set(model.contents.pages) if touched is None else touched
-        stored = pages | _pages(file_extents(path)) if touched is None else pages
+        stored = pages | pages_of(file_extents(path)) if touched is None else pages
         with path.open("rb") as file:
             for at, length in self._pieces(stored, gap=0):
                 piece = os.pread(file.fileno(), length, at)
@@ -307,7 +304,7 @@ class CrossCheck:
         touched: set[int] | None,
         side: Side = Side.GUEST,
     ) -> list[Divergence]:
-        pages = touched if touched is not None else view.pages() | _pages(client.data_extents())
+        pages = touched if touched is not None else view.pages() | pages_of(client.data_extents())
         wanted = self._pieces(pages, most=view.most * SECTOR if view.most else _MOST)
         reading: deque[tuple[int, bytearray, int]] = deque()
         try:

@@ -27,7 +27,7 @@ from qmpshim.model.operations import (
     operation_from_json,
 )
 from qmpshim.model.pointintime.jobs import OnError
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, inside
 
 C = 128  # sectors of a cluster
 _LARGEST = 1 << 21  # sectors of a disk that is held in memory
@@ -112,9 +112,7 @@ class RealScenario:
         found: set[int] = set()
         for op in ops:
             if op.is_guest and op.verb is Verb.DISCARD and self.has("snapshot-access"):
-                first, end = -(-op.start // self.granule), op.start + op.count
-                last = -(-end // self.granule) if end == self.size else end // self.granule
-                found.update(range(first, last))
+                found.update(inside(op.start, op.count, self.granule, self.size))
         return frozenset(found)
 
     @property

@@ -30,6 +30,7 @@ from qmpshim.model.disks.image import (
 )
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
+from qmpshim.model.units import touched
 
 
 class Workflow(StrEnum):
@@ -300,7 +301,7 @@ class Chain:
         """
         end = start + len(owners)
         step = min(self.active.cluster, self.hidden.cluster)
-        for index in range(start // step, -(-end // step)):
+        for index in touched(start, len(owners), step):
             low, high = max(start, index * step), min(end, (index + 1) * step)
             part = owners[low - start : high - start]
             if low // self.active.cluster in self.active.alloc or (

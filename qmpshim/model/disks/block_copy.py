@@ -16,6 +16,7 @@ from qmpshim.model.disks.request_list import RangeRequest
 from qmpshim.model.disks.serialising import TrackedRequests
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelAssertion, ModelIOError
+from qmpshim.model.units import inside
 
 EACCES = 13
 
@@ -175,12 +176,10 @@ class CopyBeforeWriteJob(SerialisingJob):
 
     def snapshot_discard(self, start: int, count: int, op: int) -> Co[None]:
         """``cbw_co_pdiscard_snapshot``: whole clusters need no copy any more."""
-        first, end = -(-start // self.cluster_size), (start + count) // self.cluster_size
-        if (start + count) == self.len:
-            end = self.clusters.stop
-        for cluster in range(first, end):
+        whole = inside(start, count, self.cluster_size, self.len)
+        for cluster in whole:
             self.access_bitmap.discard(cluster)
-        for cluster in range(first, end):
+        for cluster in whole:
             self.copy_bitmap.discard(cluster)
         yield from self.target.discard(start, count, -op)
 

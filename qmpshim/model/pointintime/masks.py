@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qmpshim.model.units import outwards, touched
+
 
 def span(start: int, count: int) -> int:
     """The set of *count* sectors from sector *start* on."""
@@ -33,12 +35,11 @@ def cover(mask: int, unit: int, size: int) -> int:
     """
     covered = 0
     for start, count in runs(mask):
-        first = start - start % unit
-        end = min(size, -(-(start + count) // unit) * unit)
-        covered |= span(first, end - first)
+        first, end = outwards(start, count, unit)
+        covered |= span(first, min(size, end) - first)
     return covered
 
 
 def units(mask: int, unit: int) -> int:
     """How many units a set that consists of whole ones has; the disk's end may cut the last."""
-    return sum(-(-(start + count) // unit) - start // unit for start, count in runs(mask))
+    return sum(len(touched(start, count, unit)) for start, count in runs(mask))

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from qmpshim.errors import InputError
+from qmpshim.model.units import parse_size
 from qmpshim.shim.json.grammar import Malformed
 from qmpshim.shim.json.stream import JsonStream
 
 _HEXADECIMAL = re.compile(r"-?0[xX][0-9a-fA-F]+")
 _FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
-_SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"' r"|'((?:\\.|[^'\\])*)'", re.DOTALL)
 _ESCAPED = re.compile(r"""\\(["'\\])""")
 _OPEN, _CLOSE = "transaction(", ")"
@@ -110,9 +110,8 @@ def size(text: str) -> int:
 
     :raises InputError: it is no size
     """
-    found = _SIZE.fullmatch(text)
-    number = int(found[1]) << 10 * " kmgt".index((found[2] or " ").lower()) if found else -1
-    if not 0 <= number < 1 << 63:
+    number = parse_size(text)
+    if number is None or number >= 1 << 63:
         raise InputError(f"{text!r} is no number of bytes: write 512, 64k or 1M")
     return number
 

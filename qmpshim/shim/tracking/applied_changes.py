@@ -11,7 +11,7 @@ from qmpshim.model.disks.image import Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.payload_store import PayloadStore
 
@@ -90,8 +90,8 @@ class AppliedChanges:
         :raises HostError: there is no space to keep what was written
         """
         side, kind = change.side, change.kind
-        start = change.offset // SECTOR
-        count = -(-(change.offset + change.length) // SECTOR) - start
+        sectors = touched(change.offset, change.length, SECTOR)
+        start, count = sectors.start, len(sectors)
         if kind in (Verb.READ, Verb.FLUSH) or not count:
             number = self._payloads.count()
             if count or kind is Verb.FLUSH:

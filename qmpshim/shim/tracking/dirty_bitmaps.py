@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmpshim.model.operations import Verb
+from qmpshim.model.units import inside, touched
 from qmpshim.shim.tracking.applied_changes import Change
 
 _MOST = 1 << 20  # granules of one bitmap that are remembered
@@ -55,8 +56,7 @@ class _Bitmap:
 
     def name(self, offset: int, length: int) -> None:
         """Name what holds these bytes."""
-        size = self.granularity
-        self.named.update(range(offset // size, -(-(offset + length) // size)))
+        self.named.update(touched(offset, length, self.granularity))
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """(offset, length) in bytes, in order."""
@@ -187,9 +187,7 @@ class DirtyBitmaps:
         bitmap = self._bitmaps[key]
         granules: set[int] = set()
         for offset, length in named:
-            end = offset + length
-            last = end // bitmap.granularity if end < size else -(-size // bitmap.granularity)
-            granules.update(range(-(-offset // bitmap.granularity), last))
+            granules.update(inside(offset, length, bitmap.granularity, size))
         lost = bitmap.named - granules
         return min(lost) * bitmap.granularity if lost else None
 

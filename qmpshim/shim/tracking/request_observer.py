@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from qmpshim.machine.nbd.protocol.transmission import CMD_FUA, CMD_NO_HOLE, NbdCommand, Request
 from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
 from qmpshim.model.operations import Side, Verb
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 from qmpshim.shim.tracking.applied_changes import Change
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ class ExportObserver:
         side, schedule = self._chains.side(self._export), self._chains.schedule
         step = None
         if schedule is not None and side is not None and request.type in _KINDS:
-            start = request.offset // SECTOR
-            count = -(-(request.offset + request.length) // SECTOR) - start
+            sectors = touched(request.offset, request.length, SECTOR)
             do = f"{side}_{_as_flagged(request)}"
-            step = schedule.begins(do, start, count)
+            step = schedule.begins(do, sectors.start, len(sectors))
         self._flying[self._token] = _Flying(request, step)
         return self._token
 

@@ -16,7 +16,7 @@ from qmpshim.errors import InputError, MachineHung, NothingToReport
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 from qmpshim.shim.endpoint.server import Handler, Shim
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.gated.commands import GatedCommands
@@ -136,25 +136,24 @@ class Commands:
             raise InputError(f"the range is not within the disk's {found.size} bytes")
         if length > _MOST:
             raise InputError(f"a prediction tells of {_MOST} bytes at most")
-        start, end = offset // SECTOR, -(-(offset + length) // SECTOR)
-        owners = _view(oracle, role).read(start, end - start)
+        sectors = touched(offset, length, SECTOR)
+        start, count = sectors.start, len(sectors)
+        owners = _view(oracle, role).read(start, count)
         extents = []
         at = start
         image = getattr(oracle.chain, role, None)
-        for (owner, kind), run in groupby(
-            zip(owners, _kinds(image, start, end - start), strict=True)
-        ):
-            count = sum(1 for _ in run)
+        for (owner, kind), run in groupby(zip(owners, _kinds(image, start, count), strict=True)):
+            many = sum(1 for _ in run)
             extent: dict[str, object] = {
                 "offset": at * SECTOR,
-                "length": count * SECTOR,
+                "length": many * SECTOR,
                 "operation": abs(owner),
                 "zero": owner <= 0,
             }
             if kind is not None:
                 extent["allocation"] = kind.name.lower()
             extents.append(extent)
-            at += count
+            at += many
         low = offset - start * SECTOR
         data = self._chains.payloads.data(owners, start)[low : low + length]
         reply: dict[str, object] = {

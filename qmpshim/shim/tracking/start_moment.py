@@ -13,7 +13,7 @@ from qmpshim.errors import ImageError, MachineError
 from qmpshim.machine.images.image_view import ImageView
 from qmpshim.model.disks.image import Alloc, Qcow2Image
 from qmpshim.model.operations import Verb
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 from qmpshim.shim.tracking.applied_changes import Change
 from qmpshim.shim.tracking.baseline import ImageFiles
 from qmpshim.shim.tracking.tracker import ModelTracker
@@ -67,16 +67,11 @@ class _Overlay:
         hosts = [run.host_offset + run.length for run in held if run.host_offset is not None]
         if any(end - self._unit >= size for end in hosts):
             raise ImageError("a cluster is beyond the file's end")
-        self._held = {
-            unit
-            for run in held
-            for unit in range(run.offset // self._unit, -(-(run.offset + run.length) // self._unit))
-        }
+        self._held = {unit for run in held for unit in touched(run.offset, run.length, self._unit)}
 
     def units(self, change: Change) -> range:
         """What a change touches."""
-        end = change.offset + change.length
-        return range(change.offset // self._unit, -(-end // self._unit))
+        return touched(change.offset, change.length, self._unit)
 
     def has(self, change: Change) -> bool:
         """Whether all that a change touches is here."""

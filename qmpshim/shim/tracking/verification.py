@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from qmpshim.conformance.compare.crosscheck import merge
+from qmpshim.conformance.compare.crosscheck import PAGE_BYTES, merge, pages_of
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Returned, Unsound, owner_runs
 from qmpshim.conformance.compare.oracle import Oracle, View
@@ -20,7 +20,7 @@ from qmpshim.machine.images.qcow2_check import check
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.model.chain.secondary import Stage
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import PAGE, Owners
+from qmpshim.model.disks.image import Owners
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
@@ -28,7 +28,6 @@ from qmpshim.shim.tracking.baseline import flush
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.tracker import ModelTracker, Unobserved
 
-_PAGE_BYTES = PAGE * SECTOR
 _STEP = 16  # pages read at once
 _FAILOVER_LIMIT = 30.0  # seconds
 
@@ -236,9 +235,7 @@ def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference |
     compared = 0
     with closing(NbdClient(uri)) as client:
         size = client.size
-        pages = view.pages()
-        for offset, length in client.data_extents():
-            pages.update(range(offset // _PAGE_BYTES, (offset + length - 1) // _PAGE_BYTES + 1))
+        pages = view.pages() | pages_of(client.data_extents())
         for at, length in _pieces(pages, size):
             data = client.read(length, at)
             owners = view.read(at // SECTOR, length // SECTOR)
@@ -251,9 +248,9 @@ def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference |
 
 def _pieces(pages: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
     for first, count in merge(pages):
-        end = min((first + count) * _PAGE_BYTES, size)
-        for at in range(first * _PAGE_BYTES, end, _STEP * _PAGE_BYTES):
-            yield at, min(_STEP * _PAGE_BYTES, end - at)
+        end = min((first + count) * PAGE_BYTES, size)
+        for at in range(first * PAGE_BYTES, end, _STEP * PAGE_BYTES):
+            yield at, min(_STEP * PAGE_BYTES, end - at)
 
 
 def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> _Difference:

@@ -25,7 +25,7 @@ from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.disks.image import Alloc
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 
 Owner = int | None  # None: the image has nothing here
 Whose = Callable[[Owner], str]
@@ -165,7 +165,7 @@ def _disk(
     """
     clusters = []
     end = start + len(observed)
-    for index in range(start // cluster, -(-end // cluster)):
+    for index in touched(start, len(observed), cluster):
         low, high = max(index * cluster, start), min((index + 1) * cluster, end)
         have = _cell(observed[low - start : high - start], low, _at(kinds[1], index), whose)
         cell: dict[str, Any] = {"index": index, "observed": have, "predicted": None}

@@ -28,6 +28,7 @@ from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.model.answers import IoError
 from qmpshim.model.operations import Verb, does
+from qmpshim.model.units import touched
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it, beside copies
 _ALL = 1 << 16  # more than any has
@@ -103,13 +104,12 @@ class FailedRuns:
             n
             for fault in (() if twice else faults)
             if fault.count and not fault.gone
-            for n in range(fault.start // cluster, -(-(fault.start + fault.count) // cluster))
+            for n in touched(fault.start, fault.count, cluster)
         }
         for index, op in enumerate(self._scenario.ops):
             if not isinstance(plain.answers[index], IoError) or not op.is_primary or not op.count:
                 continue
-            own = range(op.start // cluster, -(-(op.start + op.count) // cluster))
-            others = [n for n in own if n not in met]
+            others = [n for n in touched(op.start, op.count, cluster) if n not in met]
             for many in range(1, len(others) + 1):
                 yield from ({index: some} for some in combinations(others, many))
 

@@ -25,7 +25,7 @@ from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Verb, does
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 
 _EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
 _CHANGES = (Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)
@@ -92,8 +92,8 @@ class OnlineChecker:
         if not self.quiet or start is None or self._scenario.has("quorum"):
             return None  # the primary copies nothing
         if io.image == "secondary" and io.op in _CHANGES and not self._broken:
-            touched = _touched(start, io.length // SECTOR, cluster)
-            for n in sorted(touched - self._uncopied):
+            clusters = set(touched(start, io.length // SECTOR, cluster))
+            for n in sorted(clusters - self._uncopied):
                 if not self._saved(n):
                     text = "new data is sent to the secondary disk before the old is saved"
                     return RealViolation(
@@ -241,8 +241,3 @@ def left_unflushed(
         if event.io in flushes and event.kind in _EFFECTS:
             written = False
     return written
-
-
-def _touched(start: int, count: int, cluster: int) -> set[int]:
-    """The clusters that a range of sectors touches."""
-    return set(range(start // cluster, -(-(start + count) // cluster)))

@@ -24,6 +24,7 @@ from qmpshim.machine.chain.chains import IMAGES
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Relation
 from qmpshim.model.operations import Operation, Verb
+from qmpshim.model.units import outwards
 
 
 def breaks_its_answers(
@@ -106,8 +107,7 @@ def _unchecked(end: FailedEnd, failed: frozenset[int], broken: bool) -> Unchecke
             copied.add((0, scenario.size))
         elif op.changes:
             ranges.add((op.start, op.start + op.count))
-            last = -(-(op.start + op.count) // granule) * granule
-            copied.add((op.start // granule * granule, last))
+            copied.add(outwards(op.start, op.count, granule))
     names = {"readable"} | end.unreadable()
     if not scenario.commits or any(ops[op].verb is Verb.FAILOVER for op in failed):
         names.add("status")

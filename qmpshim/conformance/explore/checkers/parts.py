@@ -21,6 +21,7 @@ from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.operations import Operation
+from qmpshim.model.units import outwards, touched
 
 _HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
 
@@ -125,8 +126,7 @@ class _Parts:
         if fault.image != ("active" if op.is_guest and self._replicates else "hidden"):
             return
         unit = self._clusters[_ACTIVE] if fault.image == "active" else self._granule
-        first = op.start // unit * unit
-        last = -(-(op.start + op.count) // unit) * unit
+        first, last = outwards(op.start, op.count, unit)
         for index, read in enumerate(self._ops):
             if (
                 read.is_guest
@@ -171,9 +171,8 @@ class _Parts:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""
         if fault.verb == "read":  # of what a new cluster is filled up with
             cluster = self._clusters[_ACTIVE]
-            start = fault.start // cluster * cluster
-            count = -(-(fault.start + fault.count) // cluster) * cluster - start
-            fault = replace(fault, start=start, count=count)
+            start, end = outwards(fault.start, fault.count, cluster)
+            fault = replace(fault, start=start, count=end - start)
         self._read(op, number, fault)
         written = [
             sector
@@ -195,8 +194,7 @@ class _Parts:
 
     def copied(self, op: Operation, fault: InjectedFault) -> None:
         """Clusters of the hidden disk have the old data, of all that one copy is about."""
-        first = op.start // self._granule * self._granule
-        last = -(-(op.start + op.count) // self._granule) * self._granule
+        first, last = outwards(op.start, op.count, self._granule)
         size = self._clusters[_HIDDEN]
         for cluster in range(first // size, last // size):
             sectors = self._sectors(_HIDDEN, cluster)
@@ -242,8 +240,7 @@ class _Parts:
     def not_copied(self, op: Operation, number: int, before: Collection[int]) -> None:
         """Clusters of the hidden disk are not there: of pieces that were not begun."""
         size = self._clusters[_HIDDEN]
-        first, last = op.start // size, -(-(op.start + op.count) // size)
-        for cluster in set(range(first, last)).difference(before):
+        for cluster in set(touched(op.start, op.count, size)).difference(before):
             sectors = self._sectors(_HIDDEN, cluster)
             own = range(max(op.start, sectors.start), min(op.start + op.count, sectors.stop))
             old = self._end.secondary

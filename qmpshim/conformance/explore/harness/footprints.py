@@ -23,6 +23,7 @@ from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.operations import Operation
+from qmpshim.model.units import touched
 
 EVERYTHING = Footprint(-1, -1)  # every bit: a disk may have any number of clusters
 _STATUS = Footprint(1, 1)  # the place before those of the clusters
@@ -42,12 +43,12 @@ class Footprints:
         self._narrow = [
             not (all_io or scenario.backs_up)
             and op.count > 0
-            and len(_clusters(op.start, op.count, scenario.cluster)) == 1
+            and len(touched(op.start, op.count, scenario.cluster)) == 1
             for op in scenario.ops
         ]
 
     def _places(self, start: int, count: int) -> int:
-        return sum(2 << n for n in _clusters(start, count, self._cluster))
+        return sum(2 << n for n in touched(start, count, self._cluster))
 
     def _works_with(self, op: Operation) -> Footprint:
         if op.queries:
@@ -101,7 +102,3 @@ class Footprints:
     def alone(self, thread: int) -> bool:
         """Whether an operation has at most one I/O at a time: then only that can move it."""
         return self._narrow[thread]
-
-
-def _clusters(start: int, count: int, size: int) -> range:
-    return range(start // size, -(-(start + count) // size))

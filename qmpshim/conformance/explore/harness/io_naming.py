@@ -23,7 +23,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, outwards
 
 _STEP1 = int(pattern._STEP[1])
 _BITS = pattern.SECTOR_BITS
@@ -222,7 +222,7 @@ class IoNames:
             return op.makes_durable or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
         if op.verb in (Verb.FAILOVER, Verb.START, Verb.CHECKPOINT, Verb.STOP):
             return op.verb is not Verb.CHECKPOINT or image != "secondary"
-        first, end = op.start // _NEAR * _NEAR, -(-(op.start + op.count) // _NEAR) * _NEAR
+        first, end = outwards(op.start, op.count, _NEAR)
         near = meta or (first < start + count and start < end)
         if not near or not op.count:
             return False

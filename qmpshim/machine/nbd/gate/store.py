@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from qmpshim.errors import InputError
 from qmpshim.machine.nbd.protocol.structured_replies import STATE_HOLE, STATE_ZERO, Extent
+from qmpshim.model.units import inside, touched
 
 BLOCK = 4096  # granularity of the allocation states, bytes
 
@@ -93,14 +94,14 @@ class Store(ABC):
             return
         at, end = offset, offset + length
         if self._base is not None:  # before it can fail half-way
-            self._touched.update(range(offset // BLOCK, -(-end // BLOCK)))
+            self._touched.update(touched(offset, length, BLOCK))
         for extent in list(self._runs(offset, end)):
             if not extent.state & STATE_ZERO:
                 for start in range(at, at + extent.length, _PIECE):
                     self.put_bytes(start, bytes(min(_PIECE, at + extent.length - start)))
             at += extent.length
         # Blocks covered in part keep their state, but a hole that must not be one is filled.
-        inner = range(-(-offset // BLOCK), len(self._states) if end == self.size else end // BLOCK)
+        inner = inside(offset, length, BLOCK, self.size)
         for edge in (offset // BLOCK, (end - 1) // BLOCK):
             if edge not in inner:
                 state = self._states[edge]
