@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.build import closing, opening
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from vmtests.support.gate import of
 
 #: The bitmap that begins with the pull.
@@ -55,6 +58,44 @@ def recorded(machine: GatedMachine, named: NamedIo) -> None:
     machine.connect(export.name)
     if export.name in machine.status_clients:
         machine.connect_status(export.name)
+
+
+def _bitmaps(machine: GatedMachine) -> set[str]:
+    nodes = machine.call("query-named-block-nodes")
+    (disk,) = (node for node in nodes if node["node-name"] == "secondary")
+    return {one.get("name", "") for one in disk.get("dirty-bitmaps", ())}
+
+
+@of("secondary", "write")
+def counted_late(machine: GatedMachine, named: NamedIo) -> None:
+    """A write that was under way when a pull was started is marked as one that came after."""
+    _done(machine, named)
+    if SINCE["name"] in _bitmaps(machine):
+        merged = {"node": "secondary", "target": SINCE["name"], "bitmaps": ["b0"]}
+        machine.call("block-dirty-bitmap-merge", merged)
+        machine.call("block-dirty-bitmap-clear", {"node": "secondary", "name": "b0"})
+
+
+@of("secondary", "read")
+def stale(machine: GatedMachine, named: NamedIo) -> None:
+    """What is copied for the snapshot is the data of the beginning, and not of T0."""
+    machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
+
+
+@of("secondary", "write")
+def started_late(machine: GatedMachine, named: NamedIo) -> None:
+    """The job starts after a write that came when the transaction was over."""
+    _done(machine, named)
+    if SINCE["name"] in _bitmaps(machine):
+        job = TOPOLOGIES["backup"].begins
+        assert job is not None
+        machine.send(job)
+
+
+#: The transaction of a pull that leaves the job to :func:`started_late`.
+WITHOUT_JOB = QmpCommand(
+    "transaction", {"actions": TOPOLOGIES["pull"].commands["start"].arguments["actions"][:-1]}
+)
 
 
 _WRITTEN = '        if step[0] == "complete" and step[1].startswith("secondary write"):\n'

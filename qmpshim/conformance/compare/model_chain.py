@@ -42,6 +42,8 @@ def model_chain(
     )
     chain.min_cluster = topology.min_copy // SECTOR
     chain.frozen = frozen_at_start(topology, size)
+    if topology.frozen is not None and topology.begins_late:
+        chain.freezes = topology.frozen.granularity // SECTOR
     equip(chain, topology)
     return chain
 

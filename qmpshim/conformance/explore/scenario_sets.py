@@ -57,6 +57,7 @@ _LETTERS = {
     "fleecing": "WVDZRHTUX",
     "primary": "RPGMEFCOSAQ",
     "push": "WVDZrHSfiantcd",
+    "pull": "WVDZRHA",
 }
 _NOT_IN_PAIRS = "KLN"
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.

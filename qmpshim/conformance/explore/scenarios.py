@@ -8,7 +8,7 @@ them, and each writes traceable data under its number.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,23 @@ class RealScenario:
         stopping = {OnError.STOP, OnError.ENOSPC}
         return bool(stopping & {self.on_error("source"), self.on_error("target")})
 
+    def preceding(
+        self, index: int, over: Collection[int], started: Collection[int]
+    ) -> frozenset[int]:
+        """The operations that come before operation *index*, which starts now.
+
+        :param over: those that have ended: they do
+        :param started: those that have started: of these requests end before a command that drains
+            does anything
+        """
+        if not self.topology.drains(self.ops[index].name):
+            return frozenset(over)
+        return frozenset((*over, *(other for other in started if self.ops[other].is_request)))
+
+    def changes_chain(self, op: Operation) -> bool:
+        """Whether an operation changes the chain: a command does, or one that makes an export."""
+        return op.reconfigures or (op.verb is Verb.DIRTY_BITMAP and self.topology.begins_late)
+
     def goes_on(self, op: Operation) -> bool:
         """Whether something goes on in the background when an operation is answered."""
         return op.backs_up or (self.topology.commits and op.verb is Verb.FAILOVER)
@@ -249,10 +266,19 @@ def is_sensible(scenario: RealScenario) -> bool:
 
     QEMU stacks the filters of several jobs on one disk, which is not modelled.
     """
+    if scenario.topology.begins_late:
+        return _begins_once(scenario.ops)
     if not scenario.backs_up:
         return True
     jobs = sum(op.backs_up for op in scenario.ops)
     return jobs == 1 or (jobs == 0 and not does(scenario.ops, *OF_JOB))
+
+
+def _begins_once(ops: Sequence[Operation]) -> bool:
+    """Whether one operation starts the job, and a frozen bitmap is read after that, once."""
+    starts = [index for index, op in enumerate(ops) if op.verb is Verb.START]
+    reads = [op.after for op in ops if op.verb is Verb.DIRTY_BITMAP]
+    return len(starts) == 1 and reads in ([], starts)
 
 
 def check_scenario(scenario: RealScenario) -> None:
@@ -271,7 +297,8 @@ def check_scenario(scenario: RealScenario) -> None:
     topology = scenario.topology
     if not is_sensible(scenario):
         raise InputError(
-            "one backup job is started at most, and none is ended or resumed without it"
+            "one backup job is started at most, and none is ended or resumed without it; a pull is "
+            "started once, and the bitmap that it freezes is read after that"
         )
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")

@@ -12,6 +12,7 @@ USES: dict[str, tuple[Use, ...]] = {
     "primary": (Use.COLO_PRIMARY,),
     "backup": (Use.SYNC_NONE_BACKUP,),
     "fleecing": (Use.FLEECING,),
+    "pull": (Use.SYNC_NONE_BACKUP,),
     "push": (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
 }
 

@@ -89,6 +89,8 @@ def marking(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:
 
     :param size: bytes of the disk
     """
+    if not bitmap.written:
+        return
     own = DirtyBitmap(bitmap.name, _MARKED, bitmap.granularity, bitmap.written)
     yield QmpCommand("blockdev-add", {"driver": "null-co", "node-name": _MARKED, "size": size})
     yield opening(own, lambda node: {})

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from qmpshim.machine.chain.parts import Export, ImageSpec, Node
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, ImageSpec, Node
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.topology import Topology
-from qmpshim.machine.chain.variants import Options, with_format, with_options
+from qmpshim.machine.chain.variants import Options, pulling, with_format, with_options
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 from qmpshim.model.units import SECTOR
 
@@ -72,6 +72,7 @@ _BACKUP_JOB = QmpCommand(
     {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
 )
 _GRANULARITY = {"granularity": GRANULARITY * SECTOR}
+_RECORDING = DirtyBitmap(FIRST, "secondary", GRANULARITY * SECTOR, ())
 _BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden"}
 _BY_BITMAP = {**_BACKUP, "sync": "bitmap", "bitmap": FIRST}
 _OF_BITMAP = {"node": "secondary", "name": FIRST}
@@ -147,6 +148,26 @@ _CHAINS = (
         dict.fromkeys(
             _CONTROLS.keys() - {"stop"}, _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}
         ),
+        job="backup",
+    ),
+    # the same with a dirty bitmap; an operation starts the job, freezes the bitmap, and adds
+    # another one. The export that offers the frozen one is made by the operation that reads it
+    Topology(
+        "pull",
+        (
+            _SECONDARY,
+            _RECORDING,
+            Export("primary", "secondary", True),
+            _HIDDEN,
+            Export("guest", "hidden", False),
+            Export("pulled", "hidden", False, (FIRST,)),
+        ),
+        {"start": pulling(_BACKUP_JOB, _RECORDING), "stop": _CONTROLS["stop"]},
+        None,
+        "with the NBD driver",
+        (_PRIMARY_IO | _READER_IO | {"start", "guest_dirty_bitmap"})
+        - {"primary_vanish", "guest_vanish"},
+        {"start": _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}},
         job="backup",
     ),
     # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:

@@ -80,7 +80,8 @@ class GatedMachine(GatedProcess):
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self.spawn()
-        if self.topology.backs_up and self._lacks(self.topology.commands.values()):
+        later = self.topology.backs_up or self.topology.begins_late
+        if later and self._lacks(self.topology.commands.values()):
             raise OptionMissing(f"{self.build.name} has not all options of these backup jobs")
         path = {"path": str(self.workspace.path / "nbd")}
         self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})

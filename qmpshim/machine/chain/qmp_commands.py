@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 BACKS_UP = "blockdev-backup"
+TRANSACTION = "transaction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,15 @@ class QmpCommand:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def drains(self) -> bool:
+        """Whether all requests under way end before it does anything.
+
+        A transaction drains all disks first, and a backup job is started by one
+        (``qmp_transaction``, ``blockdev_do_action``, blockdev.c; QEMU 5.2, 7.2 and 10.0).
+        """
+        return self.name in (BACKS_UP, TRANSACTION)
 
     def to_json(self) -> list[Any]:
         """Name and arguments, for a script that sends it."""
@@ -31,7 +41,7 @@ class QmpCommand:
 
 def actions_of(command: QmpCommand) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What a command does, one or, in a transaction, several: names and arguments."""
-    if command.name != "transaction":
+    if command.name != TRANSACTION:
         yield command.name, command.arguments
         return
     for action in command.arguments["actions"]:
@@ -42,7 +52,7 @@ def with_arguments(command: QmpCommand, options: Mapping[str, Any]) -> QmpComman
     """A command with more arguments of the backup job that it starts, if it does."""
     if command.name == BACKS_UP:
         return replace(command, arguments=_nested(command.arguments, options))
-    if command.name != "transaction":
+    if command.name != TRANSACTION:
         return command
     actions = [
         {"type": kind, "data": _nested(data, options) if kind == BACKS_UP else data}

@@ -72,6 +72,15 @@ class Topology:
         return tuple(export for export in self.exports if export.bitmaps)
 
     @property
+    def begins_late(self) -> bool:
+        """Whether an operation starts the job; an export that offers a bitmap comes after that."""
+        return self.begins is None and self.job is not None
+
+    def drains(self, operation: str) -> bool:
+        """Whether all requests under way end before an operation of this name does anything."""
+        return operation in self.commands and self.commands[operation].drains
+
+    @property
     def frozen(self) -> DirtyBitmap | None:
         """The bitmap that is frozen when it begins and offered since; None: there is none."""
         offered = {name for export in self.offering for name in export.bitmaps}

@@ -9,7 +9,12 @@ from typing import Any
 
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.parts import REFERENCES, DirtyBitmap, Export, Node, Part, QemuDevice
-from qmpshim.machine.chain.qmp_commands import BACKS_UP, QmpCommand, with_arguments
+from qmpshim.machine.chain.qmp_commands import (
+    BACKS_UP,
+    TRANSACTION,
+    QmpCommand,
+    with_arguments,
+)
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 from qmpshim.model.units import SECTOR
@@ -125,6 +130,20 @@ def _with_bitmap(topology: Topology, name: str, written: tuple[tuple[int, int], 
     return replace(changed, parts=(*changed.parts[:place], bitmap, *changed.parts[place:]))
 
 
+def pulling(job: QmpCommand, bitmap: DirtyBitmap) -> QmpCommand:
+    """The transaction that begins a pull: it freezes a bitmap, adds :data:`.push.NEW`, and starts
+    a backup job.
+    """
+    new = opening(replace(bitmap, name=NEW), lambda node: {})
+    disabled = {"node": bitmap.node, "name": bitmap.name}
+    actions = [
+        {"type": "block-dirty-bitmap-disable", "data": disabled},
+        {"type": new.name, "data": new.arguments},
+        {"type": job.name, "data": job.arguments},
+    ]
+    return QmpCommand(TRANSACTION, {"actions": actions})
+
+
 def _pulled(topology: Topology, reader: str, written: tuple[tuple[int, int], ...]) -> Topology:
     """The same as libvirt begins a pull: in the transaction that starts the job a bitmap of the
     disk is frozen, which the reader's export offers, and one is added that records from then on.
@@ -134,27 +153,13 @@ def _pulled(topology: Topology, reader: str, written: tuple[tuple[int, int], ...
         raise KeyError(JOB)
     disk = job.arguments["device"]
     bitmap = DirtyBitmap(FIRST, disk, GRANULARITY * SECTOR, written)
-    new = opening(replace(bitmap, name=NEW), lambda node: {})
-    begins = QmpCommand(
-        "transaction",
-        {
-            "actions": [
-                {
-                    "type": "block-dirty-bitmap-disable",
-                    "data": {"node": disk, "name": bitmap.name},
-                },
-                {"type": new.name, "data": new.arguments},
-                {"type": job.name, "data": job.arguments},
-            ]
-        },
-    )
     export = replace(topology.export(reader), bitmaps=(bitmap.name,))
     parts = [export if part.name == reader else part for part in topology.parts]
     parts.insert(1 + next(n for n, part in enumerate(parts) if part.name == disk), bitmap)
     return replace(
         topology,
         parts=tuple(parts),
-        begins=begins,
+        begins=pulling(job, bitmap),
         operations=topology.operations | {f"{reader}_dirty_bitmap"},
     )
 

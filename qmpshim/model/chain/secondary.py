@@ -28,6 +28,7 @@ from qmpshim.model.disks.image import (
     is_zero,
     owned,
 )
+from qmpshim.model.pointintime.masks import cover, span
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
 from qmpshim.model.units import touched
@@ -80,6 +81,8 @@ class Chain:
     :param memory: makes the containers that operations share
     :ivar min_cluster: sectors that a copy has at least; 0: the target decides
     :ivar frozen: sectors of the granules that the snapshot's dirty bitmap names, as a set
+    :ivar freezes: sectors of a granule of the bitmap that is frozen when the job starts; 0: none is
+    :ivar recorded: sectors that were changed since that bitmap began, as a set
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Chain:
         self.behaviour = behaviour or Behaviour()
         self.memory = memory
         self.min_cluster = 0
-        self.frozen = 0
+        self.frozen = self.freezes = self.recorded = 0
         self.secondary: Image = (
             RawImage("secondary", size, memory)
             if secondary == "raw"
@@ -132,7 +135,13 @@ class Chain:
         """Operation *op* writes its data."""
         if self.job is not None:
             yield from self.before_write(self.job, start, count)
+        self._record(start, count)
         yield from self.secondary.write(start, owned(op, count))
+
+    def _record(self, start: int, count: int) -> None:
+        """A bitmap of the secondary disk that records marks a change (``bdrv_set_dirty``)."""
+        if self.freezes and self.job is None:
+            self.recorded |= span(start, count)
 
     def primary_write_fua(self, start: int, count: int, op: int) -> Co[None]:
         """The same, durable when it ends: NBD_CMD_FLAG_FUA.
@@ -169,6 +178,7 @@ class Chain:
         """Write zeroes to the secondary disk; a backup job copies before it."""
         if self.job is not None:
             yield from self.before_write(self.job, start, count)
+        self._record(start, count)
         yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
@@ -177,6 +187,8 @@ class Chain:
             if not self.behaviour.discard_passes_job:
                 return
             yield from self.before_write(self.job, start, count)
+        if self.secondary.discards:  # else nothing is done, nor marked: bdrv_co_pdiscard()
+            self._record(start, count)
         yield from self.secondary.discard(start, count, -op)
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
@@ -226,7 +238,7 @@ class Chain:
     def guest_dirty_bitmap(self, start: int, count: int) -> Co[Owners]:
         """By sector whether the snapshot's bitmap names it, 1 or 0: whatever is written meanwhile.
 
-        It was frozen when the job started (``block_dirty_bitmap_disable_action``, blockdev.c;
+        It is frozen when the job starts (``block_dirty_bitmap_disable_action``, blockdev.c;
         ``bdrv_set_dirty``, block/dirty-bitmap.c; QEMU 10.0). A client that queries the block
         status, too, gets both or neither (``nbd_handle_request``, nbd/server.c).
 
@@ -355,6 +367,8 @@ class Chain:
             if self.job is not None:
                 raise CommandError("a backup job is running on this chain already")
             self.job = self._new_job(self.behaviour.backup_copy_range)
+            if self.freezes:
+                self.frozen = cover(self.recorded, self.freezes, self.size)
             return
         if self.stage in (Stage.DONE, Stage.FAILOVER):
             return  # a promoted secondary ignores the request on purpose

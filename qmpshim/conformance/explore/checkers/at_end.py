@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.checkers import (
     point_in_time,
     probe,
     pulled_bitmaps,
+    pulled_point,
     quorum,
 )
 from qmpshim.conformance.explore.checkers.end import Check, End
@@ -39,6 +40,7 @@ DISKS_READ: Sequence[Check] = (
     final_state.outcome_is_explained,
     point_in_time.target_is_point_in_time,
     bitmaps.bitmaps_name_changes,
+    pulled_point.snapshot_is_point_in_time,
     pulled_bitmaps.pulled_bitmaps_hold,
     durability.commit_is_flushed,
     probe.chain_works_on,

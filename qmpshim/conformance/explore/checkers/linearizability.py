@@ -217,16 +217,22 @@ class LinearizabilityChecker:
         """What the same order has to explain.
 
         On the primary, whether a write is still forwarded when replication stops is decided when it
-        begins, and so by another order than what a read beside it returns.
+        begins, and so by another order than what a read beside it returns. A bitmap is frozen a
+        little before the job of its transaction begins (see :mod:`.pulled_bitmaps`).
         """
         match one.aspect:
             case Aspect.ANSWER:
                 return COMMON
-            case Aspect.DATA:
+            case Aspect.DATA if not self._reads_bitmap(one):
                 return one.place
             case Aspect.DISK if not (self._forwards_late and one.of == "secondary"):
                 return one.place
         return one
+
+    def _reads_bitmap(self, one: Observable) -> bool:
+        """Whether this was read of a bitmap."""
+        assert isinstance(one.of, int)
+        return self.scenario.ops[one.of].verb is Verb.DIRTY_BITMAP
 
     def _checks(self, one: Observable, observed: Any, unchecked: Unchecked) -> bool:
         """Whether an observable, with this value, is looked at."""

@@ -1,42 +1,80 @@
 """Pulled bitmaps: what was frozen at T0 stays as it was; what began then names all changes since.
 
 That is what a backup program is to rely on that pulls a snapshot: by the bitmap that was frozen it
-knows what to read now, by the one that began in the same transaction what the next time. T0 is when
-the chain begins: before the operations of the setup. The disk holds what nothing writes again, so
-each sector that ends as another has been changed, whatever failed and in whatever order; a request
-that ended with an error may be named, too (``bdrv_co_write_req_finish``, block/io.c).
+knows what to read now, by the one that began in the same transaction what the next time. Each
+sector that does not end as it was at T0 has been changed, whatever failed and in whatever order; a
+request that ended with an error may be named, too (``bdrv_co_write_req_finish``, block/io.c).
+
+Where the chain begins with the transaction, that is before the operations of the setup. Where an
+operation starts it, the changes that are before T0 are those by which :mod:`.pulled_point` explains
+the snapshot. A bitmap marks when a request ends. Those under way when the command comes end before
+the first bitmap is frozen (``bdrv_drain_all`` in ``qmp_transaction``), those that begin after it
+come to the other one. But each action of the transaction is prepared by itself, and that of the job
+drains the disk once more: what begins beside the command may be in the snapshot, and in the bitmap
+that began. It is in one of both (``block_dirty_bitmap_disable_prepare`` and
+``blockdev_backup_prepare``, blockdev.c; QEMU 7.2 and 10.0).
 
 What a client reads of the frozen one meanwhile is in :mod:`.linearizability`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
 from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.bitmaps import granules_differ, state_differs
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.checkers.pulled_point import (
+    Point,
+    fitting_points,
+    start_of,
+)
+from qmpshim.conformance.explore.outcome import BitmapLeft, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.model.answers import OK, UNANSWERED, Answer, ReportedError
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.pointintime.masks import span
-from qmpshim.model.pointintime.push import NEW
+from qmpshim.model.pointintime.push import FIRST, NEW
 
 
 def pulled_bitmaps_hold(end: End) -> RealViolation | None:
     """Whether both bitmaps are as they must be, where a snapshot is pulled."""
-    scenario, frozen = end.scenario, end.scenario.topology.frozen
-    if frozen is None or end.outcome is None:
+    if end.scenario.topology.frozen is None or end.outcome is None:
         return None
     left = {one.name: one for one in end.outcome.bitmaps if one.name}
-    if left.keys() != {frozen.name, NEW}:
-        seen = ", ".join(left) or "none"
-        text = f"the disk has the bitmaps {seen}, predicted {frozen.name} and {NEW}"
-        cause = Cause(CauseKind.BITMAP_STATE, "list", seen, (frozen.name, NEW))
-        return RealViolation(Verdict.PROTOCOL, text, cause=cause)
-    then, since = left[frozen.name], left[NEW]
+    if not end.scenario.topology.begins_late:
+        return _others(left, (FIRST, NEW)) or _begun_before(end, end.outcome, left)
+    start = start_of(end)
+    if start is None:  # it is refused, which is wrong by itself
+        return None
+    wrong = _others(left, (FIRST, NEW)) or state_differs(left[NEW], recording=True)
+    wrong = wrong or state_differs(left[FIRST], recording=False, busy=_is_offered(end))
+    if wrong is not None:
+        return wrong
+    marks = Marks(end.scenario, end.history.answers, end.history.precedence, start, _is_lost(end))
+    found = [marks.differ(left, one, end.outcome) for one in fitting_points(end)]
+    return None if None in found or not found else found[0]
+
+
+def _others(left: Collection[str], names: Sequence[str]) -> RealViolation | None:
+    """Whether the disk has other bitmaps than these."""
+    if set(left) == set(names):
+        return None
+    seen = ", ".join(left) or "none"
+    text = f"the disk has the bitmaps {seen}, predicted {' and '.join(names)}"
+    cause = Cause(CauseKind.BITMAP_STATE, "list", seen, tuple(names))
+    return RealViolation(Verdict.PROTOCOL, text, cause=cause)
+
+
+def _begun_before(end: End, outcome: Outcome, left: dict[str, BitmapLeft]) -> RealViolation | None:
+    scenario = end.scenario
+    then, since = left[FIRST], left[NEW]
     named = frozen_at_start(scenario.topology, scenario.size)
-    must = changed(end.outcome)
+    must = 0 if _is_lost(end) else changed(outcome.secondary, [(BASE,)] * scenario.size)
     return (
         state_differs(then, recording=False, busy=True)  # the export uses it
         or granules_differ(then, named, named, scenario.size)
@@ -45,15 +83,91 @@ def pulled_bitmaps_hold(end: End) -> RealViolation | None:
     )
 
 
-def changed(outcome: Outcome) -> int:
-    """The sectors that do not hold what they held at T0, as a set."""
-    return sum(1 << sector for sector, owner in enumerate(outcome.secondary) if owner != BASE)
+def _is_lost(end: End) -> bool:
+    """Whether a disk in qcow2 is gone: what its tables have in its file is not all of it."""
+    gone = any(fault.gone and fault.image == "secondary" for _, fault in end.history.failed)
+    return gone and end.scenario.secondary != "raw"
+
+
+def _is_offered(end: End) -> bool:
+    """Whether an export uses the frozen bitmap: an operation that reads it has made one."""
+    answers = zip(end.scenario.ops, end.history.answers, strict=True)
+    reads = (answer for op, answer in answers if op.verb is Verb.DIRTY_BITMAP)
+    return any(answer != UNANSWERED and not isinstance(answer, ReportedError) for answer in reads)
+
+
+def _surely_marked(op: Operation) -> bool:
+    """Whether an operation that succeeds is marked: a discard may do nothing."""
+    return op.changes and op.verb is not Verb.DISCARD
+
+
+def _sectors(ops: Iterable[Operation]) -> int:
+    """The sectors of operations, as a set."""
+    found = 0
+    for op in ops:
+        found |= span(op.start, op.count)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The changes that bitmaps must and may name, where operation *start* has started the pull.
+
+    :ivar answers: by operation
+    :ivar precedence: by operation, those that come before it
+    :ivar lost: what the disk holds in the end cannot be told: see :func:`_is_lost`
+    """
+
+    scenario: RealScenario
+    answers: Sequence[Answer]
+    precedence: Sequence[frozenset[int]]
+    start: int
+    lost: bool
+
+    def differ(
+        self, left: Mapping[str, BitmapLeft], point: Point, outcome: Outcome
+    ) -> RealViolation | None:
+        """How the bitmaps differ from what is predicted for a point in time; None: they do not."""
+        scenario, setup = self.scenario, self.scenario.setup
+        changes = {n: op for n, op in enumerate(scenario.ops) if op.changes}
+        drained = self.precedence[self.start]
+        done = {n: op for n, op in changes.items() if self._is_done(n)}
+        late = {n for n in changes if self.start in self.precedence[n]}
+        first = _sectors(filter(_surely_marked, setup))
+        first |= _sectors(op for n, op in done.items() if n in drained)
+        may_be_first = _sectors(op for op in setup if op.changes)
+        may_be_first |= _sectors(op for n, op in changes.items() if n not in late)
+        since = 0 if self.lost else changed(outcome.secondary, point.owners)
+        since |= _sectors(op for n, op in done.items() if n not in point.before)
+        may_be_since = _sectors(op for n, op in changes.items() if n not in drained)
+        either = _sectors(op for n, op in done.items() if n in point.before and n not in drained)
+        size = scenario.size
+        return (
+            granules_differ(left[FIRST], first, first | may_be_first, size)
+            or granules_differ(left[NEW], since, since | may_be_since, size)
+            or granules_differ(_joined(left[FIRST], left[NEW]), either, span(0, size), size)
+        )
+
+    def _is_done(self, index: int) -> bool:
+        """Whether an operation was done, and marked for certain."""
+        return self.answers[index] == OK and _surely_marked(self.scenario.ops[index])
+
+
+def _joined(one: BitmapLeft, other: BitmapLeft) -> BitmapLeft:
+    """What at least one of two bitmaps names."""
+    assert one.granules is not None and other.granules is not None
+    return replace(one, name=f"{one.name} or {other.name}", granules=one.granules | other.granules)
+
+
+def changed(disk: Sequence[int], then: Sequence[Collection[int]]) -> int:
+    """The sectors that do not hold what they may have held at T0, as a set.
+
+    :param then: by sector, whose it may have been
+    """
+    pairs = enumerate(zip(disk, then, strict=True))
+    return sum(1 << sector for sector, (owner, owners) in pairs if owner not in owners)
 
 
 def touched(scenario: RealScenario) -> int:
     """The sectors that some operation is to change, as a set."""
-    found = 0
-    for op in (*scenario.setup, *scenario.ops):
-        if op.changes:
-            found |= span(op.start, op.count)
-    return found
+    return _sectors(op for op in (*scenario.setup, *scenario.ops) if op.changes)

@@ -91,6 +91,8 @@ CHECKERS: tuple[Checker, ...] = (
             ("gate_mutants", "a_dropped_write_is_lost"),
             ("pulled_bitmaps", "a_frozen_bitmap_that_records_is_found_out"),
             ("pulled_bitmaps", "what_was_changed_before_t0_must_not_be_missing"),
+            ("pulled_point", "a_t0_that_is_too_early_is_found_out"),
+            ("pulled_point", "a_t0_that_is_too_late_is_found_out"),
         ),
     ),
     Checker(
@@ -151,7 +153,17 @@ CHECKERS: tuple[Checker, ...] = (
             ("pulled_bitmaps", "a_bitmap_that_names_too_much_is_found_out"),
             ("pulled_bitmaps", "a_bitmap_that_does_not_record_any_more_is_found_out"),
             ("pulled_bitmaps", "a_bitmap_that_is_not_there_is_found_out"),
+            ("pulled_point", "a_write_under_way_that_is_counted_late_is_found_out"),
+            ("pulled_point", "a_change_that_neither_bitmap_names_is_missed"),
+            ("pulled_point", "bitmaps_that_are_exchanged_are_found_out"),
+            ("pulled_point", "a_bitmap_is_frozen_by_the_transaction"),
         ),
+    ),
+    Checker(
+        "pulled_point",
+        "the guest's view, and what operations read of it, where one of them has started the pull",
+        (Verdict.CONTENT, Verdict.ISOLATION),
+        (("pulled_point", "a_write_that_is_in_the_snapshot_in_part_is_found_out"),),
     ),
     Checker(
         "failures",

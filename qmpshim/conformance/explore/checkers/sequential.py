@@ -219,7 +219,8 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     else:
         chain = _secondarys(scenario, behaviour)
     chain.secondary.contents.write(0, owned(BASE, scenario.size))
-    run_sequentially(chain.start())
+    if not scenario.topology.begins_late:
+        run_sequentially(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
         try:
             run_op(chain, op, number)

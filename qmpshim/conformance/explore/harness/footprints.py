@@ -39,9 +39,12 @@ class Footprints:
         self._all_io = all_io
         self._cluster = scenario.granule
         self._backs_up = [op.backs_up for op in scenario.ops]
-        self._ops = [self._works_with(op) for op in scenario.ops]
+        self._ops = [
+            EVERYTHING if scenario.changes_chain(op) else self._works_with(op)
+            for op in scenario.ops
+        ]
         self._narrow = [
-            not (all_io or scenario.backs_up)
+            not (all_io or scenario.backs_up or scenario.changes_chain(op))
             and op.count > 0
             and len(touched(op.start, op.count, scenario.cluster)) == 1
             for op in scenario.ops

@@ -22,7 +22,8 @@ class RunningOperation:
     """An operation under way.
 
     :ivar kind: what takes its answer: the client of the export ``primary`` or ``guest``, that for
-        block ``status``, the monitor ``qmp``; ``vanish``: nothing, its client is gone
+        block ``status``, the monitor ``qmp``; ``export``: the monitor, and then that for block
+        status; ``vanish``: nothing, its client is gone
     :ivar key: of the request or command there
     """
 
@@ -34,7 +35,7 @@ class RunningOperation:
 class History:
     """What happened since the reset.
 
-    :ivar precedence: by operation, those that had ended when it started
+    :ivar precedence: by operation, those that come before it: see :meth:`.RealScenario.preceding`
     :ivar over: operations that ended
     :ivar held: by name, what waits at the gate
     :ivar wrote: changes that were let go, by the request's number: whose they were

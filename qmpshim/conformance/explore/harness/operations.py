@@ -10,7 +10,10 @@ from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
+from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import Export
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
 from qmpshim.machine.nbd.protocol.transmission import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
@@ -51,12 +54,34 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
     place = op.start * SECTOR, op.count * SECTOR
+    if offers_late(machine.topology, op):
+        offer = opening(_offering(machine), lambda node: {})
+        return RunningOperation("export", machine.qmp.send(offer.name, offer.arguments))
     if op.queries_status:
-        return RunningOperation(
-            "status", machine.status_client(op.side).send(_NBD[op.verb], *place)
-        )
+        return RunningOperation("status", _query(machine, op))
     key = machine.clients[op.side].send(_NBD[op.verb], *place, data, _FLAGS.get(op.verb, 0))
     return RunningOperation(op.side, key)
+
+
+def offers_late(topology: Topology, op: Operation) -> bool:
+    """Whether an operation makes the export that offers the bitmap which it reads."""
+    return op.verb is Verb.DIRTY_BITMAP and topology.begins_late
+
+
+def _offering(machine: GatedMachine) -> Export:
+    (export,) = machine.topology.offering
+    return export
+
+
+def _status_export(machine: GatedMachine, op: Operation) -> str:
+    """The export whose block status an operation queries."""
+    return _offering(machine).name if op.verb is Verb.DIRTY_BITMAP else op.side
+
+
+def _query(machine: GatedMachine, op: Operation) -> int:
+    """Send the query of an operation."""
+    client = machine.status_client(_status_export(machine, op))
+    return client.send(_NBD[op.verb], op.start * SECTOR, op.count * SECTOR)
 
 
 def command(machine: GatedMachine, verb: Verb) -> tuple[str, Mapping[str, Any]]:
@@ -68,7 +93,20 @@ def command(machine: GatedMachine, verb: Verb) -> tuple[str, Mapping[str, Any]]:
 def answer(
     machine: GatedMachine, op: Operation, running: RunningOperation
 ) -> tuple[Answer, tuple[int, ...] | None] | None:
-    """How an operation ended, and whose the data is that it read; ``None``: it has not ended."""
+    """How an operation ended, and whose the data is that it read; ``None``: it has not ended.
+
+    One that has an export to make first sends its query when that is there.
+    """
+    if running.kind == "export":
+        if running.key not in machine.qmp.answers:
+            return None
+        try:
+            machine.qmp.take(op.name, running.key)
+        except CommandFailed as error:
+            return ReportedError(error.desc), None
+        machine.connect_status(_status_export(machine, op))
+        running.kind, running.key = "status", _query(machine, op)
+        return None
     if running.kind == "qmp":
         if running.key not in machine.qmp.answers:
             return None
@@ -84,7 +122,8 @@ def answer(
     if running.kind == "vanish":
         return OK, None
     status = running.kind == "status"
-    client = machine.status_client(op.side) if status else machine.clients[running.kind]
+    export = _status_export(machine, op) if status else running.kind
+    client = machine.status_client(export) if status else machine.clients[export]
     found = client.answers.pop(running.key, None)
     if found is None:
         return (DISCONNECTED, None) if client.lost else None

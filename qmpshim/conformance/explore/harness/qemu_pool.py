@@ -212,7 +212,7 @@ class QemuPool:
         topology = machine.topology
         if not self._running and not topology.backs_up and topology.job is None:
             return
-        if topology.begins is None:
+        if topology.begins is None and not topology.begins_late:
             return
         # A job that is paused is not cancelled by ``block-job-cancel``.
         ways = ("job_cancel",) if topology.backs_up else ("job_resume", "stop")

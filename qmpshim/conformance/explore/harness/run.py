@@ -169,7 +169,12 @@ class RealRun:
             self._preparing = op
             real_ops.do_alone(machine, op, number)
             self._preparing = None
-        for side in {op.side for op in self.scenario.ops if op.queries_status}:
+        topology = self.scenario.topology
+        for side in {
+            op.side
+            for op in self.scenario.ops
+            if op.queries_status and not real_ops.offers_late(topology, op)
+        }:
             machine.connect_status(side)
         machine.settle()
         machine.gate.keep_journals()
@@ -213,8 +218,8 @@ class RealRun:
         """Start an operation of the scenario; its answer and its requests come later."""
         now, op = self.now, self.scenario.ops[index]
         self._execution.last_moved = index
+        now.precedence[index] = self.scenario.preceding(index, now.over, now.started)
         now.started.add(index)
-        now.precedence[index] = frozenset(now.over)
         if self.scenario.stops and paused_by_error(self.machine, self.scenario, now):
             now.paused.add(index)
         now.events.append(Started(index, op))
@@ -297,7 +302,7 @@ class RealRun:
         under_way = now.running.keys() - now.over
         if len(under_way) < 2 and not any(ops[op].backs_up for op in now.started):
             return True
-        if any(ops[op].reconfigures for op in under_way) or self._execution.passing:
+        if any(self.scenario.changes_chain(ops[op]) for op in under_way) or self._execution.passing:
             return False
         return all(io.image != image for io in self.machine.gate.held)
 
@@ -376,7 +381,11 @@ class RealRun:
     def take_answer(self, index: int) -> None:
         """Take an operation's answer, if it is there."""
         now, op = self.now, self.scenario.ops[index]
-        found = real_ops.answer(self.machine, op, now.running[index])
+        running = now.running[index]
+        kind, found = running.kind, real_ops.answer(self.machine, op, running)
+        if found is None and running.kind != kind:  # it has sent more
+            self._be_still()
+            found = real_ops.answer(self.machine, op, running)
         if found is None:
             return
         now.answers[index], now.data[index] = found

@@ -35,7 +35,7 @@ class StateOf:
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
         self._all_io = all_io
         self._tables: dict[str, int] = {}  # by image, all that was written to them, in order
-        self._commands = {i for i, op in enumerate(scenario.ops) if op.reconfigures}
+        self._commands = {i for i, op in enumerate(scenario.ops) if scenario.changes_chain(op)}
         self._during: dict[int, list[Hashable]] = {}  # by command: where it began, and the steps
         self._size = scenario.size
         self._done: list[dict[IoId, int]] = [{} for _ in scenario.ops]

@@ -16,7 +16,7 @@ import ast
 import pprint
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,18 @@ from typing import Any
 from qmpshim.conformance.explore.harness.choices import Cut, Fail, Start, failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.symptoms import arrivals, is_of_job, symptom_of
+from qmpshim.conformance.explore.reproducer.symptoms import (
+    OF_BITMAPS,
+    arrivals,
+    is_of_job,
+    symptom_of,
+)
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.build import marking, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.parts import DirtyBitmap
 from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
@@ -56,11 +62,17 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
             "a script does not predict a job that an error has paused: `qmpshim replay` shows the "
             "finding"
         )
+    if topology.begins_late and _is_of_pull(finding):
+        raise InputError(
+            "a script does not predict what a pull leaves that an operation starts: "
+            "`qmpshim replay` shows the finding"
+        )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
         "form": scenario.form,
-        "parts": topology.parts_to_json(),
+        "parts": _first_parts(topology).parts_to_json(),
+        "drains": [do for do in topology.commands if topology.drains(do)],
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
         "bitmaps": {
             bitmap.node: [one.to_json() for one in _making(bitmap, scenario.size * SECTOR)]
@@ -90,6 +102,17 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "schedule": nbd_steps(finding),
     }
     return _fill("nbd.py.in", case)
+
+
+def _is_of_pull(finding: Finding) -> bool:
+    """Whether a finding is about a frozen bitmap, or about the T0 of a pull."""
+    of_bitmap = any(op.verb is Verb.DIRTY_BITMAP for op in finding.scenario.ops)
+    return of_bitmap or finding.cause.kind in (*OF_BITMAPS, CauseKind.NO_POINT_IN_TIME)
+
+
+def _first_parts(topology: Topology) -> Topology:
+    """A chain without the exports that operations make."""
+    return replace(topology, parts=topology.first) if topology.begins_late else topology
 
 
 def _making(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:

@@ -231,14 +231,16 @@ def _answers(finding: Finding) -> Symptom:
 
 
 def _ended(finding: Finding) -> tuple[list[Answer], list[frozenset[int]]]:
-    """By operation its answer, and those that had ended when it started."""
+    """By operation its answer, and those that come before it."""
     answers: list[Answer] = [UNANSWERED] * len(finding.scenario.ops)
     precedence = [frozenset[int]()] * len(answers)
     over: set[int] = set()
+    started: set[int] = set()
     for event in finding.events:
         match event:
             case Started(op):
-                precedence[op] = frozenset(over)
+                precedence[op] = finding.scenario.preceding(op, over, started)
+                started.add(op)
             case Ended(op, answer):
                 answers[op] = answer
                 over.add(op)

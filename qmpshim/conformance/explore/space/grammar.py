@@ -26,10 +26,12 @@ _BACKUPS = tuple(verb.value for verb in BACKUPS)
 _BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
 _UNPLACED = frozenset((*_COMMANDS, "job_cancel", *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush",
                        "guest_flush", "primary_vanish", "guest_vanish"))  # fmt: skip
-_FORMS = ("replication", "backup", "fleecing", "primary", "push")
+_FORMS = ("replication", "backup", "fleecing", "primary", "push", "pull")
 
 #: Requests that beside a backup job only the first operation is: two of them are exchanged at will.
 _FIRST_OF_PUSH = ("primary_write_fua", "primary_zero", "primary_zero_no_hole")
+#: Requests that beside the start of a pull only the first operation is.
+_FIRST_OF_PULL = ("primary_write_fua", "primary_zero_no_hole", "primary_zero_fast")
 #: Histories that are left to other forms: a bitmap names whole granules, whatever was written.
 _NOT_OF_PUSH = ("copied", "copied-part", "discarded")
 
@@ -39,26 +41,31 @@ OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations fo
 #: Sectors of a cluster, by value of the dimension.
 CLUSTERS: Mapping[str, int] = {"64k": 128, "4k": 8, "512": 1, "256k": 512}
 
-#: A third operation: its name, and whether it comes after another one or beside both.
-_THIRD: Mapping[str, tuple[str, bool]] = {
-    NONE: ("", False),
-    "then_guest_read": ("guest_read", True),
-    "then_primary_write": ("primary_write", True),
-    "then_guest_write": ("guest_write", True),
-    "with_primary_write": ("primary_write", False),
-    "with_guest_read": ("guest_read", False),
-    "with_checkpoint": ("checkpoint", False),
-    "with_failover": ("failover", False),
-    "with_stop": ("stop", False),
-    "with_backup_full": ("backup_full", False),
-    "with_backup_incremental": ("backup_incremental", False),
-    "with_backup_always": ("backup_always", False),
-    "with_bitmap_clear": ("bitmap_clear", False),
-    "with_dirty_bitmap": ("guest_dirty_bitmap", False),
-    "then_job_resume": ("job_resume", True),
-    "then_job_cancel": ("job_cancel", True),
+#: A third operation: its name, and after which one it comes, the first or the second; None: beside
+#: both. The second one has to start the job that it is about.
+_THIRD: Mapping[str, tuple[str, int | None]] = {
+    NONE: ("", None),
+    "then_guest_read": ("guest_read", 0),
+    "then_primary_write": ("primary_write", 0),
+    "then_guest_write": ("guest_write", 0),
+    "with_primary_write": ("primary_write", None),
+    "with_guest_read": ("guest_read", None),
+    "with_checkpoint": ("checkpoint", None),
+    "with_failover": ("failover", None),
+    "with_stop": ("stop", None),
+    "with_backup_full": ("backup_full", None),
+    "with_backup_incremental": ("backup_incremental", None),
+    "with_backup_always": ("backup_always", None),
+    "with_bitmap_clear": ("bitmap_clear", None),
+    "with_dirty_bitmap": ("guest_dirty_bitmap", None),
+    "then_job_resume": ("job_resume", 1),
+    "then_job_cancel": ("job_cancel", 1),
+    "with_start": ("start", None),
+    "start_then_guest_read": ("guest_read", 1),
+    "start_then_dirty_bitmap": ("guest_dirty_bitmap", 1),
+    "start_then_primary_write": ("primary_write", 1),
 }
-#: Third operations that come after the second one: that has to start the job.
+#: Operations that push has as a third one only, after the second.
 _OF_SECOND = frozenset(("job_resume", "job_cancel"))
 
 #: Boundaries of the ranges of the first and the second operation, in steps of the placement.
@@ -124,14 +131,15 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     },
     "secondary-keeps": dict.fromkeys(OPERATIONS, (("secondary", "discard", "ignore"),)),
     "hidden-keeps": dict.fromkeys(
-        ("replication", "backup", "fleecing"), (("hidden", "discard", "ignore"),)
+        ("replication", "backup", "fleecing", "pull"), (("hidden", "discard", "ignore"),)
     ),
     "detect-zeroes": dict.fromkeys(
-        ("replication", "backup", "fleecing", "push"), (("hidden", "detect-zeroes", "unmap"),)
+        ("replication", "backup", "fleecing", "push", "pull"),
+        (("hidden", "detect-zeroes", "unmap"),),
     ),
     "break-snapshot": {"fleecing": (("filter", "on-cbw-error", "break-snapshot"),)},
     "detect-zeroes-below": dict.fromkeys(
-        ("replication", "backup", "fleecing", "primary"),
+        ("replication", "backup", "fleecing", "primary", "pull"),
         (("secondary", "detect-zeroes", "unmap"),),
     ),
     "small-copies": {"push": (_ONE_GRANULE, (JOB, "x-perf.use-copy-range", True))},
@@ -151,12 +159,15 @@ _MIN_CLUSTER = (JOB, "x-perf.min-cluster-size", _LARGE * SECTOR)
 #: What backup copies to, by value of the dimension and form: more options.
 _TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "same": dict.fromkeys(OPERATIONS, ()),
-    "large": dict.fromkeys(("replication", "backup", "fleecing", "push"), (_LARGE_CLUSTER,)),
+    "large": dict.fromkeys(
+        ("replication", "backup", "fleecing", "push", "pull"), (_LARGE_CLUSTER,)
+    ),
     "alone": {"fleecing": (_ALONE,)},
     "large-alone": {"fleecing": (_LARGE_CLUSTER, _ALONE)},
     "min-cluster": {
         "backup": (_MIN_CLUSTER,),
         "push": (_MIN_CLUSTER,),
+        "pull": (_MIN_CLUSTER,),
         "fleecing": (("filter", "min-cluster-size", _LARGE * SECTOR),),
     },
     "backed": {"push": (_BACKED,)},
@@ -221,35 +232,50 @@ def _of_pull(form: str) -> frozenset[str]:
     return frozenset(("guest_dirty_bitmap",) if form == "backup" else ())
 
 
-def _bitmap_is_offered(bitmap: str, second: str, third: str) -> bool:
+def _bitmap_is_offered(form: str, bitmap: str, second: str, third: str) -> bool:
     """Whether there is a frozen bitmap to be read, where an operation reads one."""
-    return bitmap != NONE or "guest_dirty_bitmap" not in (second, _THIRD[third][0])
+    reads = "guest_dirty_bitmap" in (second, _THIRD[third][0])
+    return bitmap != NONE or form == "pull" or not reads
 
 
 def _second_fits(form: str, second: str) -> bool:
     if form == "push" and (second in _FIRST_OF_PUSH or second in _OF_SECOND):
+        return False
+    if form == "pull" and (second in _FIRST_OF_PULL or second == "guest_dirty_bitmap"):
         return False
     return second in OPERATIONS[form] | _of_pull(form)
 
 
 def _backs_up_once(form: str, second: str, third: str) -> bool:
     """Whether a job is started at most once, and one is where it is cancelled or resumed."""
+    if form == "pull":
+        return _pulls_once(second, third)
+    if _THIRD[third][1] == 1 and second not in _BACKUPS:
+        return False
     if form != "push":
         return True
     names = (second, _THIRD[third][0])
     if names[1] in _OF_SECOND:
-        return second in _BACKUPS
+        return True
     jobs = sum(name in _BACKUPS for name in names)
     return jobs == 1 or (
         jobs == 0 and Verb.STOP not in names and any(name in _BITMAP_COMMANDS for name in names)
     )
 
 
+def _pulls_once(second: str, third: str) -> bool:
+    """Whether a pull is started once, and what comes after that comes after the second."""
+    name, after = _THIRD[third]
+    if after == 1:
+        return second == "start"
+    return (second, name).count("start") == 1 and name != "guest_dirty_bitmap"
+
+
 def _history_fits(form: str, history: str) -> bool:
     names = {name for name, *_ in _HISTORY[history]}
     if (form, history) == ("replication", "given-up"):
         return False
-    left_out = _NOT_OF_PUSH if form == "push" else ("dirty",)
+    left_out = () if form == "pull" else _NOT_OF_PUSH if form == "push" else ("dirty",)
     return names <= OPERATIONS[form] and history not in left_out
 
 
@@ -270,7 +296,8 @@ SPACE = Space(
         Constraint(
             ("form", "second", "third"),
             _backs_up_once,
-            "one backup job at most is modelled, and something has to be done with a bitmap or job",
+            "one backup job at most is modelled, something has to be done with a bitmap or job, "
+            "and a pull is started once",
         ),
         Constraint(("form", "history"), _history_fits, "the chain cannot have this history"),
         Constraint(
@@ -289,7 +316,7 @@ SPACE = Space(
             "the chain has neither a filter that goes by a bitmap nor a job that begins it",
         ),
         Constraint(
-            ("bitmap", "second", "third"),
+            ("form", "bitmap", "second", "third"),
             _bitmap_is_offered,
             "no bitmap is offered that could be read",
         ),
@@ -370,10 +397,10 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
     if name in ("guest_read", "guest_dirty_bitmap"):
         op["at"] = [0, size(point)]
     elif name not in _UNPLACED:
-        start = low if after else (low + high) // 2
+        start = low if after == 0 else (low + high) // 2
         op["at"] = [start, min(high - low, size(point) - start)]
-    if after:
-        op["after"] = int(name in _OF_SECOND)
+    if after is not None:
+        op["after"] = after
     return op
 
 

@@ -129,14 +129,18 @@ def test_a_cluster_that_is_left_out_is_found_out(pool: QemuPool, name: str) -> N
 def test_a_target_of_two_points_in_time_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One write spans two clusters; the target has it in one, and what was before in the other."""
+    """One write spans two clusters; the target has it in one, and what was before in the other.
 
-    scenario = one("push-Vf")
+    It is free to be before T0 or after where it begins while the command waits for a read.
+    """
+
+    scenario = one("push-rfV")
+    write = scenario.ops[2]
 
     def torn(left: BackupLeft) -> BackupLeft:
         target = list(left.target)
-        target[scenario.ops[0].start] = scenario.number(0)
-        target[scenario.ops[0].start + scenario.ops[0].count - 1] = scenarios.BASE
+        target[write.start] = scenario.number(2)
+        target[write.start + write.count - 1] = scenarios.BASE
         return replace(left, target=tuple(target))
 
     left_as(monkeypatch, torn)
