@@ -135,10 +135,10 @@ class Chain:
         """Operation *op* writes its data."""
         if self.job is not None:
             yield from self.before_write(self.job, start, count)
-        self._record(start, count)
+        self.record(start, count)
         yield from self.secondary.write(start, owned(op, count))
 
-    def _record(self, start: int, count: int) -> None:
+    def record(self, start: int, count: int) -> None:
         """A bitmap of the secondary disk that records marks a change (``bdrv_set_dirty``)."""
         if self.freezes and self.job is None:
             self.recorded |= span(start, count)
@@ -178,7 +178,7 @@ class Chain:
         """Write zeroes to the secondary disk; a backup job copies before it."""
         if self.job is not None:
             yield from self.before_write(self.job, start, count)
-        self._record(start, count)
+        self.record(start, count)
         yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
@@ -188,7 +188,7 @@ class Chain:
                 return
             yield from self.before_write(self.job, start, count)
         if self.secondary.discards:  # else nothing is done, nor marked: bdrv_co_pdiscard()
-            self._record(start, count)
+            self.record(start, count)
         yield from self.secondary.discard(start, count, -op)
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:

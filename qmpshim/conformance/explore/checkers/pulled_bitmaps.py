@@ -115,7 +115,7 @@ class Marks:
 
     :ivar answers: by operation
     :ivar precedence: by operation, those that come before it
-    :ivar lost: what the disk holds in the end cannot be told: see :func:`_is_lost`
+    :ivar lost: what the disk holds in the end is not known: see :func:`_is_lost`
     """
 
     scenario: RealScenario

@@ -164,7 +164,7 @@ def test_a_bitmap_is_frozen_by_the_transaction(
 def test_a_model_that_freezes_nothing_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Chain, "_record", lambda chain, start, count: None)
+    monkeypatch.setattr(Chain, "record", lambda chain, start, count: None)
     name = "primary_write+start,third=start_then_dirty_bitmap"
     wrong = (Verdict.ISOLATION, CauseKind.WRONG_DATA, "guest_dirty_bitmap")
     assert found(pool, name) == {wrong}
