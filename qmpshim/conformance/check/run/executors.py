@@ -6,9 +6,9 @@ nothing: what is done is fixed in the orders, so the results are the same set wh
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Protocol
 
 from qmpshim.conformance.check.case import CaseOutcome, Status
@@ -50,44 +50,22 @@ class LocalExecutor:
 
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
         """See :class:`Executor`."""
-        todo: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        done: queue.SimpleQueue[Delivery | BaseException] = queue.SimpleQueue()
         cancelled = threading.Event()
-        for order in orders:
-            todo.put(order)
 
-        def work() -> None:
+        def here(order: Order) -> Delivery:
             # A case's process dies with the thread that started it, so the thread waits for it.
-            while not cancelled.is_set():
-                try:
-                    order = todo.get_nowait()
-                except queue.Empty:
-                    return
-                started(order)
-                try:
-                    done.put(carry_out(order, cancelled.is_set))
-                except Cancelled:
-                    return
-                except BaseException as error:
-                    done.put(error)
-                    return
+            if cancelled.is_set():
+                raise Cancelled
+            started(order)
+            return carry_out(order, cancelled.is_set)
 
-        threads = [
-            threading.Thread(target=work, daemon=True)
-            for _ in range(min(self.workers, len(orders)))
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in orders:
-                delivery = done.get()
-                if isinstance(delivery, BaseException):
-                    raise delivery
-                yield delivery
-        finally:
-            cancelled.set()
-            for thread in threads:
-                thread.join()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            futures = [pool.submit(here, order) for order in orders]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                cancelled.set()
 
 
 class DaskExecutor:
