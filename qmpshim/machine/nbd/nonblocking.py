@@ -6,18 +6,23 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct
 
 from qmpshim.errors import IOFailed, MachineDied, MachineHung
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.polled_connection import PolledConnection, waited
 from qmpshim.machine.nbd.protocol.handshake import (
+    EXPORT_INFO,
+    GREETING,
     HANDSHAKE_FIXED_NEWSTYLE,
     HANDSHAKE_NO_ZEROES,
-    OPTION_MAGIC,
     Option,
+    option_message,
 )
-from qmpshim.machine.nbd.protocol.transmission import REQUEST_MAGIC, NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import (
+    SIMPLE_REPLY_HEAD,
+    NbdCommand,
+    request_message,
+)
 
 
 @dataclass(slots=True)
@@ -26,13 +31,6 @@ class NbdAnswer:
 
     errno: int
     data: bytes = b""
-
-
-_REQUEST = Struct(">IHHQQI")
-_REPLY = Struct(">IIQ")
-_OPTION = Struct(">QII")
-_EXPORT_INFO = Struct(">QH")
-_GREETING = 18  # bytes
 
 
 class NonBlockingNbd(PolledConnection):
@@ -77,17 +75,17 @@ class NonBlockingNbd(PolledConnection):
         """Negotiate: fixed newstyle with EXPORT_NAME, the shortest there is."""
         flags = HANDSHAKE_FIXED_NEWSTYLE | HANDSHAKE_NO_ZEROES
         self._send(flags.to_bytes(4, "big"))
-        self._received(_GREETING)
+        self._received(GREETING.size)
         self._negotiate()
         self._option(Option.EXPORT_NAME, self._export.encode())
-        self.size, _ = _EXPORT_INFO.unpack(self._received(_EXPORT_INFO.size))
+        self.size, _ = EXPORT_INFO.unpack(self._received(EXPORT_INFO.size))
         self._ready = True
 
     def _negotiate(self) -> None:
         """Negotiate more than the export."""
 
     def _option(self, option: Option, data: bytes) -> None:
-        self._send(_OPTION.pack(OPTION_MAGIC, option, len(data)) + data)
+        self._send(option_message(option, data))
 
     def _send(self, data: bytes) -> None:
         try:
@@ -133,8 +131,7 @@ class NonBlockingNbd(PolledConnection):
             self._lengths[cookie] = length
         self.flying.add(cookie)
         size = len(data) or length
-        packet = _REQUEST.pack(REQUEST_MAGIC, flags, op.value, cookie, offset, size)
-        self._unsent += packet + data
+        self._unsent += request_message(op.value, cookie, offset, size, flags) + data
         if not self._sending:
             self._writable()
         return cookie
@@ -219,13 +216,15 @@ class NonBlockingNbd(PolledConnection):
             self._parse()
 
     def _parse(self) -> None:
-        while len(self._buffer) >= _REPLY.size:
-            _, errno, cookie = _REPLY.unpack_from(self._buffer)
+        while len(self._buffer) >= SIMPLE_REPLY_HEAD.size:
+            _, errno, cookie = SIMPLE_REPLY_HEAD.unpack_from(self._buffer)
             length = self._lengths.get(cookie, 0) if errno == 0 else 0
-            end = _REPLY.size + length
+            end = SIMPLE_REPLY_HEAD.size + length
             if len(self._buffer) < end:
                 return
-            self.answers[cookie] = NbdAnswer(errno, bytes(self._buffer[_REPLY.size : end]))
+            self.answers[cookie] = NbdAnswer(
+                errno, bytes(self._buffer[SIMPLE_REPLY_HEAD.size : end])
+            )
             del self._buffer[:end]
             self.flying.discard(cookie)
             self._lengths.pop(cookie, None)

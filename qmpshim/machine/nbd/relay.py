@@ -13,23 +13,35 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from struct import Struct
 from typing import Protocol
 
 from qmpshim.errors import MachineDied, MachineError, QmpshimError
 from qmpshim.machine.nbd.protocol.handshake import (
+    EXPORT_INFO,
+    GREETING,
+    HANDSHAKE_FIXED_NEWSTYLE,
+    HANDSHAKE_NO_ZEROES,
     NBD_MAGIC,
     OPTION_MAGIC,
+    OPTION_REPLY_HEAD,
     Export,
     Handshake,
+    Info,
     Option,
+    OptionReply,
+    option_message,
+    string,
 )
 from qmpshim.machine.nbd.protocol.structured_replies import data_chunk, error_chunk, none_chunk
 from qmpshim.machine.nbd.protocol.transmission import (
-    REQUEST_MAGIC,
+    CMD_FAST_ZERO,
+    CMD_FUA,
+    CMD_NO_HOLE,
+    SIMPLE_REPLY_HEAD,
     NbdCommand,
     Request,
     RequestParser,
+    request_message,
     simple_reply,
 )
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -37,15 +49,7 @@ from qmpshim.machine.nbd.uri import nbd_uri
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
-_GREETING = Struct(">QQH")
-_OPTION = Struct(">QII")
-_OPTION_REPLY = Struct(">QIII")
-_REQUEST = Struct(">IHHQQI")
-_SIMPLE = Struct(">IIQ")
-_ACK, _INFO = 1, 3
-_INFO_EXPORT = Struct(">HQH")
-_FAST = 1 << 4  # NBD_CMD_FLAG_FAST_ZERO, and no other flag of structured replies, may pass
-_KEPT_FLAGS = 1 | 2 | _FAST  # FUA, NO_HOLE, FAST_ZERO
+_KEPT_FLAGS = CMD_FUA | CMD_NO_HOLE | CMD_FAST_ZERO  # those of structured replies may not pass
 
 #: Makes a connection to QEMU's NBD server.
 Connect = Callable[[], Awaitable[socket.socket]]
@@ -85,25 +89,25 @@ class _Upstream:
         return made
 
     async def _negotiate(self, name: str) -> None:
-        magic, option_magic, _ = _GREETING.unpack(await self.reader.readexactly(_GREETING.size))
+        magic, option_magic, _ = GREETING.unpack(await self.reader.readexactly(GREETING.size))
         if magic != NBD_MAGIC or option_magic != OPTION_MAGIC:
             raise MachineError("QEMU's NBD server does not speak fixed newstyle NBD")
-        text = name.encode()
-        go = len(text).to_bytes(4, "big") + text + (0).to_bytes(2, "big")
-        self.writer.write((3).to_bytes(4, "big"))  # fixed newstyle, no zeroes
-        self.writer.write(_OPTION.pack(OPTION_MAGIC, Option.GO, len(go)) + go)
+        flags = HANDSHAKE_FIXED_NEWSTYLE | HANDSHAKE_NO_ZEROES
+        self.writer.write(flags.to_bytes(4, "big"))
+        no_requests = (0).to_bytes(2, "big")
+        self.writer.write(option_message(Option.GO, string(name.encode()) + no_requests))
         while True:
-            head = await self.reader.readexactly(_OPTION_REPLY.size)
-            _, _, kind, length = _OPTION_REPLY.unpack(head)
+            head = await self.reader.readexactly(OPTION_REPLY_HEAD.size)
+            _, _, kind, length = OPTION_REPLY_HEAD.unpack(head)
             body = await self.reader.readexactly(length)
-            if kind == _ACK:
+            if kind == OptionReply.ACK:
                 return
-            if kind != _INFO:
+            if kind != OptionReply.INFO:
                 raise MachineError(
                     f"QEMU refuses the export {name}: {body.decode(errors='replace')}"
                 )
-            if body[:2] == b"\0\0":
-                _, self.size, self.flags = _INFO_EXPORT.unpack(body[: _INFO_EXPORT.size])
+            if int.from_bytes(body[:2], "big") == Info.EXPORT:
+                self.size, self.flags = EXPORT_INFO.unpack_from(body, 2)
 
 
 class Relay:
@@ -238,9 +242,7 @@ class _Conversation:
                 waiting = asyncio.ensure_future(self._answered.wait())
                 await asyncio.wait((waiting, down), return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
-            self._above.writer.write(
-                _REQUEST.pack(REQUEST_MAGIC, 0, NbdCommand.DISC.value, 0, 0, 0)
-            )
+            self._above.writer.write(request_message(NbdCommand.DISC.value, 0))
             await asyncio.wait((down,), timeout=5.0)
             if not down.done():
                 log.info("QEMU's NBD server did not hang up")
@@ -266,13 +268,12 @@ class _Conversation:
                     continue
                 number += 1
                 self._pending[number] = request, self._relay.observer.begins(request)
-                head = _REQUEST.pack(
-                    REQUEST_MAGIC,
-                    request.flags & _KEPT_FLAGS,
+                head = request_message(
                     request.type,
                     number,
                     request.offset,
                     request.length,
+                    request.flags & _KEPT_FLAGS,
                 )
                 self._above.writer.write(head + request.data)
             await self._above.writer.drain()
@@ -284,13 +285,13 @@ class _Conversation:
         reader = self._above.reader
         while True:
             try:
-                head = await reader.readexactly(_SIMPLE.size)
+                head = await reader.readexactly(SIMPLE_REPLY_HEAD.size)
             except asyncio.IncompleteReadError as error:
                 if error.partial or self._pending:
                     raise MachineDied("QEMU's NBD server hung up in a request") from error
                 self._writer.close()
                 return
-            _, code, number = _SIMPLE.unpack(head)
+            _, code, number = SIMPLE_REPLY_HEAD.unpack(head)
             request, token = self._pending.pop(number)
             data = b""
             if request.type == NbdCommand.READ.value and not code:

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EIO
 from pathlib import Path
-from struct import Struct
 
 from qmpshim.errors import MachineDied, ReplyOverrun
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.client import dirty_bitmap
 from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
-from qmpshim.machine.nbd.protocol.handshake import BASE_ALLOCATION, Option, OptionReply
+from qmpshim.machine.nbd.protocol.handshake import (
+    BASE_ALLOCATION,
+    OPTION_REPLY_HEAD,
+    Option,
+    OptionReply,
+    string,
+)
+from qmpshim.machine.nbd.protocol.structured_replies import CHUNK_ERROR, CHUNK_HEAD, DONE
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 
-_REPLY = Struct(">QIII")
-_CHUNK = Struct(">IHHQI")
 _ID = 4  # bytes of a context's number
-_ERROR = 1 << 15  # the error bit of a chunk's type
-_LAST = 1  # the flag of a reply's last chunk
 
 
 @dataclass(slots=True)
@@ -60,9 +62,9 @@ class StatusClient(NonBlockingNbd):
     def _negotiate(self) -> None:
         contexts = [context.encode() for context in self._wanted]
         many = len(contexts).to_bytes(4, "big")
-        queries = b"".join(map(_string, contexts))
+        queries = b"".join(map(string, contexts))
         self._option(Option.STRUCTURED_REPLY, b"")
-        self._option(Option.SET_META_CONTEXT, _string(self._export.encode()) + many + queries)
+        self._option(Option.SET_META_CONTEXT, string(self._export.encode()) + many + queries)
         agreed = self._reply()[0] == OptionReply.ACK
         kind, body = self._reply()
         while kind == OptionReply.META_CONTEXT:
@@ -73,7 +75,7 @@ class StatusClient(NonBlockingNbd):
 
     def _reply(self) -> tuple[int, bytes]:
         """The kind of the server's next reply to an option, and what it carries."""
-        _, _, kind, length = _REPLY.unpack(self._received(_REPLY.size))
+        _, _, kind, length = OPTION_REPLY_HEAD.unpack(self._received(OPTION_REPLY_HEAD.size))
         return int(kind), self._received(length)
 
     def query(self, size: int) -> None:
@@ -88,26 +90,21 @@ class StatusClient(NonBlockingNbd):
             self.call(NbdCommand.BLOCK_STATUS, 0, size)
 
     def _parse(self) -> None:
-        while len(self._buffer) >= _CHUNK.size:
-            _, flags, kind, cookie, length = _CHUNK.unpack_from(self._buffer)
-            if len(self._buffer) < _CHUNK.size + length:
+        while len(self._buffer) >= CHUNK_HEAD.size:
+            _, flags, kind, cookie, length = CHUNK_HEAD.unpack_from(self._buffer)
+            if len(self._buffer) < CHUNK_HEAD.size + length:
                 return
-            body = bytes(self._buffer[_CHUNK.size : _CHUNK.size + length])
-            del self._buffer[: _CHUNK.size + length]
+            body = bytes(self._buffer[CHUNK_HEAD.size : CHUNK_HEAD.size + length])
+            del self._buffer[: CHUNK_HEAD.size + length]
             if cookie not in self.flying:
                 raise ReplyOverrun("QEMU's NBD server goes on with a reply after its last chunk")
             answer = self._parts.setdefault(cookie, StatusAnswer(0))
-            if kind & _ERROR:
+            if kind & CHUNK_ERROR:
                 answer.errno = int.from_bytes(body[:4], "big") or EIO
             elif name := self._bitmaps[int.from_bytes(body[:_ID], "big")]:
                 answer.marked[name] = answer.marked.get(name, b"") + body[_ID:]
             else:
                 answer.data += body[_ID:]
-            if flags & _LAST:
+            if flags & DONE:
                 self.answers[cookie] = self._parts.pop(cookie)
                 self.flying.discard(cookie)
-
-
-def _string(text: bytes) -> bytes:
-    """A string as an option carries it."""
-    return len(text).to_bytes(4, "big") + text

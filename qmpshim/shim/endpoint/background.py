@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -96,7 +97,7 @@ def background(options: Options) -> Iterator[BlockingShim]:
     # One thread for all of it: QEMU dies with the thread that started it.
     thread = threading.Thread(target=loop.run_forever, name="shim", daemon=True)
     thread.start()
-    ready: asyncio.Future[Served] = asyncio.run_coroutine_threadsafe(_future(), loop).result()
+    ready: Future[Served] = Future()
     leave = asyncio.Event()
 
     async def serve() -> None:
@@ -109,13 +110,9 @@ def background(options: Options) -> Iterator[BlockingShim]:
                 raise
             ready.set_exception(error)
 
-    async def until_ready() -> Served:
-        return await ready
-
     serving = asyncio.run_coroutine_threadsafe(serve(), loop)
     try:
-        served = asyncio.run_coroutine_threadsafe(until_ready(), loop).result()
-        shim = BlockingShim(served, loop, options.limit)
+        shim = BlockingShim(ready.result(), loop, options.limit)
         try:
             yield shim
         finally:
@@ -128,7 +125,3 @@ def background(options: Options) -> Iterator[BlockingShim]:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
-
-
-async def _future() -> asyncio.Future[Served]:
-    return asyncio.get_running_loop().create_future()

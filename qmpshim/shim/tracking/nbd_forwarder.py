@@ -15,13 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 
-from qmpshim.machine.nbd.protocol.handshake import OPTION_MAGIC, Option
+from qmpshim.machine.nbd.protocol.handshake import OPTION_HEAD, OPTION_MAGIC, Option
 
 _CHUNK = 1 << 18
 _FLAGS = 4  # bytes, the first that a client sends
-_OPTION = Struct(">QII")
 _LENGTH = Struct(">I")
-_STARTTLS = 5  # after it nothing can be read
 _MOST = 1 << 16  # bytes of an option that is read
 
 
@@ -43,18 +41,18 @@ class _Haggling:
         if self._over:
             return
         self._data += data
-        while not self._over and len(self._data) >= self._at + _OPTION.size:
-            magic, kind, length = _OPTION.unpack_from(self._data, self._at)
+        while not self._over and len(self._data) >= self._at + OPTION_HEAD.size:
+            magic, kind, length = OPTION_HEAD.unpack_from(self._data, self._at)
             if magic != OPTION_MAGIC:  # a request: the haggling is over
                 self._end()
-            elif kind == _STARTTLS or length > _MOST:
+            elif kind == Option.STARTTLS or length > _MOST:
                 self._on_export(None)
                 self._end()
-            elif len(self._data) < self._at + _OPTION.size + length:
+            elif len(self._data) < self._at + OPTION_HEAD.size + length:
                 return
             else:
-                self._option(kind, self._data[self._at + _OPTION.size :][:length])
-                self._at += _OPTION.size + length
+                self._option(kind, self._data[self._at + OPTION_HEAD.size :][:length])
+                self._at += OPTION_HEAD.size + length
 
     def _option(self, kind: int, data: bytes) -> None:
         if kind == Option.EXPORT_NAME.value:

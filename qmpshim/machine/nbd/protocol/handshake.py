@@ -45,6 +45,7 @@ class Option(IntEnum):
     EXPORT_NAME = 1
     ABORT = 2
     LIST = 3
+    STARTTLS = 5
     INFO = 6
     GO = 7
     STRUCTURED_REPLY = 8
@@ -85,9 +86,10 @@ class Export:
     description: str = ""
 
 
-_GREETING = Struct(">QQH")
-_OPTION = Struct(">QII")
-_OPTION_REPLY = Struct(">QIII")
+GREETING = Struct(">QQH")  # NBD_MAGIC, OPTION_MAGIC, flags
+OPTION_HEAD = Struct(">QII")  # magic, option, length
+OPTION_REPLY_HEAD = Struct(">QIII")  # magic, option, kind of reply, length
+EXPORT_INFO = Struct(">QH")  # size, flags
 _U16 = Struct(">H")
 _U32 = Struct(">I")
 
@@ -103,7 +105,7 @@ class Handshake:
     handshake) or :attr:`closed` is true (send the last bytes, then hang up).
     """
 
-    greeting = _GREETING.pack(
+    greeting = GREETING.pack(
         NBD_MAGIC, OPTION_MAGIC, HANDSHAKE_FIXED_NEWSTYLE | HANDSHAKE_NO_ZEROES
     )
 
@@ -147,7 +149,7 @@ class Handshake:
                     break
             if len(self._buffer) < 16:
                 break
-            magic, option, length = _OPTION.unpack_from(self._buffer)
+            magic, option, length = OPTION_HEAD.unpack_from(self._buffer)
             if magic != OPTION_MAGIC:
                 raise MachineError(f"NBD client out of step: option magic {magic:#x}")
             if length > MAX_OPTION:
@@ -205,11 +207,11 @@ class Handshake:
             raise MachineError(f"NBD client asked for the unknown export {body!r}")
         self.export = export
         padding = 0 if (self._client_flags or 0) & HANDSHAKE_NO_ZEROES else 124
-        return Struct(">QH").pack(export.size, self._flags(export)) + bytes(padding)
+        return EXPORT_INFO.pack(export.size, self._flags(export)) + bytes(padding)
 
     def _list(self, body: bytes) -> bytes:
         _Fields(body).end()
-        entries = (_string(name.encode()) for name in self._names())
+        entries = (string(name.encode()) for name in self._names())
         servers = b"".join(_reply(Option.LIST, OptionReply.SERVER, entry) for entry in entries)
         return servers + _reply(Option.LIST, OptionReply.ACK)
 
@@ -223,7 +225,7 @@ class Handshake:
             return _reply(option, OptionReply.ERR_UNKNOWN, b"no such export")
         # Block sizes are sent unrequested, which the protocol allows.
         infos = [
-            Struct(">HQH").pack(Info.EXPORT, export.size, self._flags(export)),
+            _U16.pack(Info.EXPORT) + EXPORT_INFO.pack(export.size, self._flags(export)),
             Struct(">HIII").pack(Info.BLOCK_SIZE, MIN_BLOCK, PREFERRED_BLOCK, MAX_PAYLOAD),
         ]
         if Info.NAME in requested:
@@ -289,8 +291,14 @@ class _Fields:
 
 
 def _reply(option: int, kind: OptionReply, data: bytes = b"") -> bytes:
-    return _OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data
+    return OPTION_REPLY_HEAD.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data
 
 
-def _string(data: bytes) -> bytes:
+def string(data: bytes) -> bytes:
+    """A string as an option carries it."""
     return _U32.pack(len(data)) + data
+
+
+def option_message(option: Option, data: bytes) -> bytes:
+    """An option as a client sends it."""
+    return OPTION_HEAD.pack(OPTION_MAGIC, option, len(data)) + data

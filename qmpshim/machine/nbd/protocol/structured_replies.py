@@ -29,6 +29,9 @@ class Chunk(IntEnum):
     ERROR = 1 << 15 | 1
 
 
+CHUNK_ERROR = 1 << 15  # the bit of the types that are errors
+
+
 class Extent(NamedTuple):
     """A run of ``length`` bytes with the same base:allocation ``state`` (HOLE and ZERO bits)."""
 
@@ -36,19 +39,19 @@ class Extent(NamedTuple):
     state: int
 
 
-_CHUNK = Struct(">IHHQI")
+CHUNK_HEAD = Struct(">IHHQI")  # magic, flags, type, cookie, length
 _DATA_CHUNK = Struct(">IHHQIQ")
 _U16 = Struct(">H")
 _U32 = Struct(">I")
 
-_DONE = 1  # NBD_REPLY_FLAG_DONE
+DONE = 1  # NBD_REPLY_FLAG_DONE
 
 
 def error_chunk(cookie: int, error: int) -> bytes:
     """A structured reply that is one error chunk, with the error's name as its message."""
     message = os.strerror(error).encode()
     payload = _U32.pack(error) + _U16.pack(len(message)) + message
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.ERROR, cookie, len(payload)) + payload
+    return CHUNK_HEAD.pack(CHUNK_MAGIC, DONE, Chunk.ERROR, cookie, len(payload)) + payload
 
 
 def data_chunk(cookie: int, offset: int, data: bytes, done: bool = True) -> bytes:
@@ -63,11 +66,11 @@ def hole_chunk(cookie: int, offset: int, length: int, done: bool = True) -> byte
 
 def none_chunk(cookie: int) -> bytes:
     """A structured reply without content: success."""
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.NONE, cookie, 0)
+    return CHUNK_HEAD.pack(CHUNK_MAGIC, DONE, Chunk.NONE, cookie, 0)
 
 
 def block_status_chunk(cookie: int, extents: Sequence[Extent]) -> bytes:
     """A BLOCK_STATUS reply for base:allocation; ``extents`` must not be empty."""
     words = [word for extent in extents for word in extent]
     body = Struct(f">I{len(words)}I").pack(ALLOCATION_CONTEXT_ID, *words)
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.BLOCK_STATUS, cookie, len(body)) + body
+    return CHUNK_HEAD.pack(CHUNK_MAGIC, DONE, Chunk.BLOCK_STATUS, cookie, len(body)) + body

@@ -54,8 +54,8 @@ class Request(NamedTuple):
     data: bytes
 
 
-_REQUEST = Struct(">IHHQQI")
-_SIMPLE = Struct(">IIQ")
+REQUEST_HEAD = Struct(">IHHQQI")  # magic, flags, type, cookie, offset, length
+SIMPLE_REPLY_HEAD = Struct(">IIQ")  # magic, error, cookie
 
 # "Error values": the errors a server may send; the rest become EINVAL.
 _ERROR_CODES = {
@@ -79,9 +79,16 @@ def error_code(code: int) -> int:
     return _ERROR_CODES.get(code, 22)
 
 
+def request_message(
+    kind: int, cookie: int, offset: int = 0, length: int = 0, flags: int = 0
+) -> bytes:
+    """A request; the data of a WRITE follows it."""
+    return REQUEST_HEAD.pack(REQUEST_MAGIC, flags, kind, cookie, offset, length)
+
+
 def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
     """A simple reply; ``data`` only for a READ without structured replies."""
-    return _SIMPLE.pack(SIMPLE_REPLY_MAGIC, error, cookie) + data
+    return SIMPLE_REPLY_HEAD.pack(SIMPLE_REPLY_MAGIC, error, cookie) + data
 
 
 class RequestParser:
@@ -126,7 +133,7 @@ class RequestParser:
         end = start + 28
         if len(buffer) < end:
             return None
-        magic, flags, kind, cookie, offset, length = _REQUEST.unpack_from(buffer, start)
+        magic, flags, kind, cookie, offset, length = REQUEST_HEAD.unpack_from(buffer, start)
         if magic != REQUEST_MAGIC:
             raise MachineError(f"NBD client out of step: request magic {magic:#x}")
         data = b""
