@@ -88,6 +88,8 @@ def entry_object(one: WriteUp) -> dict[str, Any]:
         "meaning": encode(one.meaning),
         "reason": one.reason,
         "source": one.source,
+        "suggestion": one.suggestion,
+        "related": list(one.related),
         "again": command_of(one),
     }
 
@@ -130,7 +132,11 @@ def _show(args: argparse.Namespace, console: Console) -> int:
         ("upstream", f"{meaning.upstream.value}{f'; {meaning.fix}' if meaning.fix else ''}"),
         ("why", one.reason),
         ("where", one.source),
+        ("mend it", one.suggestion),
+        ("see also", ", ".join(one.related)),
     ):
+        if not text:
+            continue
         console.prose(f"{name + ':':10} {text}")
     console.line(f"see it:    {command_of(one)}")
     if diagram:

@@ -13,6 +13,8 @@ def filled(draft: Path) -> Path:
     value = json.loads(draft.read_text())
     value |= {"reason": "it is so", "source": "block/x.c f()"}
     value["title"] = "A title"
+    if "steps" in value:
+        value["steps"] = ["A sentence."]
     for name in ("situation", "consequence", "workaround"):
         assert TO_WRITE in value["meaning"][name]
         value["meaning"][name] = "A sentence."

@@ -62,8 +62,9 @@ def _section(one: WriteUp) -> str:
         "Upstream": _upstream(one),
         "Why": one.reason,
         "Where": one.source,
+        "See also": ", ".join(f"`{name}`" for name in one.related),
     }
-    text = "".join(f"* **{name}**: {value.rstrip('.')}.\n" for name, value in rows.items())
+    text = "".join(f"* **{name}**: {value.rstrip('.')}.\n" for name, value in rows.items() if value)
     return f'\n<a id="{_anchor(one)}"></a>\n### {one.title}\n\n`{one.name}`\n\n{text}'
 
 

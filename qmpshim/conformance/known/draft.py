@@ -33,6 +33,8 @@ from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
 
+_STEP = f"{TO_WRITE}: what is done to see it, a sentence each."
+
 
 def draft(bundle: Path) -> dict[str, Any]:
     """The draft, as JSON.
@@ -59,6 +61,7 @@ def _of_workload(case: AnyCase) -> dict[str, Any]:
     return {
         **_head(text, uses, found.verdict, Trigger.LOAD, _seen(case.build)),
         "versions": {},
+        "steps": [_STEP],
         "reason": TO_WRITE,
         "source": TO_WRITE,
         "contract": True,
@@ -103,6 +106,8 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
         "versions": {},
         "side": TO_WRITE,
         "accel": plan.accel,
+        "observed": str(wanted.cause),
+        "steps": [_STEP],
         "reason": TO_WRITE,
         "source": TO_WRITE,
         "contract": wanted.contract,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from qmpshim.conformance.bundles.again import directed_command
-from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
-from qmpshim.conformance.known.meaning import TO_WRITE
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.known.matching import ExplorerWriteUp, WorkloadWriteUp
+from qmpshim.conformance.known.meaning import TO_WRITE, Upstream
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import InputError, name_errnos
+from qmpshim.machine.chain.legend import legend
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.model.check.verdict import Verdict
 
 #: What QEMU promises, by what is found not to hold.
@@ -64,13 +67,12 @@ def command_of(entry: WriteUp) -> str:
 
 
 def tracker_text(entry: WriteUp, attached: str = "") -> str:
-    """The report of a finding.
+    """The report of a finding, without names that only qmpshim knows.
 
     :param attached: name of the file that the script was written to; ``""``: it is in the text
     """
     meaning = entry.meaning
     expected = entry.expected or " ".join(EXPECTED[one] for one in entry.verdicts)
-    fix = f"Fixed: {meaning.fix}." if meaning.fix else f"No fix is known here; see {entry.source}."
     parts = (
         f"# {entry.title}",
         f"## Affected versions\n\nRun and seen on: {', '.join(meaning.seen) or 'none so far'}. "
@@ -79,12 +81,35 @@ def tracker_text(entry: WriteUp, attached: str = "") -> str:
         f"Severity: {meaning.severity.words}, {meaning.trigger.words}.",
         f"## Steps to reproduce\n\n{_steps(entry, attached)}",
         f"## Expected\n\n{expected}",
-        f"## Actual\n\n{_actual(entry)}",
+        f"## Actual\n\n{observed(entry)}",
         f"## Analysis\n\n{entry.reason.rstrip('.')}.\n\nIn: {entry.source}",
-        f"## Fix\n\n{fix}",
+        f"## Fix\n\n{_fix(entry)}",
         f"## Workaround\n\n{meaning.workaround}",
     )
     return "\n\n".join(parts) + "\n"
+
+
+def observed(entry: WriteUp) -> str:
+    """What was seen, by the write-up or by its case: the signal, the answer, the data."""
+    if entry.observed:
+        return entry.observed
+    match entry:
+        case ExplorerWriteUp():
+            return name_errnos(load_finding(entry.path).text)
+        case WorkloadWriteUp(divergence=found):
+            return f"{found.where}: {found.observed} (expected: {found.predicted})"
+    raise InputError(f"{entry.name}: `observed` is missing")
+
+
+def _fix(entry: WriteUp) -> str:
+    meaning = entry.meaning
+    if meaning.fix is not None:
+        return f"Fixed: {meaning.fix}."
+    if meaning.upstream is Upstream.FIXED:
+        return f"Fixed: first seen without it in {entry.fixed}, commit not established."
+    if entry.suggestion:
+        return f"A suggestion, which was not tried: {entry.suggestion}"
+    return "None is known."
 
 
 def _steps(entry: WriteUp, attached: str) -> str:
@@ -95,25 +120,57 @@ def _steps(entry: WriteUp, attached: str) -> str:
         "it does not, with 125 where this QEMU cannot be tested in this way."
     )
     if attached:
-        return f"{_about(entry)}Run the attached script:\n\n{how}"
-    text = f"{_about(entry)}Save the script at the end of this section as `{name}`:"
-    return f"{text}\n\n{how}\n\n{_block(script_of(entry))}"
+        return f"{_in_words(entry)}\n\nThe attached script does this:\n\n{how}"
+    text = f"The script at the end of this section does this; save it as `{name}`:"
+    return f"{_in_words(entry)}\n\n{text}\n\n{how}\n\n{_block(script_of(entry))}"
 
 
-def _about(entry: WriteUp) -> str:
-    for one in DIRECTED:
-        if entry.name == one.id:
-            return f"{one.about}\n\n"
-    if entry.kind == "pair":
-        return "Two QEMUs that COLO joins, as in docs/COLO-FT.txt.\n\n"
-    return ""
+def _in_words(entry: WriteUp) -> str:
+    """What is done: by the schedule, or by the steps of the write-up."""
+    if not isinstance(entry, ExplorerWriteUp):
+        return "\n".join(f"{number}. {step}" for number, step in enumerate(entry.steps, 1))
+    finding = load_finding(entry.path)
+    return "\n\n".join(
+        (
+            _chain(finding.scenario),
+            "The operations, each a column, with time downwards: `*` is what the script does "
+            "(starts an operation, lets a request to an image end or fail), `|` is what QEMU does "
+            "by itself (sends a request to an image, ends an operation). `hidden write 0+128` is "
+            "a request to the image of node `hidden`, of 128 sectors from the sector 0.",
+            _block(diagram(finding, named=False), ""),
+        )
+    )
 
 
-def _actual(entry: WriteUp) -> str:
-    if entry.kind != "explore":
-        return entry.meaning.consequence
-    finding: Finding = load_finding(entry.path)
-    return f"{name_errnos(finding.text)}\n\n{_block(diagram(finding), '')}"
+def _chain(scenario: RealScenario) -> str:
+    """What the names in a diagram stand for."""
+    topology = scenario.topology
+    lines = [
+        "What the names stand for (each image is a file here; the script serves it itself where "
+        "requests have to wait):",
+        "",
+    ]
+    for what, option in legend(topology):
+        lines.append(f"* {what}" + (f"\n\n      -blockdev '{option}'\n" if option else ""))
+    done = [*scenario.setup, *scenario.ops]
+    commands = {
+        name: f"* `{name.replace('_', ' ')}`, QMP {_qmp(topology.commands[name])}"
+        for name in (operation.name for operation in done)
+        if name in topology.commands
+    }
+    if topology.begins is not None:
+        lines.append(f"* before all of it, QMP {_qmp(topology.begins)}")
+    lines += commands.values()
+    lines += ["", f"Positions are in sectors of 512 bytes. The disk has {scenario.size} of them"]
+    clusters = [f"`{name}` {scenario.cluster_of(name)}" for name in topology.qcow2]
+    lines[-1] += f", a cluster of {', of '.join(clusters)}." if clusters else "."
+    if topology.backs_up:
+        lines[-1] += " T0 is the moment at which the backup job starts."
+    return "\n".join(lines)
+
+
+def _qmp(command: QmpCommand) -> str:
+    return f"`{json.dumps({'execute': command.name, 'arguments': dict(command.arguments)})}`"
 
 
 def _block(text: str, language: str = "python") -> str:

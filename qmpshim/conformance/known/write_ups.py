@@ -116,6 +116,10 @@ class WriteUp:
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
     :ivar causes: what the finding's cause has to be one of
     :ivar expected: what QEMU promises here, ``""``: what follows from the verdicts
+    :ivar observed: what QEMU does instead, ``""``: the case has it
+    :ivar steps: what is done to see it, a sentence each; empty: the case has a schedule
+    :ivar suggestion: how QEMU could be mended, as far as the reason supports it, ``""``: not known
+    :ivar related: names of write-ups that have to do with it
     :ivar case: what shows it again; empty: the directed case of its name
     :ivar path: its file
     """
@@ -133,6 +137,10 @@ class WriteUp:
     causes: tuple[CausePattern, ...]
     meaning: Meaning
     expected: str
+    observed: str
+    steps: tuple[str, ...]
+    suggestion: str
+    related: tuple[str, ...]
     case: dict[str, Any]
     path: Path
 
@@ -145,7 +153,11 @@ class WriteUp:
     def versions(self) -> str:
         """Which versions have it, by the builds that were run and by QEMU's sources."""
         if self.fixed:
-            return f"{self.since or '…'} to before {self.fixed}"
+            return (
+                f"from {self.since} to before {self.fixed}"
+                if self.since
+                else f"before {self.fixed}"
+            )
         return f"from {self.since}" if self.since else "all"
 
     @property
@@ -183,6 +195,8 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """
     if any(TO_WRITE in str(value[name]) for name in ("title", "reason", "source")):
         raise ValueError("title, reason and source have to be written")
+    if TO_WRITE in str(value.get("steps", ())):
+        raise ValueError("the steps have to be written")
     inside = path.is_relative_to(DIRECTORY)
     since, fixed = (str(value["versions"].get(name, "")) for name in ("since", "fixed"))
     _numbers(since or "0"), _numbers(fixed or "999")
@@ -198,6 +212,10 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
         "causes": tuple(pattern_from_json(one) for one in value.get("causes", ())),
         "meaning": meaning_from_json(value["meaning"]),
         "expected": str(value.get("expected", "")),
+        "observed": str(value.get("observed", "")),
+        "steps": tuple(str(step) for step in value.get("steps", ())),
+        "suggestion": str(value.get("suggestion", "")),
+        "related": tuple(str(name) for name in value.get("related", ())),
         "case": dict(value.get("case", {})),
         "path": path,
     }

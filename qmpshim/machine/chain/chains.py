@@ -131,6 +131,14 @@ _CHAINS = (
         )
         - {"guest_zero"},
         _FAILOVER,
+        roles={
+            "secondary": "the secondary's disk: what the primary writes comes here",
+            "hidden": "what the secondary's disk held before, copied there before each write",
+            "active": "what the secondary's guest has written since the last checkpoint",
+            "top": "the replication filter, which is the secondary's guest's disk",
+            "primary": "the primary, which forwards its guest's writes",
+            "guest": "the secondary's guest",
+        },
     ),
     # secondary <- hidden, with blockdev-backup sync=none
     Topology(
@@ -149,6 +157,12 @@ _CHAINS = (
             _CONTROLS.keys() - {"stop"}, _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}
         ),
         job="backup",
+        roles={
+            "secondary": "the disk that is backed up while it is written to",
+            "hidden": "the target of the backup: what the disk held, copied before each write",
+            "primary": "who writes to the disk",
+            "guest": "who reads the backup",
+        },
     ),
     # the same with a dirty bitmap; an operation starts the job, freezes the bitmap, and adds
     # another one. The export that offers the frozen one is made by the operation that reads it
@@ -186,6 +200,14 @@ _CHAINS = (
         None,
         "of 7.0 or later",
         _PRIMARY_IO | _READER_IO | {"guest_discard", "status", "unexport"},
+        roles={
+            "secondary": "the disk whose snapshot is read while it is written to",
+            "hidden": "the target of the copies: what the disk held, copied before each write",
+            "filter": "the filter that copies before it writes",
+            "snapshot": "the disk as it was when the filter was put there",
+            "primary": "who writes to the disk",
+            "guest": "the backup tool, which reads the snapshot",
+        },
     ),
     # secondary, with a dirty bitmap, and a target; operations start the backup jobs
     Topology(
@@ -201,6 +223,12 @@ _CHAINS = (
         "with the NBD driver",
         (_PRIMARY_IO - {"primary_vanish", "primary_zero_fast"}) | _PUSH.keys(),
         dict.fromkeys(_PUSH, _PRIMARY_IO),
+        roles={
+            "secondary": "the disk that backup jobs read",
+            "before": "zeroes",
+            "hidden": "the target of the backup jobs",
+            "primary": "who writes to the disk",
+        },
     ),
     # the other side: quorum on the primary disk and on the replication filter that forwards to the
     # secondary disk
@@ -227,6 +255,13 @@ _CHAINS = (
         _GUEST_IO | _REPLICATION | {"guest_discard", "guest_vanish"},
         _FAILOVER,
         formats=("raw",),
+        roles={
+            "secondary": "the secondary's disk, which is this image here, without a secondary",
+            "primary": "the primary's own disk",
+            "forward": "the replication filter, which forwards writes to the secondary",
+            "top": "the primary's guest's disk",
+            "guest": "the primary's guest",
+        },
     ),
 )
 

@@ -32,6 +32,7 @@ class Topology:
     :ivar job: the id of the block job that ``begins`` starts; None: there is none to be seen
     :ivar formats: the formats that the secondary disk may have
     :ivar prefix: of the names of nodes, exports and jobs: several chains on one QEMU
+    :ivar roles: by node and by export, what it is there for, in words for people
     """
 
     name: str
@@ -45,6 +46,7 @@ class Topology:
     job: str | None = None
     formats: tuple[str, ...] = ("raw", "qcow2")
     prefix: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:

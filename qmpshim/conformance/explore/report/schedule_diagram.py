@@ -17,14 +17,16 @@ _CELLS = {
 }
 
 
-def diagram(finding: Finding) -> str:
+def diagram(finding: Finding, named: bool = True) -> str:
     """The diagram of a finding's trace.
 
     ``*`` is a step that the schedule takes, ``|`` what QEMU does on its own: sends its disks a
     request, or ends an operation.
+
+    :param named: with the scenario's name and the verdict, which are words of qmpshim's
     """
     ops = finding.scenario.ops
-    lines = [f"scenario {finding.scenario.name}"]
+    lines = [f"scenario {finding.scenario.name}"] if named else []
     if finding.scenario.setup:
         lines.append("before: " + ", ".join(map(str, finding.scenario.setup)))
     lines += ["", *row("", [f"op {index}: {op}" for index, op in enumerate(ops)])]
@@ -41,5 +43,6 @@ def diagram(finding: Finding) -> str:
             number += 1
             label = str(number)
         lines += row(label, cells)
-    lines += ["", finding.described]
-    return "\n".join(lines)
+    if named:
+        lines += ["", finding.described]
+    return "\n".join(lines).lstrip("\n")

@@ -1,0 +1,45 @@
+"""What the names of a chain stand for, for people who do not know it: options and roles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from qmpshim.machine.chain.build import Storage, node_options
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, QemuDevice
+from qmpshim.machine.chain.topology import Topology
+
+
+def image_files(node: Node) -> dict[str, Any]:
+    """Each image as a file in the working directory, called as its node."""
+    return {"driver": "file", "filename": f"{node.name}.{node.driver}"}
+
+
+def blockdev(node: Node, storage: Storage) -> str:
+    """A node as the value of ``-blockdev``, as JSON: that can say that there is no backing file."""
+    return json.dumps(node_options(node, storage))
+
+
+def legend(topology: Topology, storage: Storage = image_files) -> Iterator[tuple[str, str]]:
+    """What each part of a chain is, in the order in which they are opened.
+
+    :param storage: where the images are
+    :returns: what it is, in a line; and the ``-blockdev`` option that opens it, ``""``: a command
+        does
+    """
+    for part in topology.parts:
+        role = topology.roles.get(part.name.removeprefix(topology.prefix), "")
+        meant = f": {role}" if role else ""
+        match part:
+            case Node(name, driver):
+                empty = ", empty in the beginning" if part.overlay else ""
+                yield f"node `{name}` ({driver}{empty}){meant}", blockdev(part, storage)
+            case Export(name, node, writable):
+                how = "writable" if writable else "read-only"
+                yield f"`{name}`, the client of an NBD export of `{node}` ({how}){meant}", ""
+            case DirtyBitmap(name, node, granularity):
+                yield f"dirty bitmap `{name}` of `{node}`, granularity {granularity}{meant}", ""
+            case QemuDevice(name, driver, is_object=is_object):
+                what = "object" if is_object else "device"
+                yield f"{what} `{name}` ({driver}){meant}", ""
