@@ -183,6 +183,14 @@ _CHAINS = (
         - {"primary_vanish", "guest_vanish"},
         {"start": _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}},
         job="backup",
+        roles={
+            "secondary": "the disk that is backed up while it is written to",
+            FIRST: "which names what was written before the backup, and is frozen when that starts",
+            "hidden": "the target of the backup: what the disk held, copied before each write",
+            "primary": "who writes to the disk",
+            "guest": "who reads the backup",
+            "pulled": "who asks for the frozen bitmap",
+        },
     ),
     # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:
     # no job (QEMU 7.2 and later)

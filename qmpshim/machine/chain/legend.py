@@ -35,8 +35,9 @@ def legend(topology: Topology, storage: Storage = image_files) -> Iterator[tuple
             case Node(name, driver):
                 empty = ", empty in the beginning" if part.overlay else ""
                 yield f"node `{name}` ({driver}{empty}){meant}", blockdev(part, storage)
-            case Export(name, node, writable):
+            case Export(name, node, writable, bitmaps):
                 how = "writable" if writable else "read-only"
+                how += "".join(f", offers the bitmap `{bitmap}`" for bitmap in bitmaps)
                 yield f"`{name}`, the client of an NBD export of `{node}` ({how}){meant}", ""
             case DirtyBitmap(name, node, granularity):
                 yield f"dirty bitmap `{name}` of `{node}`, granularity {granularity}{meant}", ""
