@@ -1,4 +1,4 @@
-"""What the names of a chain stand for, for people who do not know it: options and roles."""
+"""What the names of a chain stand for, for its readers: options and roles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def image_files(node: Node) -> dict[str, Any]:
 
 
 def blockdev(node: Node, storage: Storage) -> str:
-    """A node as the value of ``-blockdev``, as JSON: that can say that there is no backing file."""
+    """A node as the value of ``-blockdev``, as JSON: null is no backing file."""
     return json.dumps(node_options(node, storage))
 
 

@@ -1,4 +1,4 @@
-"""A report for QEMU's tracker: what somebody needs who has never heard of qmpshim."""
+"""A report for QEMU's tracker: complete for a reader without qmpshim."""
 
 from __future__ import annotations
 
