@@ -1,15 +1,29 @@
-"""Dataclasses as JSON values and back, field by field and checked, by msgspec."""
+"""JSON files, and dataclasses as JSON values and back, field by field and checked, by msgspec."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from qmpshim.errors import InputError, one_line
+from qmpshim.errors import InputError, decoding, one_line
 
 _T = TypeVar("_T")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    :raises InputError: it cannot be read, or is no JSON
+    """
+    try:
+        with decoding(str(path)):
+            return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
 
 
 def encode(value: Any, *, order: bool = False) -> Any:

@@ -17,7 +17,7 @@ from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.host.files import map_file
+from qmpshim.machine.host.files import Bytes, map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import BlockClient, NbdClient
 from qmpshim.model.chain.behaviour import Behaviour
@@ -30,7 +30,7 @@ from qmpshim.model.units import SECTOR
 MiB = 1 << 20
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
 
-Data = bytes | bytearray | memoryview
+Data = Bytes
 
 
 class Meddler(NbdClient):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
-from qmpshim.codec import decode_all, encode
+from qmpshim.codec import decode_all, encode, read_json
 from qmpshim.conformance.bundles.case_file import check_format, read_case
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
@@ -16,7 +16,7 @@ from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.session import Rig
 from qmpshim.conformance.workload.workload import from_json as operation_from_json
 from qmpshim.conformance.workload.workload import to_json as operation_to_json
-from qmpshim.errors import InputError, decoding
+from qmpshim.errors import decoding
 from qmpshim.machine.chain.chains import chain_name
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import write_directory
@@ -170,9 +170,6 @@ def load_prediction(directory: Path) -> dict[str, Any]:
     :raises InputError: there is no prediction: QEMU ended before there was a chain
     """
     path = directory / "prediction.json"
-    try:
-        with decoding(str(path)):
-            value = json.loads(path.read_text())
-            return {"disks": dict(value["disks"])}
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    value = read_json(path)
+    with decoding(str(path)):
+        return {"disks": dict(value["disks"])}

@@ -21,16 +21,10 @@ from qmpshim.conformance.compare.evidence import (
 )
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
-from qmpshim.conformance.workload.pattern import (
-    Bytes,
-    Comparer,
-    Mismatch,
-    Recorded,
-    mismatches,
-)
+from qmpshim.conformance.workload.pattern import Comparer, Mismatch, Recorded, mismatches
 from qmpshim.errors import IOFailed
 from qmpshim.machine.chain.secondary import SecondaryChain
-from qmpshim.machine.host.files import copy_sparse, file_extents, map_file
+from qmpshim.machine.host.files import Bytes, copy_sparse, file_extents, map_file
 from qmpshim.machine.images.agreement import agree
 from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.nbd.client import NbdClient

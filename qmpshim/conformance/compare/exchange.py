@@ -14,6 +14,7 @@ from qmpshim.conformance.compare.oracle import Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
 from qmpshim.machine.chain.secondary import SecondaryChain
+from qmpshim.machine.host.files import Bytes
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
@@ -109,7 +110,7 @@ def wrong_errno(
 
 def wrong_data(
     operation: Operation,
-    data: pattern.Bytes,
+    data: Bytes,
     owners: Owners,
     wrong: list[pattern.Mismatch],
     check: CrossCheck,

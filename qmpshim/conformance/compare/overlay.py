@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.errors import ImageError
+from qmpshim.machine.host.files import BytesLike
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_check import check
 from qmpshim.model.disks.image import Alloc
 

@@ -7,12 +7,12 @@ them, and each writes traceable data under its number.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qmpshim.codec import read_json
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.chains import chain_name, topology_of
 from qmpshim.machine.chain.topology import Topology
@@ -225,11 +225,7 @@ def scenario_objects(path: str) -> list[Any]:
 
     :raises InputError: it cannot be read, or holds none
     """
-    try:
-        with decoding(path):
-            value = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    value = read_json(Path(path))
     values = value if isinstance(value, list) else [value]
     if not values:
         raise InputError(f"{path}: no scenarios")

@@ -12,6 +12,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import IOFailed
 from qmpshim.machine.guest.console import RUN_LIMIT
 from qmpshim.machine.guest.guest import Guest
+from qmpshim.machine.host.files import Bytes
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
@@ -33,7 +34,7 @@ class GuestDisk:
         self._buffer = buffer
         return self._submit(Verb.READ, 0, offset, len(buffer))
 
-    def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+    def submit_write(self, data: Bytes, offset: int) -> int:
         # The guest makes the bytes itself; here it is enough to know whose they are.
         tag = int(np.frombuffer(data, dtype=np.uint64, count=1)[0])
         return self._submit(Verb.WRITE, tag >> pattern.SECTOR_BITS, offset, len(data))

@@ -25,7 +25,7 @@ from qmpshim.conformance.guest.rig import GuestRig
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.console import RUN_LIMIT
-from qmpshim.machine.host.files import map_file
+from qmpshim.machine.host.files import Bytes, map_file
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Side, Verb
@@ -110,7 +110,7 @@ class GuestWork:
         """
         count = data if isinstance(data, int) else len(data) // SECTOR
         operation = self._next(Side.PRIMARY, kind, start, count)
-        payload: bytes | bytearray | memoryview = bytearray(count * SECTOR)
+        payload: Bytes = bytearray(count * SECTOR)
         if isinstance(data, bytes):
             payload = data
             self.recorded.add(operation.number, start, data)
@@ -201,9 +201,7 @@ class GuestWork:
         self._writers[self.number] = side
         return Operation(side, kind, start, count, number=self.number)
 
-    def _compare(
-        self, operation: Operation, errno: int, data: bytes | bytearray | memoryview
-    ) -> None:
+    def _compare(self, operation: Operation, errno: int, data: Bytes) -> None:
         prediction = self.rig.oracle.predict(operation)
         if found := wrong_errno(operation, prediction, errno, self.rig.directory):
             raise GuestDiverged(found)

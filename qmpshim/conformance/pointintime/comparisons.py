@@ -9,6 +9,7 @@ from typing import Any
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import BitmapBits, BitmapState, Evidence
 from qmpshim.conformance.workload import pattern
+from qmpshim.machine.host.files import Bytes
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import Bitmap
@@ -44,7 +45,7 @@ def first_run(sectors: int) -> str:
 def compare_data(
     verdict: Verdict,
     where: str,
-    found: pattern.Bytes,
+    found: Bytes,
     owners: Owners,
     start: int,
     evidence: Callable[[], Evidence],

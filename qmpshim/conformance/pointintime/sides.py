@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from qmpshim.conformance.compare.evidence import Returned, owner_runs
 from qmpshim.conformance.pointintime.comparisons import compare_data
 from qmpshim.conformance.pointintime.operations import Action
-from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
 from qmpshim.machine.chain.record import RequestSent
+from qmpshim.machine.host.files import Bytes
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Verb
@@ -76,7 +76,7 @@ class Sides:
         verdict: Verdict,
         where: str,
         export: str,
-        found: pattern.Bytes,
+        found: Bytes,
         owners: Owners,
         start: int,
     ) -> None:

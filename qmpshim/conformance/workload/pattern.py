@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qmpshim.machine.host.files import Bytes
 from qmpshim.model.disks.image import PAGE, Owners
 from qmpshim.model.units import SECTOR
 
 Words = npt.NDArray[np.uint64]
-Bytes = bytes | bytearray | memoryview
 
 WORDS = SECTOR // 8
 SECTOR_BITS = 36

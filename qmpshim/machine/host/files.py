@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from errno import EACCES, EISDIR, ENXIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from qmpshim.errors import HostError
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+BytesLike: TypeAlias = Bytes | mmap.mmap  # of a file, too
 
 _PIECE = 1 << 20  # bytes
 _BLOCK = 1 << 16  # bytes that are left out when they are all zero
@@ -87,7 +90,7 @@ def copy_sparse(source: str | Path, target: str | Path) -> None:
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
 
 
-def write_sparse(path: Path, data: bytes | bytearray | memoryview) -> None:
+def write_sparse(path: Path, data: Bytes) -> None:
     """Write a file's bytes and leave its zeroes out."""
     with path.open("wb") as file:
         for at in range(0, len(data), _BLOCK):

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.host.files import map_file
-from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader, Run
+from qmpshim.machine.host.files import BytesLike, map_file
+from qmpshim.machine.images.qcow2 import Qcow2Reader, Run
 from qmpshim.model.disks.image import Alloc
 
 

@@ -8,7 +8,8 @@ import re
 import pyqcow
 
 from qmpshim.errors import ImageError, UnsupportedFeature
-from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
+from qmpshim.machine.host.files import BytesLike
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_header import Incompatible
 
 _UNSUPPORTED = {

@@ -15,7 +15,6 @@ cluster may be cut short, so long as it starts inside the file.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import ImageError, UnsupportedFeature
+from qmpshim.machine.host.files import BytesLike
 from qmpshim.machine.images.qcow2_compressed import compressed_extents, decompress
 from qmpshim.machine.images.qcow2_header import Header, Incompatible, parse_header
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.disks.subclusters import SUBCLUSTERS
 
-BytesLike = bytes | bytearray | memoryview | mmap.mmap
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 Mask = NDArray[np.bool_]

@@ -20,15 +20,13 @@ since 7.2.9.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 
 from qmpshim.errors import MachineError
-
-BytesLike = bytes | bytearray | memoryview | mmap.mmap
+from qmpshim.machine.host.files import BytesLike
 
 MAGIC = 0x6A736677736872
 VERSION = 1

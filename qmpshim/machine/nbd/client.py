@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
+from qmpshim.machine.host.files import Bytes
 
 _PIECE = 8 << 20  # bytes of data in one request
 _LOOK = 0.25  # seconds between two looks at a server that owes an answer
@@ -45,7 +46,7 @@ class BlockClient(Protocol):
     def submit_read(self, buffer: bytearray, offset: int) -> int:
         """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
 
-    def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+    def submit_write(self, data: Bytes, offset: int) -> int:
         """Write *data* at *offset*; it must stay unchanged until the cookie was waited for."""
 
     def submit_zero(self, length: int, offset: int) -> int:
@@ -114,9 +115,7 @@ class NbdClient:
         """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
         return self._submit("read", lambda: self._handle.aio_pread(buffer, offset))
 
-    def submit_write(
-        self, data: bytes | bytearray | memoryview, offset: int, fua: bool = False
-    ) -> int:
+    def submit_write(self, data: Bytes, offset: int, fua: bool = False) -> int:
         """Write *data* at *offset*; it must stay unchanged until the cookie was waited for.
 
         :param fua: the data are durable when the write ends
@@ -198,7 +197,7 @@ class NbdClient:
             view[done : done + len(piece)] = piece
         return whole
 
-    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+    def write(self, data: Bytes, offset: int) -> None:
         """Write *data* at *offset* bytes, in pieces no larger than a server must take."""
         view = memoryview(data).cast("B")
         for done in range(0, len(view), _PIECE):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from qmpshim.errors import ImageError, UnsupportedFeature
+from qmpshim.machine.host.files import Bytes, BytesLike
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Alloc, Image, is_zero, owned
@@ -97,7 +98,7 @@ class Baseline:
     def _cannot_record(self, why: str) -> None:
         self.unrecordable = self.unrecordable or why
 
-    def _remember(self, image: Image, at: int, data: bytes | bytearray | memoryview) -> None:
+    def _remember(self, image: Image, at: int, data: Bytes) -> None:
         """Enter what is at byte *at* of a disk; zeroes need no entry."""
         if not any(data):
             return

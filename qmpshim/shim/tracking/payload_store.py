@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qmpshim.errors import HostError
+from qmpshim.machine.host.files import Bytes
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.units import SECTOR
 
@@ -29,7 +30,7 @@ class PayloadStore:
         self.operations += 1
         return self.operations
 
-    def note(self, start: int, data: bytes | bytearray | memoryview | None) -> int:
+    def note(self, start: int, data: Bytes | None) -> int:
         """Enter a write to sector *start*, or of zeroes (None); gives its operation number.
 
         :raises HostError: no space for the data

@@ -29,7 +29,7 @@ from qmpshim.shim.tracking.payload_store import PayloadStore
 from qmpshim.shim.tracking.writers import ChainSubgraph, Export, Writer, WriterKind
 
 if TYPE_CHECKING:  # a start of QEMU need not wait for them
-    from qmpshim.machine.images.qcow2 import BytesLike
+    from qmpshim.machine.host.files import BytesLike
     from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.tracking.baseline import ImageFiles
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.codec import decode, encode
+from qmpshim.codec import decode, encode, read_json
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Journal, Key, Plan, plan_from_json
@@ -87,11 +86,8 @@ def load_results(path: Path) -> Results:
     :raises InputError: it cannot be read
     """
     file = path / "results.json" if path.is_dir() else path
+    value = read_json(file)
     try:
-        with decoding(str(file)):
-            value = json.loads(file.read_text())
         return results_from_json(value)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
     except InputError as error:
         raise InputError(f"{file} holds no results of `qmpshim check`: {error}") from error

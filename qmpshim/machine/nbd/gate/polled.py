@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from qmpshim.machine.host.files import Bytes
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 
 _CHUNK = 1 << 18  # bytes that are read at once
@@ -31,7 +32,7 @@ class PolledTransport(asyncio.Transport):
         self.resume_reading()
         protocol.connection_made(self)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: Bytes) -> None:
         """Send at once what the socket takes, and the rest when it takes more."""
         if self._file < 0:
             return
@@ -46,7 +47,7 @@ class PolledTransport(asyncio.Transport):
             self._paused = True
             self._protocol.pause_writing()
 
-    def _send(self, data: bytes | bytearray | memoryview) -> int:
+    def _send(self, data: Bytes) -> int:
         try:
             return self._sock.send(data)
         except BlockingIOError:
