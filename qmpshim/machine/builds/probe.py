@@ -39,6 +39,7 @@ from qmpshim.machine.builds.build import (
     read_version,
     run_emulator,
 )
+from qmpshim.machine.host.files import sha256_of
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.workspace import check_temporary_directory, dies_with_owner
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
@@ -191,8 +192,7 @@ def fingerprint(binary: Path) -> str:
 
 def _digest(binary: Path) -> str:
     try:
-        with open(binary, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(binary)
     except OSError as error:
         raise InputError(f"{binary} cannot be read: {error.strerror}") from error
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -144,17 +145,27 @@ def workspace() -> Iterator[Path]:
         _delete(place)
 
 
-@contextlib.contextmanager
-def lock(waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the registry against other writers, in this process or another.
+def lock(waiting: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    """Hold the registry; see :func:`locked`."""
+    return locked(builds_directory(), waiting)
 
-    :param waiting: called once when another process holds it
-    :raises HostError: the cache directory cannot be written
+
+@contextlib.contextmanager
+def locked(
+    directory: Path, waiting: Callable[[], None] | None = None, name: str = ""
+) -> Iterator[None]:
+    """Hold a directory of the cache against other writers, in this process or another.
+
+    :param waiting: called once when another one holds it
+    :param name: hold only what has this name in the directory
+    :raises HostError: the directory cannot be written
     """
-    directory = builds_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        if name:
+            handle = os.open(directory / f".lock-{name}", os.O_RDWR | os.O_CREAT, 0o600)
+        else:
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise _unwritable(directory, error.strerror) from error
     try:

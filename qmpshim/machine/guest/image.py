@@ -7,8 +7,6 @@ under the hash of its content; a link named by the recipe leads to it: nothing i
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ import qmpshim
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.apt import PrivateApt, find_mirror, run, unpack
 from qmpshim.machine.builds.loader import interpreter_of
-from qmpshim.machine.builds.registry import cache_directory
+from qmpshim.machine.builds.registry import cache_directory, locked
 from qmpshim.machine.guest.cpio import Tree
 
 logger = logging.getLogger(__name__)
@@ -86,7 +84,8 @@ def build(
     """
     report = progress or logger.info
     link = guests_directory() / f"recipe-{recipe_digest(recipe)}"
-    with _lock(report):
+    waiting = "guest image: waiting for another build to end"
+    with locked(guests_directory(), lambda: report(waiting)):
         if not refresh and (found := _load(link)):
             return found
         with tempfile.TemporaryDirectory(prefix=".work-", dir=guests_directory()) as place:
@@ -133,29 +132,6 @@ def recipe_digest(recipe: Path) -> str:
             f"no guest recipe in {recipe} ({error.strerror}): run qmpshim from a clone"
         ) from error
     return total.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _lock(report: Progress) -> Iterator[None]:
-    directory = guests_directory()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(0, "Permission denied")
-    except OSError as error:
-        raise HostError(
-            f"cannot write {directory} ({error.strerror}): set QMPSHIM_CACHE to another directory"
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("guest image: waiting for another build to end")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 # -- making ------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,16 +17,17 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from qmpshim.errors import HostError, MachineError, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.probe import probe
+from qmpshim.machine.builds.registry import locked
 from qmpshim.machine.guest.console import BOOT_LIMIT
 from qmpshim.machine.guest.guest import Guest, GuestSpec, arguments, boot, machine
 from qmpshim.machine.guest.image import GuestImage, guests_directory
+from qmpshim.machine.host.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ async def ready(
     spec = spec or GuestSpec()
     name = key(build, image, spec)
     path = state_file(name)
-    with _lock(name):
+    with locked(path.parent, name=name):
         if not _is_whole(path):
             booted = await boot(build, image, directory, _marked(spec, name))
             try:
@@ -161,22 +161,17 @@ def _check_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _install(part: Path, path: Path) -> None:
     """Make a state count that is all there."""
     check = part.with_suffix(".sha256")
-    check.write_text(_digest(part))
+    check.write_text(sha256_of(part))
     os.replace(check, _check_file(path))
     os.replace(part, path)
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        return _check_file(path).read_text() == _digest(path)
+        return _check_file(path).read_text() == sha256_of(path)
     except OSError:
         return False
 
@@ -187,21 +182,3 @@ def _prune() -> None:
         log.info("removing the saved state %s", path)
         for file in (path, _check_file(path)):
             file.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(name: str) -> Iterator[None]:
-    """Hold one state against other processes that would make it, too."""
-    directory = state_file(name).parent
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / f".lock-{name}", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise HostError(
-            f"cannot write {directory} ({error.strerror}): set QMPSHIM_CACHE to another directory"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

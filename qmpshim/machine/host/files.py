@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import re
@@ -25,6 +26,12 @@ _PLENTY = 256 << 20  # bytes that the checks of all images do not take up while 
 def slug(name: str) -> str:
     """A name as one component of a path, which a shell takes as it is."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_file(path: str | Path) -> memoryview:
