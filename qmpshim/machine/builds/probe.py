@@ -25,6 +25,7 @@ from qmpshim.codec import decode, encode
 from qmpshim.errors import (
     BuildError,
     CommandFailed,
+    HostError,
     InputError,
     MachineDied,
     MachineHung,
@@ -39,7 +40,7 @@ from qmpshim.machine.builds.build import (
     read_version,
     run_emulator,
 )
-from qmpshim.machine.host.files import sha256_of
+from qmpshim.machine.host.files import sha256_of, write_file
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.workspace import check_temporary_directory, dies_with_owner
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
@@ -295,9 +296,6 @@ def remember(path: Path, text: str) -> None:
     """Write a cache file whole or not at all; a cache that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as parts:
-            part = Path(parts) / path.name
-            part.write_text(text)
-            os.replace(part, path)
-    except OSError as error:
+        write_file(path, text.encode())
+    except (OSError, HostError) as error:
         logger.info("%s is not remembered: %s", path.name, error)

@@ -27,7 +27,7 @@ from qmpshim.machine.builds.registry import locked
 from qmpshim.machine.guest.console import BOOT_LIMIT
 from qmpshim.machine.guest.guest import Guest, GuestSpec, arguments, boot, machine
 from qmpshim.machine.guest.image import GuestImage, guests_directory
-from qmpshim.machine.host.files import sha256_of
+from qmpshim.machine.host.files import sha256_of, write_file
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +163,7 @@ def _check_file(path: Path) -> Path:
 
 def _install(part: Path, path: Path) -> None:
     """Make a state count that is all there."""
-    check = part.with_suffix(".sha256")
-    check.write_text(sha256_of(part))
-    os.replace(check, _check_file(path))
+    write_file(_check_file(path), sha256_of(part).encode())
     os.replace(part, path)
 
 
