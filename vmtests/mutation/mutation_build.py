@@ -58,7 +58,7 @@ PARTS = {
         "bdrv_co_flush",
     ),
 }
-_CONFIGURE = (
+CONFIGURE = (
     "--target-list=x86_64-softmmu",
     "--without-default-features",
     "--enable-system",
@@ -174,7 +174,7 @@ def mutated_qemu(progress: Progress) -> MutatedQemu:
             place.mkdir(exist_ok=True)
             work.rename(own.source)
         _write(tree.source, own.source, mutants)
-        own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
+        own.make(CONFIGURE, (EMULATOR, IMAGE_TOOL))
         stamp.write_text(made.digest)
     return made
 
@@ -194,7 +194,7 @@ def plain_qemu(progress: Progress) -> Tree:
             shutil.copytree(tree.source, work, symlinks=True)
             work.rename(own.source)
         progress(f"building QEMU {own.version}: minutes, once")
-        own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
+        own.make(CONFIGURE, (EMULATOR, IMAGE_TOOL))
     return own
 
 

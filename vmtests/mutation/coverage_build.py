@@ -1,0 +1,130 @@
+"""A QEMU that counts which lines and branches of its block layer run, for gcov.
+
+Only the files of interest count, so that writing the counts after each QMP command takes no time
+worth mentioning: a QEMU is mostly ended by SIGKILL, and then what was not written is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mutation_build import BUILD, CONFIGURE, EMULATOR, FILES, IMAGE_TOOL
+from upstream_source import Progress, Tree, lock, source_of
+
+from qmpshim.errors import HostError
+from qmpshim.machine.builds.build import resolve
+
+_AFTER_A_COMMAND = "static void monitor_qmp_dispatch(MonitorQMP *mon, QObject *req)\n{\n"
+_DUMP = (
+    "extern void __gcov_dump(void) __attribute__((weak));\n"
+    "extern void __gcov_reset(void) __attribute__((weak));\n"
+)
+_DUMPS = "    if (__gcov_dump) { __gcov_dump(); __gcov_reset(); }\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What of a file has run.
+
+    :ivar lines: executed, of how many
+    :ivar branches: taken at least once, of how many
+    :ivar missed: the lines that never ran
+    """
+
+    file: str
+    lines: tuple[int, int]
+    branches: tuple[int, int]
+    missed: tuple[int, ...]
+
+
+def counting_qemu(progress: Progress) -> Tree:
+    """The QEMU that counts: from the cache, else built, in some minutes.
+
+    :raises InputError, HostError: the source cannot be had, or not be built here
+    """
+    tree = source_of(resolve(BUILD), progress)
+    place = tree.directory.parents[1] / "coverage" / tree.directory.name
+    own = Tree(tree.version, place)
+    place.mkdir(parents=True, exist_ok=True)
+    with lock(place):
+        if (place / "made").exists():
+            return own
+        if not own.source.exists():
+            work = place / "work"
+            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+            shutil.copytree(tree.source, work, symlinks=True)
+            monitor = work / "monitor/qmp.c"
+            text = monitor.read_text()
+            if text.count(_AFTER_A_COMMAND) != 1:
+                raise HostError(f"{monitor} is not as in QEMU 10.0: it dispatches elsewhere")
+            monitor.write_text(text.replace(_AFTER_A_COMMAND, _DUMP + _AFTER_A_COMMAND + _DUMPS, 1))
+            work.rename(own.source)
+        progress(f"building QEMU {own.version}: minutes, once")
+        targets = EMULATOR, IMAGE_TOOL
+        own.make([*CONFIGURE, "--extra-ldflags=--coverage"], targets)
+        for command in _commands(own.build):
+            words = [*shlex.split(command["command"]), "--coverage"]
+            subprocess.run(words, cwd=command["directory"], check=True)
+        own.make(CONFIGURE, targets)  # links them
+        (place / "made").touch()
+    return own
+
+
+def _commands(build: Path) -> list[dict[str, Any]]:
+    """How the files of interest are compiled."""
+    commands = json.loads((build / "compile_commands.json").read_text())
+    return [one for one in commands if one["file"].endswith(_paths())]
+
+
+def _paths() -> tuple[str, ...]:
+    return tuple(f"/block/{name}" for name in FILES)
+
+
+def forget_counts(tree: Tree) -> None:
+    """Begin anew."""
+    for file in tree.build.rglob("*.gcda"):
+        file.unlink()
+
+
+def counted(tree: Tree) -> list[Counted]:
+    """What has run since the counts were forgotten, by file.
+
+    :raises HostError: nothing was counted, or there is no gcov
+    """
+    found = []
+    for command in _commands(tree.build):
+        data = tree.build / command["output"].replace(".c.o", ".c.gcda")
+        if not data.exists():
+            raise HostError(f"{data}: no QEMU has run, or none ended a QMP command")
+        output = subprocess.run(
+            ["gcov", "--stdout", "--json-format", "--branch-probabilities", str(data)],
+            capture_output=True,
+            check=True,
+            cwd=tree.build,
+        ).stdout
+        files = json.loads(output)["files"]
+        (own,) = (one for one in files if one["file"].endswith(_paths()))
+        found.append(_counted(own))
+    return sorted(found, key=lambda one: one.file)
+
+
+def _counted(value: dict[str, Any]) -> Counted:
+    runs: dict[int, int] = {}
+    taken: list[bool] = []
+    for line in value["lines"]:
+        number = line["line_number"]
+        runs[number] = max(runs.get(number, 0), line["count"])
+        taken += [branch["count"] > 0 for branch in line["branches"]]
+    return Counted(
+        os.path.basename(value["file"]),
+        (sum(count > 0 for count in runs.values()), len(runs)),
+        (sum(taken), len(taken)),
+        tuple(sorted(number for number, count in runs.items() if not count)),
+    )
