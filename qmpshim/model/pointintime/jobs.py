@@ -189,7 +189,10 @@ class BackupJob:
         elif completed:
             bitmap.abdicate()
         else:
-            bitmap.reclaim_uncopied(self.must, self.may)
+            # sync=top takes what the image does not hold out of its copy bitmap once it runs
+            # (backup_run in block/backup.c): a job that ends before has the whole disk in there.
+            whole = self.spec.sync is Sync.TOP
+            bitmap.reclaim_uncopied(self.must, span(0, len(self.t0)) if whole else self.may)
 
 
 def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode | None]:

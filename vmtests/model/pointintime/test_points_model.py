@@ -56,6 +56,18 @@ def test_what_a_job_leaves_of_its_bitmap(mode: BitmapMode, ending: Ending) -> No
     assert bitmap.enabled and bitmap.user is None and bitmap.successor is None
 
 
+@pytest.mark.parametrize("ending", Ending)
+def test_a_job_that_ends_early_has_not_looked_what_the_image_holds(ending: Ending) -> None:
+    """backup_run() in block/backup.c: the copy bitmap of sync=top is the whole disk at first."""
+    points = model()
+    points.disks[0].write(0, 8, 1)
+    points.transact([add()])
+    points.transact([JobSpec(0, Sync.TOP, "a", BitmapMode.ALWAYS)])
+    points.end("job0", ending)
+    whole = cover(span(0, SIZE), CLUSTER, SIZE)
+    assert points.disks[0].bitmaps["a"].may == (0 if ending is Ending.COMPLETED else whole)
+
+
 def test_a_refused_transaction_changes_nothing() -> None:
     points = model()
     points.transact([add()])
