@@ -23,7 +23,7 @@ from qmpshim.commands.parser import seconds
 from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
 from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
-from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, Answer, Judgement, Reason
+from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.bundles.again import directed_command, on_build, replay_command
 from qmpshim.conformance.cluster import Cluster
@@ -168,10 +168,13 @@ def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
         for doubt in judgement.doubts:
             console.prose(f"  cannot tell: {doubt}")
         if judgement.remarks:
-            console.line(f"  {NOT_AGAINST_IT}:")
+            console.prose(f"  {NOT_AGAINST_IT}:")
         for remark in judgement.remarks:
             name = f" ({remark.entry.name})" if remark.entry else ""
             console.prose(f"    {remark.severity.words}: {remark.text}{name}")
+        if judgement.untried:
+            names = ", ".join(one.name for one in judgement.untried)
+            console.prose(f"  {UNTRIED}: {names}")
     console.line()
     console.line(f"{one.seconds:.0f} s")
 
@@ -182,6 +185,7 @@ def _show_reason(reason: Reason, command: str, console: Console) -> None:
         ("when", reason.when),
         ("then", reason.then),
         ("avoid it", reason.avoid),
+        ("fixed in", reason.fixed),
     ):
         if text:
             console.prose(f"    {name + ':':9} {text}")

@@ -33,6 +33,7 @@ def _use(one: Judgement, again: Mapping[Reason, str]) -> dict[str, Any]:
         "reasons": [_reason(reason, again) for reason in one.reasons],
         "remarks": [_reason(reason, again) for reason in one.remarks],
         "doubts": list(one.doubts),
+        "untried": [entry.name for entry in one.untried],
         "tried": {
             "findings": one.findings_tried,
             "scenarios": explored.scenarios,
@@ -54,5 +55,6 @@ def _reason(one: Reason, again: Mapping[Reason, str]) -> dict[str, Any]:
         "when": one.when,
         "then": one.then,
         "avoid": one.avoid,
+        "fixed": one.fixed,
         "again": again.get(one, ""),
     }

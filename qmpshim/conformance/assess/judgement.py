@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qmpshim.conformance.assess.exploration import Explored
+from qmpshim.conformance.assess.exploration import LEAST, Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.assess.workloads import Workload, WorkloadRun
 from qmpshim.conformance.check.case import CaseFinding, Status
@@ -20,7 +20,12 @@ from qmpshim.errors import name_errnos
 _NOT_AGAIN = "seen, and not each time it was tried again"
 _NOT_TRIED = "seen, and not tried again"
 #: What stands above the remarks of a judgement.
-NOT_AGAINST_IT = "shown, and not against it where QEMU's rules are kept and its errors are heeded"
+NOT_AGAINST_IT = (
+    "shown, and not against it: an error announces it, or it takes a breach of QEMU's rules, a "
+    "driver for tests or two failures in a row"
+)
+#: What stands before the known findings that the time did not suffice for.
+UNTRIED = "not tried for lack of time, and as little against it"
 
 
 class Answer(StrEnum):
@@ -36,7 +41,8 @@ class Reason:
     """Why, in words for users. Two are never the same one, so each can have its command.
 
     :ivar text: what happens, :ivar when: and when, :ivar then: what comes of it,
-        :ivar avoid: and how to avoid it; all but *text* are ``""`` of what has no write-up
+        :ivar avoid: and how to avoid it, :ivar fixed: the first release without it; all but *text*
+        are ``""`` of what has no write-up
     :ivar entry: the write-up, None: there is none
     :ivar finding: of the exploration, None: something else shows it
     :ivar workload: that showed it, None: something else does
@@ -48,6 +54,7 @@ class Reason:
     when: str = ""
     then: str = ""
     avoid: str = ""
+    fixed: str = ""
     entry: WriteUp | None = None
     finding: Finding | DirectedFinding | None = None
     workload: Workload | None = None
@@ -78,6 +85,15 @@ class Judgement:
         return sum(one.seen is not Seen.NOT_TRIED for one in self.tried)
 
     @property
+    def untried(self) -> tuple[WriteUp, ...]:
+        """Known findings that the time did not suffice for; none makes a build unreliable."""
+        return tuple(
+            one.entry
+            for one in self.tried
+            if one.seen is Seen.NOT_TRIED and not one.entry.meaning.disqualifies
+        )
+
+    @property
     def figures(self) -> str:
         """What was tried, in words."""
         explored = self.explored
@@ -90,8 +106,8 @@ class Judgement:
         if not explored.scenarios:
             return f"{text}, nothing explored"
         return (
-            f"{text}, {explored.schedules} schedules of {explored.reached} of "
-            f"{explored.scenarios} scenarios explored ({explored.exhausted} exhausted)"
+            f"{text}, {explored.schedules} schedules explored, at least {LEAST} of each of "
+            f"{explored.reached} of {explored.scenarios} scenarios ({explored.exhausted} exhausted)"
             + (f", {explored.lacking} need what it does not have" if explored.lacking else "")
         )
 
@@ -183,6 +199,7 @@ def _of_entry(entry: WriteUp) -> Reason:
         meaning.situation,
         meaning.consequence,
         meaning.workaround,
+        meaning.fix.release if meaning.fix else "",
         entry,
     )
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
 from qmpshim.conformance.assess.assess import Assessment
-from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, Judgement, Reason
+from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Judgement, Reason
 from qmpshim.conformance.known.meaning import Use
 
 
@@ -36,5 +36,6 @@ def page(assessments: Sequence[Assessment], again: Mapping[Reason, str]) -> byte
         rows=rows,
         again=again,
         not_against_it=NOT_AGAINST_IT[:1].upper() + NOT_AGAINST_IT[1:],
+        untried=UNTRIED[:1].upper() + UNTRIED[1:],
     )
     return text.encode()

@@ -53,6 +53,7 @@ class Severity(StrEnum):
     STALE_READ = "stale-read"
     CRASH = "crash"
     HANG = "hang"
+    FAILED_REQUEST = "failed-request"  # of a guest whose disk could have done it
     DAMAGE_AFTER_ERROR = "damage-after-error"
     WRONG_STATUS = "wrong-status"
     COSMETIC = "cosmetic"
@@ -65,7 +66,7 @@ class Severity(StrEnum):
     @property
     def serious(self) -> bool:
         """Data or service is lost, and nothing warns of it in time."""
-        return self.rank <= Severity.HANG.rank
+        return self.rank <= Severity.FAILED_REQUEST.rank
 
     @property
     def words(self) -> str:
@@ -78,6 +79,7 @@ class Trigger(StrEnum):
 
     LOAD = "load"  # nothing: the right requests at the right time
     FAILURE = "failure"  # a disk, a link or a host fails
+    TWO_FAILURES = "two-failures"  # one after the other
     TESTING = "testing"  # a driver that QEMU has for tests, as blkdebug
     MISUSE = "misuse"  # what QEMU's documents forbid
 
@@ -90,6 +92,7 @@ class Trigger(StrEnum):
 _TRIGGERS = {
     Trigger.LOAD: "in ordinary use",
     Trigger.FAILURE: "when a disk, a link or a host fails",
+    Trigger.TWO_FAILURES: "when a disk fails and then the host",
     Trigger.TESTING: "only with a driver for tests",
     Trigger.MISUSE: "only against QEMU's documented rules",
 }

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "bitmap-is-stored": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "iothread-client-leaves": _EXPORT,
     "fua-is-durable": _EXPORT,
+    "flush-is-durable": _EXPORT,
     "parts-of-blocks": _EXPORT,
     "discard-in-part": _EXPORT,
     "blkdebug-small-discard": (Use.NBD_EXPORT,),

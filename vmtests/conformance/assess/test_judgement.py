@@ -23,6 +23,7 @@ from qmpshim.model.check.verdict import Verdict
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
 NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in write_ups()]
 SNAPSHOT = write_up("snapshot-read-returns-new-data")
+MILD = write_up("write-beside-zeroes-zeroes-data")
 NEW = replace(load_finding(SNAPSHOT.path), known="", replays=(3, 3))
 
 
@@ -40,7 +41,21 @@ def test_nothing_seen_and_all_tried_is_reliable() -> None:
         (),
         (),
     )
-    assert "400 schedules of 36 of 36 scenarios" in assessment.figures
+    assert "400 schedules explored, at least 3 of each of 36 of 36 sc" in assessment.figures
+
+
+def test_what_could_not_count_against_it_and_was_not_tried_is_named() -> None:
+    """Else a build would seem to lack it."""
+    judged = judge(Use.FLEECING, with_trial(MILD.name, Seen.NOT_TRIED), ALL)
+    assert judged.answer is Answer.RELIABLE and judged.untried == (MILD,)
+    serious = judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.NOT_TRIED), ALL)
+    assert serious.answer is Answer.CANNOT_TELL and not serious.untried
+
+
+def test_a_reason_names_the_release_that_has_it_no_more() -> None:
+    judged = judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.SHOWN), ALL)
+    fix = SNAPSHOT.meaning.fix
+    assert fix is not None and [one.fixed for one in judged.reasons] == [fix.release]
 
 
 def test_what_was_not_tried_is_not_counted_as_tried() -> None:

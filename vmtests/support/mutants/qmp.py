@@ -64,6 +64,16 @@ def all_shared(node: str) -> Mutant:
     return _permissions(node, {"shared-perm": ["write", "resize"]})
 
 
+def without_child(node: str) -> Mutant:
+    """The block graph has the node, and no edge to it."""
+
+    def change(graph: Any) -> Any:
+        (own,) = (one["id"] for one in graph["nodes"] if one["name"] == node)
+        return {**graph, "edges": [e for e in graph["edges"] if e["child"] != own]}
+
+    return answering("x-debug-query-block-graph", change)
+
+
 def none_taken(node: str) -> Mutant:
     """No permission of a node is taken."""
     return _permissions(node, {"perm": []})

@@ -172,6 +172,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
     _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
+    _case("flush-is-durable", True, ranges.durable_flush, form="push"),
     _case("throttled-job-obeys", True, jobs.throttled, form="push"),
     _case("cancel-beside-lost-target", True, jobs.cancelled_beside_lost_target, form="push"),
     _case("zeroes-are-detected", True, storage.detected_zeroes, form="push"),

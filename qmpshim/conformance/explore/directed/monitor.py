@@ -166,13 +166,13 @@ def quorum_permissions(machine: GatedMachine) -> None:
     filter below it reads what it is on.
     """
     machine.start()
-    edges = _edges(machine)
+    edges = _Edges(machine)
     for child in ("primary", "forward"):
-        shared = set(edges["top", child]["shared-perm"]) & {*_CHANGING, *_HARMLESS}
+        shared = set(edges.between("top", child)["shared-perm"]) & {*_CHANGING, *_HARMLESS}
         if shared != _HARMLESS:
             text = f"the quorum shares {sorted(shared)} of {child} with others"
             raise Broken(Verdict.PROTOCOL, text, "permissions that a quorum shares")
-    if "consistent-read" not in edges["forward", "secondary"]["perm"]:
+    if "consistent-read" not in edges.between("forward", "secondary")["perm"]:
         text = "the replication filter does not ask for consistent reads of what it is on"
         raise Broken(Verdict.PROTOCOL, text, "permissions that a filter takes")
 
@@ -182,25 +182,40 @@ def filter_permissions(machine: GatedMachine) -> None:
     without a copy, or resizes its target, whose size is looked at once; writes to the target are
     shared (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
     """
-    edges = _edges(machine)
+    edges = _Edges(machine)
     for child, needs, shares in (
         ("secondary", "consistent-read", set()),
         ("hidden", "write", {"write"}),
     ):
-        shared = _CHANGING & {*edges["filter", child]["shared-perm"]}
+        edge = edges.between("filter", child)
+        shared = _CHANGING & {*edge["shared-perm"]}
         if shared != shares:
             text = f"the filter shares {sorted(shared)} of {child}, not {sorted(shares)}"
             raise Broken(Verdict.PROTOCOL, text, f"permissions that a filter shares: {child}")
-        if needs not in edges["filter", child]["perm"]:
+        if needs not in edge["perm"]:
             text = f"the filter does not ask for {needs} of {child}"
             raise Broken(Verdict.PROTOCOL, text, f"permissions that a filter takes: {child}")
 
 
-def _edges(machine: GatedMachine) -> dict[tuple[str, str], dict[str, Any]]:
-    """The edges of the block graph, by the names of parent and child."""
-    graph = machine.call("x-debug-query-block-graph")
-    names = {node["id"]: node["name"] for node in graph["nodes"]}
-    return {(names[e["parent"]], names[e["child"]]): e for e in graph["edges"]}
+class _Edges:
+    """The edges of the block graph."""
+
+    def __init__(self, machine: GatedMachine) -> None:
+        graph = machine.call("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        self._edges: dict[tuple[str, str], dict[str, Any]] = {
+            (names[e["parent"]], names[e["child"]]): e for e in graph["edges"]
+        }
+
+    def between(self, parent: str, child: str) -> dict[str, Any]:
+        """The edge from one node to another.
+
+        :raises Broken: there is none
+        """
+        if (parent, child) not in self._edges:
+            text = f"{child} is no child of {parent}, though it was opened so"
+            raise Broken(Verdict.PROTOCOL, text, f"{child} is no child of {parent}")
+        return self._edges[parent, child]
 
 
 def quorum_refused(machine: GatedMachine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
     COUNT,
@@ -319,6 +321,23 @@ def stored_bitmap(machine: GatedMachine) -> None:
 
 def durable_fua(machine: GatedMachine) -> None:
     """What a request with FUA did is durable when it is answered: data, zeroes and discards."""
+    for op, cookie in _changes(machine, CMD_FUA):
+        _succeeds(machine, cookie, f"a {op} with FUA")
+        _is_durable(machine, f"a {op} with FUA")
+
+
+def durable_flush(machine: GatedMachine) -> None:
+    """What was answered before a flush is durable when that is answered: data, zeroes, discards."""
+    for op, cookie in _changes(machine, 0):
+        _succeeds(machine, cookie, f"a {op}")
+        if errno := machine.clients["image"].call(Nbd.FLUSH, 0, 0).errno:
+            text = f"a flush after a {op} fails with errno {errno}, though the disk is well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a flush fails")
+        _is_durable(machine, f"a flush after a {op}")
+
+
+def _changes(machine: GatedMachine, flags: int) -> Iterator[tuple[str, int]]:
+    """Send requests that change an image, one when the one before was judged: name and cookie."""
     add_image(machine, "image", SIZE)
     add_client(machine, "image")
     machine.settle()
@@ -330,14 +349,19 @@ def durable_fua(machine: GatedMachine) -> None:
         (Nbd.WRITE, 0, data),
         (Nbd.TRIM, CLUSTER, b""),
     ):
-        what = f"a {op.name.lower()} with FUA"
-        cookie = client.send(op, 0, length, payload, CMD_FUA)
-        if errno := answered(machine, "image", cookie, what):
-            text = f"{what} fails with errno {errno}, though the disk is well"
-            raise Broken(Verdict.ERROR_CONTRACT, text, f"{what} fails")
-        if lost := machine.gate.journal("image").volatile:
-            text = f"{what} is answered, and {len(lost)} writes may be lost with the power"
-            raise Broken(Verdict.LOST_WRITE, text, f"{what} is not durable")
+        yield op.name.lower(), client.send(op, 0, length, payload, flags)
+
+
+def _succeeds(machine: GatedMachine, cookie: int, what: str) -> None:
+    if errno := answered(machine, "image", cookie, what):
+        text = f"{what} fails with errno {errno}, though the disk is well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what} fails")
+
+
+def _is_durable(machine: GatedMachine, what: str) -> None:
+    if lost := machine.gate.journal("image").volatile:
+        text = f"{what} is answered, and {len(lost)} writes may be lost with the power"
+        raise Broken(Verdict.LOST_WRITE, text, f"{what} is not durable")
 
 
 def _resize(machine: GatedMachine, size: int, when: str) -> None:

@@ -18,6 +18,7 @@ from vmtests.support.mutants.qmp import (
     larger,
     more_done,
     none_taken,
+    without_child,
 )
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
@@ -40,6 +41,7 @@ PROTOCOL = Verdict.PROTOCOL
         ("quorum-reads-first", spoilt_store("primary", 0), Verdict.CONTENT, "quorum read"),
         *(("quorum-permissions", all_shared(node), PROTOCOL, "permissions that a quorum shares")
           for node in ("primary", "forward")),
+        ("quorum-permissions", without_child("forward"), PROTOCOL, "forward is no child of top"),
         ("quorum-permissions", none_taken("secondary"), PROTOCOL,
          "permissions that a filter takes"),
         ("quorum-refused", asking("blockdev-add"), ERROR_CONTRACT, "blockdev-add fails silently"),

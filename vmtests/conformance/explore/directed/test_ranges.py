@@ -92,6 +92,10 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
          "a write_zeroes with FUA is not durable"),
         ("fua-is-durable", without_flags("image", Nbd.TRIM), Verdict.LOST_WRITE,
          "a trim with FUA is not durable"),
+        ("flush-is-durable", client_with("image", Nbd.FLUSH, DONE), Verdict.LOST_WRITE,
+         "a flush after a write is not durable"),
+        ("flush-is-durable", client_with("image", Nbd.FLUSH, NbdAnswer(5, b"")), ERROR_CONTRACT,
+         "a flush fails"),
     ],
 )  # fmt: skip
 def test_a_case_sees(
