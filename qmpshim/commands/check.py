@@ -25,6 +25,7 @@ from qmpshim.commands.options import (
     json_option,
     list_option,
     refuse_unused,
+    strict_option,
 )
 from qmpshim.commands.parser import takes_name
 from qmpshim.conformance.bundles.any_workload import load_case
@@ -60,7 +61,8 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.shim import differential
 
 _EPILOG = """\
-Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), also where it
+Exit status: 0 all as predicted, 1 something new was found (with --strict: anything that is not in
+the baseline), also where it
 did not show itself again every time, 2 the command or the environment is wrong, or a case could not
 be carried out, 125 no build can do any of it. With --bisect: 0 good, 1 bad, 125 cannot be tested
 (nothing usable at the build's path, or what is new did not show itself every time), 128 the
@@ -117,7 +119,7 @@ def add(commands: Any) -> None:
         "--baseline",
         type=Path,
         metavar="FILE",
-        help="results.json of an earlier run: only what is not there counts as new",
+        help="results.json of an earlier run: only what is not there fails this one",
     )
     jobs_option(checking, "cases at a time")
     checking.add_argument(
@@ -130,11 +132,10 @@ def add(commands: Any) -> None:
     checking.add_argument(
         "--force", action="store_true", help="replace a run that is already in the directory"
     )
-    checking.add_argument(
-        "--strict",
-        "--fail-known",
-        action="store_true",
-        help="known findings fail the run, too; in JUnit they are failures then, else properties",
+    strict_option(
+        checking,
+        "; what is in the --baseline does not. In JUnit they are failures then, whose type is that "
+        "name, else properties",
     )
     dask_option(checking)
     checking.add_argument(

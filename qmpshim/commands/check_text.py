@@ -12,6 +12,7 @@ from qmpshim.conformance.check.report.compare import Comparison, State, headline
 from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
+from qmpshim.conformance.finding_words import classified
 from qmpshim.conformance.known.seen import assessed
 from qmpshim.errors import name_errnos
 
@@ -74,14 +75,12 @@ def show_found(comparison: Comparison, directory: Path, console: Console) -> Non
         )
     for row in comparison.rows:
         sight = row.smallest
-        if row.state not in (State.NEW, State.UNCONFIRMED) and not comparison.strict:
+        if not any(map(comparison.fails, row.sights.values())):
             continue
         finding = sight.best
-        side = "contract" if finding.contract else "robustness"
+        words = classified(finding.contract, finding.known, row.state is not State.UNCONFIRMED)
         console.line()
-        console.prose(
-            f"{row.state.upper()} {finding.verdict} ({side}): {name_errnos(finding.title)}"
-        )
+        console.prose(f"{finding.verdict.upper()} ({words}): {name_errnos(finding.title)}")
         for one in row.sights.values():
             other = f", not {comparison.reference}" if one.differs else ""
             console.prose(
@@ -100,7 +99,11 @@ def show_found(comparison: Comparison, directory: Path, console: Console) -> Non
 
 
 def _show_rest(comparison: Comparison, directory: Path, console: Console) -> None:
-    known = [row.key for row in comparison.rows if row.state is State.KNOWN]
+    known = [
+        row.key
+        for row in comparison.rows
+        if row.state is State.KNOWN and not any(map(comparison.fails, row.sights.values()))
+    ]
     if known:
         console.line()
         console.prose(f"known, as expected: {', '.join(known)}")

@@ -202,7 +202,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         bounds = Bounds(budget=args.budget, jobs=args.jobs, cluster=cluster)
 
         def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
-            written_up = WrittenUp(known, {} if args.strict else known_directed())
+            written_up = WrittenUp(known, known_directed())
             return explore_real(
                 build,
                 scenarios,

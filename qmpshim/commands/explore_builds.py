@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, render
+from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import HostError, InputError
@@ -102,11 +103,14 @@ def _explore_build(
     into: list[ExploreReport],
 ) -> None:
     began = time.monotonic()
-    known = () if args.strict else known_findings()
+    known = known_findings()
     recognise = recogniser(known, read_version(build)[0])
     shown: set[tuple[Verdict | None, Cause]] = set()
     cases_shown: set[str] = set()
     looked_at = 0
+
+    def not_yet(known_as: str) -> str:
+        return f"known: {known_as}" if known_as else "not confirmed yet"
 
     def on_progress(progress: Progress) -> None:
         nonlocal looked_at
@@ -114,14 +118,14 @@ def _explore_build(
         looked_at = len(progress.sightings)
         for finding in group(progress.sightings, recognise) if fresh else ():
             key = finding.verdict, finding.cause
-            if not finding.known and key not in shown:
+            if (args.strict or not finding.known) and key not in shown:
                 shown.add(key)
                 where = finding.scenario.name
-                console.prose(f"seen in {where}, not confirmed yet: {finding.described}")
+                console.prose(f"seen in {where}, {not_yet(finding.known)}: {finding.described}")
         for case in progress.directed:
-            if not case.known and case.case.id not in cases_shown:
+            if (args.strict or not case.known) and case.case.id not in cases_shown:
                 cases_shown.add(case.case.id)
-                console.prose(f"seen in {case.case.id}, not confirmed yet: {case.described}")
+                console.prose(f"seen in {case.case.id}, {not_yet(case.known)}: {case.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         if not progress.of:  # directed cases alone
             console.progress(progress.doing)
@@ -133,13 +137,14 @@ def _explore_build(
         )
 
     def show(report: ExploreReport) -> None:
+        report.strict = args.strict
         into.append(report)
         for line in render(report).splitlines():
             console.prose(line)
         late = args.budget is not None and time.monotonic() - began > args.budget
         # What else can be seen of a finding takes another run of it.
         evidence = None if report.interrupted or late else build
-        for finding in (*report.new, *report.unexplained):
+        for finding in report.failing:
             try:
                 kept = _kept(finding, args.keep or BUNDLES, evidence)
                 report.bundles.append((finding, kept))
@@ -147,7 +152,7 @@ def _explore_build(
                 console.line(not_kept(str(error)))
             else:
                 console.line(f"replay it: {replay_command(kept, build)}")
-        for case in report.directed.new:
+        for case in report.failing_cases:
             console.line(f"replay it: {directed_command(case.case.id, build)}")
         console.line()
         console.prose(_summary(report), DIVERGED if report.diverged else OK)
@@ -165,7 +170,9 @@ def _summary(report: ExploreReport) -> str:
     done = [f"{len(cases.run)} of {len(cases.cases)} directed cases"] if cases.cases else []
     done += [f"{report.schedules} schedules"] if report.scenarios else []
     return (
-        f"{new} new finding(s), {len(confirmed) - new} known, "
+        f"{new} new finding(s), {len(confirmed) - new} known"
+        + (f" ({KNOWN_FAIL})" if report.strict and len(confirmed) > new else "")
+        + ", "
         f"{len(others) - untried} that did not replay every time"
         + (f", {untried} seen and not confirmed" if untried else "")
         + (" (they fail the run, too)" if any(not one.known for one in others) else "")

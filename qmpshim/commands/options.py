@@ -122,8 +122,17 @@ def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
         metavar="DIR",
         help=f"keep {kept} in DIR (default: keep bundles only, in ./{BUNDLES})",
     )
+    strict_option(parser)
+
+
+def strict_option(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add ``--strict``; *more* is what it does beside."""
     parser.add_argument(
-        "--strict", action="store_true", help="report known QEMU defects as divergences, too"
+        "--strict",
+        "--fail-known",
+        action="store_true",
+        help="known findings fail the run, too; they are shown with the name of their write-up, "
+        f"as `qmpshim findings list` has it{more}",
     )
 
 

@@ -14,11 +14,19 @@ from qmpshim.commands.parser import count, seconds, takes_name
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
+from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
-from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair.plan import (
+    GUESTS,
+    MOMENTS,
+    Failover,
+    PairFinding,
+    PairOutcome,
+    PairPlan,
+)
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
@@ -140,7 +148,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
     console.line(f"secondary: QEMU {read_version(secondary)[1]}")
 
     def show(outcome: PairOutcome, bundle: Path | None) -> None:
-        _show(outcome, bundle, primary, console)
+        _show(outcome, bundle, primary, args.strict, console)
         document = pair_bundle.to_json(outcome, (primary, secondary))
         args.document.result = {
             **{
@@ -160,16 +168,23 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         plan,
         (primary, secondary),
         args.keep or BUNDLES,
-        known=[] if args.strict else known_pairs(),
+        known=known_pairs(),
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
         keep=args.keep,
         interrupted=interrupted,
     )
     show(outcome, bundle)
-    return DIVERGED if any(not finding.known for finding in outcome.findings) else OK
+    return DIVERGED if _failing(outcome, args.strict) else OK
 
 
-def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Console) -> None:
+def _failing(outcome: PairOutcome, strict: bool) -> list[PairFinding]:
+    """What the run fails for."""
+    return [finding for finding in outcome.findings if strict or not finding.known]
+
+
+def _show(
+    outcome: PairOutcome, bundle: Path | None, primary: Build, strict: bool, console: Console
+) -> None:
     for step in outcome.steps:
         if "FOUND" not in step:
             console.line(f"  {step}")
@@ -177,19 +192,21 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
         console.line(f"  {value:.1f} {name}, all disks compared at each")
     for finding in outcome.findings:
         found = finding.divergence
-        known = f", known: {finding.known}" if finding.known else ""
-        kind = "contract" if finding.contract else "robustness"
-        console.line(f"  verdict: {found.verdict} at {found.where} ({kind}{known})")
+        words = classified(finding.contract, finding.known)
+        console.line(f"  verdict: {found.verdict} at {found.where} ({words})")
         console.prose(f"    predicted: {found.predicted}")
         console.prose(f"    observed:  {found.observed}")
     if bundle is not None:
         console.line(f"  replay it: {replay_command(bundle, primary)}")
     if outcome.unsaved:
         console.line(f"  {not_kept(outcome.unsaved)}")
-    new = [finding for finding in outcome.findings if not finding.known]
-    state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
+    failing = _failing(outcome, strict)
+    state = "known findings only" if outcome.findings else "all as predicted"
+    if failing:
+        known = any(finding.known for finding in failing)
+        state = "DIVERGED" + (f" ({KNOWN_FAIL})" if known else "")
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
-    console.prose(text, DIVERGED if new else OK)
+    console.prose(text, DIVERGED if failing else OK)
     console.prose(f"assess would say of this: {assess_line(outcome)}")
 
 

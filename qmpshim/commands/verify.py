@@ -28,6 +28,8 @@ from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
+from qmpshim.conformance.known.folder import known_workload
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.pointintime.verify import PointsSubject
 from qmpshim.conformance.workload.geometry import Given, chain_by_seed
@@ -134,6 +136,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
     if args.keep is not None:
         check_directory(args.keep)
     outcomes: list[Outcome] = []
+    documents: list[dict[str, Any]] = []
 
     def on(build: Build) -> int:
         keep = args.keep
@@ -141,7 +144,12 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
             keep = keep / slug(build.name)
             check_directory(keep)
         try:
-            return run_cancellable(_verify_build(args, build, workflows, keep, console, outcomes))
+            before = len(outcomes)
+            try:
+                work = _verify_build(args, build, workflows, keep, console, outcomes)
+                return run_cancellable(work)
+            finally:  # also those of an interrupted run
+                documents.extend(_document(one, build) for one in outcomes[before:])
         except DriverMissing as error:
             if len(chosen) > 1:
                 raise
@@ -153,9 +161,21 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
     args.document.diverged = bool(found)
     args.document.result = {
         "verdicts": [divergence.verdict for divergence in found],
-        "runs": [outcome.to_json() for outcome in outcomes],
+        "runs": documents,
     }
     return status
+
+
+def _document(outcome: Outcome, build: Build) -> dict[str, Any]:
+    return {**outcome.to_json(), "known_as": _known_as(outcome, build)}
+
+
+def _known_as(outcome: Outcome, build: Build) -> str:
+    """The id of the write-up of what was found, ``""``: there is none, or nothing was found."""
+    found = outcome.result.divergence
+    if found is None:
+        return ""
+    return known_workload(found, outcome.operations, read_version(build)[0])
 
 
 async def _verify_build(
@@ -210,9 +230,10 @@ async def _verify_build(
     seconds = sum(outcome.result.seconds for outcome in outcomes)
     clusters = sum(outcome.result.clusters for outcome in outcomes)
     status = DIVERGED if diverged else OK
+    known = args.strict and any(_known_as(outcome, build) for outcome in diverged)
+    state = "DIVERGED" + (f" ({KNOWN_FAIL})" if known else "") if diverged else "all as predicted"
     console.line(
-        f"{'DIVERGED' if diverged else 'all as predicted'}: {total} operations, "
-        f"{clusters} clusters compared, {seconds:.1f} s",
+        f"{state}: {total} operations, {clusters} clusters compared, {seconds:.1f} s",
         status,
     )
     return status
@@ -258,7 +279,8 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
         how = "as predicted, until it was interrupted" if outcome.interrupted else "as predicted"
         console.line(f"  verdict: {how}")
         return
-    console.line(f"  verdict: {found.verdict} ({found.where})", DIVERGED)
+    state = classified(True, _known_as(outcome, build))  # workloads keep to QEMU's documents
+    console.line(f"  verdict: {found.verdict} at {found.where} ({state})", DIVERGED)
     console.prose(f"    predicted: {found.predicted}")
     console.prose(f"    observed:  {found.observed}")
     smallest = "smallest case so far" if outcome.interrupted else "minimal case"

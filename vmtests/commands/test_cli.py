@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.cli import main
+from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from vmtests.support.command_line import LIMIT, QMPSHIM, CommandLine
 
@@ -76,11 +77,12 @@ def test_a_divergence_is_reported_kept_and_replayed(qmpshim: CommandLine) -> Non
     else:
         pytest.skip("this QEMU does not have the defect")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "  verdict: error-contract (stop)\n" in done.stdout
+    known = "contract, known: stop-always-fails"
+    assert f"  verdict: error-contract at stop ({known})\n" in done.stdout
     assert "    predicted: no error\n" in done.stdout
     assert "    observed:  the error 'Backup job was cancelled unexpectedly'\n" in done.stdout
     assert re.search(r"  minimal case, 2 operations:\n    \d+: start\n    \d+: stop\n", done.stdout)
-    assert done.stdout.splitlines()[-1].startswith("DIVERGED: ")
+    assert done.stdout.splitlines()[-1].startswith(f"DIVERGED ({KNOWN_FAIL}): ")
     found = re.search(r"  replay it: qmpshim replay (\S+)\n", done.stdout)
     assert found is not None
     bundle = qmpshim.home / found[1]

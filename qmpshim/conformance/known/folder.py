@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.matching import (
+    AnyOperation,
     DirectedWriteUp,
     ExplorerWriteUp,
     PairWriteUp,
@@ -17,7 +19,7 @@ from qmpshim.conformance.known.matching import (
     write_up_from_json,
 )
 from qmpshim.conformance.known.meaning import Trigger
-from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY, Version, WriteUp
 from qmpshim.errors import HostError, InputError, no_such
 
 Kind = TypeVar("Kind", bound=WriteUp)
@@ -80,6 +82,12 @@ def known_pairs() -> tuple[PairWriteUp, ...]:
 def known_workloads() -> tuple[WorkloadWriteUp, ...]:
     """Those of workloads, of operations one after another."""
     return _of(WorkloadWriteUp)
+
+
+def known_workload(found: Divergence, operations: Sequence[AnyOperation], version: Version) -> str:
+    """The id of what a workload has shown on QEMU *version*; ``""``: it is not written up."""
+    shown = (one for one in known_workloads() if one.concerns(version))
+    return next((one.id for one in shown if one.covers(found, operations)), "")
 
 
 @functools.cache

@@ -27,6 +27,8 @@ from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.explore.scenario_sets import named, pairs
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Settings
+from qmpshim.conformance.finding_words import KNOWN_FAIL
+from qmpshim.conformance.known.seen import assessed
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.chain.chains import TOPOLOGIES
@@ -148,7 +150,7 @@ def test_a_shim_that_answers_otherwise_than_qemu_is_reported_by_the_command(
     binary = make("two-faced", qmpshim.home / "mine")
     done = qmpshim.run("check", "--build", binary, "--case", "protocol/shim", "--out", "out")
     assert done.returncode == 1, done
-    assert "NEW protocol (contract): the shim before QEMU answers" in done.stdout
+    assert "PROTOCOL (contract, NEW): the shim before QEMU answers" in done.stdout
     assert re.search(r"predicted: directly: .*GenericError", done.stdout)
     assert re.search(r"observed:  shim: .*CommandNotFound", done.stdout)
     assert f"again (in out): qmpshim check --case protocol/shim --build {binary}" in done.stdout
@@ -354,9 +356,9 @@ def test_a_run_is_replaced_when_that_is_asked_for(tmp_path: Path) -> None:
     [
         ([], False, 0, "all as predicted: 0 new finding(s), 0 known"),
         (["known"], False, 0, "all as predicted: 0 new finding(s), 1 known"),
-        (["known"], True, 1, "DIVERGED: 1 finding(s) fail the run, with --strict: 0 new"),
+        (["known"], True, 1, f"DIVERGED: 1 finding(s) fail the run ({KNOWN_FAIL}): 0 new"),
         (["new", "known"], False, 1, "DIVERGED: 1 finding(s) fail the run: 1 new"),
-        (["new", "known"], True, 1, "DIVERGED: 2 finding(s) fail the run, with --strict: 1 new"),
+        (["new", "known"], True, 1, f"DIVERGED: 2 finding(s) fail the run ({KNOWN_FAIL}): 1 new"),
         (["unsure"], False, 1, "DIVERGED: 1 finding(s) fail the run: 0 new finding(s), 0 known, 1"),
         (Status.BROKEN, False, 2, "NOT ALL CARRIED OUT: 0 of 1 case(s) done"),
         (Status.SKIPPED, False, 125, "cannot be tested: none of the 1 case(s) on these builds"),
@@ -374,6 +376,24 @@ def test_what_is_counted_is_what_decides(
     compared = compare(results(a=what), strict=strict)
     assert compared.exit_status == status
     assert headline(compared).startswith(say)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_in_the_baseline_fails_nothing(strict: bool) -> None:
+    """Known or not; and what nothing explains was not predicted, whatever the baseline has."""
+    found = [finding("known", known="failover-reports-io-error"), finding("odd")]
+    compared = compare(results(a=found), results(a=found), strict)
+    assert compared.exit_status == 0 and not list(compared.failing())
+    assert headline(compared) == (
+        "nothing new since the baseline: 0 new finding(s), 1 known, "
+        "1 not explained and in the baseline"
+    )
+    assert assessed(compared.seen_on("a")).startswith("NOT RELIABLE for what was tried here")
+    # What the baseline lacks fails the run as without one.
+    compared = compare(results(a=found), results(a=found[1:]), strict)
+    assert [row.key for row, _ in compared.failing()] == ["failover-reports-io-error"] * strict
+    known = compare(results(a=found[:1]), results(a=found[:1]), strict)
+    assert headline(known) == "all as predicted: 0 new finding(s), 1 known"
 
 
 def finding(cause: str, **more: Any) -> CaseFinding:

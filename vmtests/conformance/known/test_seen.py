@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -85,6 +86,30 @@ def test_the_badge_is_not_green_over_silent_corruption(
     order = [page.index(f"<h2>{name}</h2>") for name in ("The answer", "Findings", "Checks")]
     assert order == sorted(order)
     assert ('class="uses"' in page) is (badge == "not-reliable")
+
+
+def test_a_failure_can_be_waived_by_the_name_of_its_write_up(tmp_path: Path) -> None:
+    """With --fail-known it is the type of the failure; what has no write-up has its verdict."""
+    builds = (Identity("one", "7.2.22", "ab" * 32, (7, 2, 22)),)
+    known = CaseFinding(Verdict.ISOLATION, "c", "it is new", known="snapshot-read-returns-new-data")
+    other = CaseFinding(Verdict.ERROR_CONTRACT, "d", "it", known="failover-reports-io-error")
+    new = CaseFinding(Verdict.HANG, "e", "it hangs")
+    plan = Plan("mine", builds, (Case("verify", "x"), Case("verify", "y")), {})
+    found = {
+        ("one", "x"): CaseOutcome(Status.OK, "", (known, other)),
+        ("one", "y"): CaseOutcome(Status.DIVERGED, "", (new,)),
+    }
+    write_reports(compare(Results(plan, found), strict=True), tmp_path)
+    tree = ElementTree.parse(tmp_path / "junit.xml")
+    failures = {one.get("type"): one.get("message") for one in tree.iter("failure")}
+    assert failures == {
+        known.known: f"isolation (contract, known: {known.known}): it is new; "
+        f"and known: {other.known}",
+        "hang": "hang (contract, NEW): it hangs",
+    }
+    assert not list(tree.iter("testcase")) or "known" not in {
+        one.get("name") for one in tree.iter("property")
+    }
 
 
 def test_the_report_answers_for_each_use_on_each_build(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, Status
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
+from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
 from qmpshim.conformance.known.seen import SeenFinding
 from qmpshim.conformance.known.write_ups import WriteUp
@@ -38,6 +39,7 @@ class Sight:
     :ivar best: its smallest case, of case ``smallest``
     :ivar differs: it is not in the reference (the baseline, else the first build), where the same
         case was done
+    :ivar before: it is in the baseline, known or not
     """
 
     build: str
@@ -46,6 +48,7 @@ class Sight:
     best: CaseFinding
     state: State = State.NEW
     differs: bool = False
+    before: bool = False
 
     @property
     def count(self) -> int:
@@ -124,9 +127,12 @@ class Comparison:
         ]
 
     def fails(self, sight: Sight) -> bool:
-        """Whether the run fails for it: a finding without a write-up, seen once or each time."""
+        """Whether the run fails for it: a finding without a write-up, seen once or each time.
+
+        What is in the baseline never does, known or not.
+        """
         new = sight.state in (State.NEW, State.UNCONFIRMED)
-        return new or (self.strict and sight.state is State.KNOWN)
+        return new or (self.strict and sight.state is State.KNOWN and not sight.before)
 
     @property
     def ran(self) -> bool:
@@ -188,19 +194,21 @@ class Comparison:
 
 def headline(comparison: Comparison) -> str:
     """What a run came to, in one line; what it counts is what decides the exit status."""
-    new, known, unsure = (
+    new, known, unsure, before = (
         [row for row in comparison.rows if row.state is state]
-        for state in (State.NEW, State.KNOWN, State.UNCONFIRMED)
+        for state in (State.NEW, State.KNOWN, State.UNCONFIRMED, State.BASELINE)
     )
     found = f"{len(new)} new finding(s), {len(known)} known" + (
         f", {len(unsure)} that did not show themselves every time" if unsure else ""
     )
+    found += f", {len(before)} not explained and in the baseline" if before else ""
     status = comparison.exit_status
     if status == 0:
-        return f"all as predicted: {found}"
+        # What is in the baseline alone was not predicted.
+        return f"{'nothing new since the baseline' if before else 'all as predicted'}: {found}"
     if status == 1:
         failing = len({row.key for row, _ in comparison.failing()})
-        why = ", with --strict" if comparison.strict else ""
+        why = f" ({KNOWN_FAIL})" if comparison.strict else ""
         return f"DIVERGED: {failing} finding(s) fail the run{why}: {found}"
     of = len(comparison.results.plan.keys)
     if status == 125:
@@ -230,9 +238,12 @@ def compare(results: Results, baseline: Results | None = None, strict: bool = Fa
     for row in rows.values():
         for build, sight in row.sights.items():
             there = _counterpart(baseline, build)
-            sight.state = _state(row.key, sight, there, baseline)
+            sight.before = (
+                baseline is not None and there is not None and _has(baseline, there, row.key)
+            )
+            sight.state = _state(sight)
             if baseline is not None and there is not None:
-                sight.differs = not _has(baseline, there, row.key) and any(
+                sight.differs = not sight.before and any(
                     baseline.ran(there, case) for case in sight.cases
                 )
             else:
@@ -273,10 +284,10 @@ def _counterpart(baseline: Results | None, build: str) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _state(key: str, sight: Sight, counterpart: str | None, baseline: Results | None) -> State:
+def _state(sight: Sight) -> State:
     if sight.best.known:
         return State.KNOWN
-    if baseline is not None and counterpart is not None and _has(baseline, counterpart, key):
+    if sight.before:
         return State.BASELINE
     return State.NEW if sight.best.confirmed else State.UNCONFIRMED
 

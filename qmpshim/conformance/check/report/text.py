@@ -10,17 +10,20 @@ import re
 from xml.etree import ElementTree
 
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check.report.compare import Comparison, Row
+from qmpshim.conformance.check.report.compare import Comparison, Row, State
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
+from qmpshim.conformance.finding_words import classified, state_words
 from qmpshim.errors import name_errnos
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _sentence(row: Row, finding: CaseFinding, build: str) -> str:
-    side = "contract" if finding.contract else "robustness"
-    return name_errnos(f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}")
+    sight = row.sights[build]
+    words = classified(finding.contract, finding.known, sight.state is not State.UNCONFIRMED)
+    before = ", in baseline" if sight.before else ""
+    return name_errnos(f"{finding.verdict} ({words}{before}): {finding.title}")
 
 
 def _skipped(outcome: CaseOutcome) -> str:
@@ -28,7 +31,10 @@ def _skipped(outcome: CaseOutcome) -> str:
 
 
 def junit(comparison: Comparison) -> bytes:
-    """A test suite for each build, a test for each case."""
+    """A test suite for each build, a test for each case.
+
+    The type of a failure is the id of the write-up, where there is one, so that it can be waived.
+    """
     root = ElementTree.Element("testsuites", name=f"qmpshim check {comparison.results.plan.suite}")
     for build in comparison.results.builds:
         suite = ElementTree.SubElement(root, "testsuite", name=build.name)
@@ -63,11 +69,13 @@ def junit(comparison: Comparison) -> bytes:
             elif failing:
                 counts["failures"] += 1
                 row, finding = failing[0]
+                others = [state_words(f.known) for _, f in failing[1:]]
+                more = f"; and {', '.join(dict.fromkeys(others))}" if others else ""
                 failure = ElementTree.SubElement(
                     test,
                     "failure",
-                    type=finding.verdict.value,
-                    message=_clean(_sentence(row, finding, build.name)),
+                    type=finding.known or finding.verdict.value,
+                    message=_clean(_sentence(row, finding, build.name) + more),
                 )
                 failure.text = _clean("\n\n".join(_text(comparison, key, *f) for f in failing))
             elif outcome.status is Status.BROKEN:

@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.harness.choices import step_object
 from qmpshim.conformance.explore.harness.real_system import Looks
 from qmpshim.conformance.explore.report.findings import Finding, Sighting
 from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
+from qmpshim.conformance.finding_words import classified
 from qmpshim.errors import name_errnos
 
 SOAK = "soak"  # a mode: scenarios without end
@@ -89,6 +90,7 @@ class ExploreReport:
     :ivar bundles: where those that were kept are
     :ivar before: names of scenarios that were reached before, in the soak that this goes on with
     :ivar directed: what came of the directed cases
+    :ivar strict: what is written up counts, too
     """
 
     build: str
@@ -106,6 +108,7 @@ class ExploreReport:
     bundles: list[tuple[Finding, Path]] = field(default_factory=list)
     before: tuple[str, ...] = ()
     directed: DirectedResult = field(default_factory=DirectedResult)
+    strict: bool = False
 
     @property
     def looks(self) -> Looks:
@@ -139,9 +142,20 @@ class ExploreReport:
         return [finding for finding in self.unconfirmed if not finding.known]
 
     @property
+    def failing(self) -> list[Finding]:
+        """What the run fails for: what has no write-up, seen once or each time; else all."""
+        seen = (*self.findings, *self.unconfirmed)
+        return [finding for finding in seen if self.strict or not finding.known]
+
+    @property
+    def failing_cases(self) -> list[DirectedFinding]:
+        """The same of the directed cases."""
+        return [one for one in self.directed.findings if self.strict or not one.known]
+
+    @property
     def diverged(self) -> bool:
-        """Whether anything was seen that has no write-up."""
-        return bool(self.new or self.unexplained or self.directed.new)
+        """Whether the run fails."""
+        return bool(self.failing or self.failing_cases)
 
     @property
     def cut_short(self) -> bool:
@@ -336,9 +350,7 @@ def _of_case(finding: DirectedFinding, interrupted: bool) -> list[str]:
 
 def _state(finding: Finding | DirectedFinding) -> str:
     """Whether a finding is within the contract, and known."""
-    state = f"known: {finding.known}" if finding.known else "NEW"
-    side = "contract" if finding.contract else "robustness"
-    return f"{side}, {state}" + ("" if finding.confirmed else ", NOT CONFIRMED")
+    return classified(finding.contract, finding.known, finding.confirmed)
 
 
 def _replays(finding: Finding | DirectedFinding, interrupted: bool) -> str:
