@@ -55,6 +55,21 @@ def merge(pages: Iterable[int], gap: int = 0) -> Iterator[tuple[int, int]]:
         yield first, end - first
 
 
+def pieces(
+    pages: Iterable[int], size: int, most: int = _MOST, gap: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Pages of a disk as requests: (offset, length) in bytes.
+
+    :param size: of the disk
+    :param most: bytes of one request
+    :param gap: as for :func:`merge`
+    """
+    for first, count in merge(pages, gap):
+        end = min((first + count) * PAGE_BYTES, size)
+        for at in range(first * PAGE_BYTES, end, most):
+            yield at, min(most, end - at)
+
+
 def pages_of(extents: Iterable[tuple[int, int]]) -> set[int]:
     """The pages that byte ranges (offset, length) touch."""
     return {page for extent in extents for page in touched(*extent, PAGE_BYTES)}
@@ -231,7 +246,7 @@ class CrossCheck:
         pages = set(model.contents.pages) if touched is None else touched
         stored = pages | pages_of(file_extents(path)) if touched is None else pages
         with path.open("rb") as file:
-            for at, length in self._pieces(stored, gap=0):
+            for at, length in pieces(stored, self.chain.spec.size):
                 piece = os.pread(file.fileno(), length, at)
                 wrong = self._comparer.compare(piece, model.contents, at // SECTOR)
                 if wrong:
@@ -299,7 +314,8 @@ class CrossCheck:
         side: Side = Side.GUEST,
     ) -> list[Divergence]:
         pages = touched if touched is not None else view.pages() | pages_of(client.data_extents())
-        wanted = self._pieces(pages, most=view.most * SECTOR if view.most else _MOST)
+        most = view.most * SECTOR if view.most else _MOST
+        wanted = pieces(pages, self.chain.spec.size, most, _GAP)
         reading: deque[tuple[int, bytearray, int]] = deque()
         try:
             while True:
@@ -323,15 +339,6 @@ class CrossCheck:
             return [
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
             ]
-
-    def _pieces(
-        self, pages: Iterable[int], gap: int = _GAP, most: int = _MOST
-    ) -> Iterator[tuple[int, int]]:
-        """The pages as requests (offset, length) in bytes."""
-        for first, length in merge(pages, gap):
-            end = min((first + length) * PAGE_BYTES, self.chain.spec.size)
-            for at in range(first * PAGE_BYTES, end, most):
-                yield at, min(most, end - at)
 
     def read_verdict(self, side: Side, wrong: Mismatch, sector: Bytes) -> Verdict:
         """What it means that a reader on *side* saw these bytes in the first wrong sector.

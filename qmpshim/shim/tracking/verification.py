@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from qmpshim.conformance.compare.crosscheck import PAGE_BYTES, merge, pages_of
+from qmpshim.conformance.compare.crosscheck import pages_of, pieces
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Returned, Unsound, owner_runs
 from qmpshim.conformance.compare.oracle import Oracle, View
@@ -28,7 +28,6 @@ from qmpshim.shim.tracking.baseline import flush
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.tracker import ModelTracker, Unobserved
 
-_STEP = 16  # pages read at once
 _FAILOVER_LIMIT = 30.0  # seconds
 
 
@@ -236,7 +235,7 @@ def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference |
     with closing(NbdClient(uri)) as client:
         size = client.size
         pages = view.pages() | pages_of(client.data_extents())
-        for at, length in _pieces(pages, size):
+        for at, length in pieces(pages, size):
             data = client.read(length, at)
             owners = view.read(at // SECTOR, length // SECTOR)
             wanted = tracker.payloads.data(owners, at // SECTOR)
@@ -244,13 +243,6 @@ def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference |
             if data != wanted:
                 return _difference(data, wanted, owners, at), compared
     return None, compared
-
-
-def _pieces(pages: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
-    for first, count in merge(pages):
-        end = min((first + count) * PAGE_BYTES, size)
-        for at in range(first * PAGE_BYTES, end, _STEP * PAGE_BYTES):
-            yield at, min(_STEP * PAGE_BYTES, end - at)
 
 
 def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> _Difference:
