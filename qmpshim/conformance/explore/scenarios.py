@@ -42,7 +42,7 @@ class RealScenario:
     In fleecing and in plain backup the *guest* is the reader of the snapshot; on the primary it is
     the guest that runs there, and nothing else does anything.
 
-    :ivar size: virtual size in sectors
+    :ivar size: virtual size in sectors, of all disks
     :ivar cluster: qcow2 cluster in sectors
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
@@ -69,6 +69,16 @@ class RealScenario:
     def topology(self) -> Topology:
         """What the chain is made of."""
         return topology_of(self.form, self.secondary, self.options)
+
+    @property
+    def disks(self) -> int:
+        """How many secondary disks there are; the sectors of one come after those of another."""
+        return self.topology.disks
+
+    @property
+    def disk_size(self) -> int:
+        """Sectors of each of them."""
+        return self.size // self.disks
 
     def cluster_of(self, image: str) -> int:
         """Sectors of a cluster of a qcow2 image."""
@@ -119,7 +129,7 @@ class RealScenario:
     def view_parts(self) -> list[tuple[int, int]]:
         """In which parts, first sector and count, the guest's end can be read: at once or not."""
         if self.accessible is None:
-            return [(0, self.size)]
+            return [(disk * self.disk_size, self.disk_size) for disk in range(self.disks)]
         starts = range(0, self.size, self.granule)
         return [(start, min(self.granule, self.size - start)) for start in starts]
 
@@ -263,7 +273,11 @@ def is_sensible(scenario: RealScenario) -> bool:
     QEMU stacks the filters of several jobs on one disk, which is not modelled.
     """
     if scenario.topology.begins_late:
-        return _begins_once(scenario.ops)
+        grouped = not scenario.topology.bitmaps
+        stops = [op.after for op in scenario.ops if op.verb is Verb.STOP]
+        return _begins_once(scenario.ops) and (
+            not stops or ((grouped or scenario.disks == 1) and stops == _starts(scenario.ops))
+        )
     if not scenario.backs_up:
         return True
     jobs = sum(op.backs_up for op in scenario.ops)
@@ -272,9 +286,13 @@ def is_sensible(scenario: RealScenario) -> bool:
 
 def _begins_once(ops: Sequence[Operation]) -> bool:
     """Whether one operation starts the job, and a frozen bitmap is read after that, once."""
-    starts = [index for index, op in enumerate(ops) if op.verb is Verb.START]
+    starts = _starts(ops)
     reads = [op.after for op in ops if op.verb is Verb.DIRTY_BITMAP]
     return len(starts) == 1 and reads in ([], starts)
+
+
+def _starts(ops: Sequence[Operation]) -> list[int]:
+    return [index for index, op in enumerate(ops) if op.verb is Verb.START]
 
 
 def check_scenario(scenario: RealScenario) -> None:
@@ -296,13 +314,20 @@ def check_scenario(scenario: RealScenario) -> None:
             "one backup job is started at most, and none is ended or resumed without it; a pull is "
             "started once, and the bitmap that it freezes is read after that"
         )
+    if scenario.disks > 1 and (
+        scenario.size % (scenario.disks * scenario.granule) or scenario.secondary != "raw"
+    ):
+        raise InputError("two disks are raw, and have as many whole granules each")
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
     for op in (*scenario.setup, *scenario.ops):
         if op.name not in topology.operations:
             raise InputError(f"a chain of the form {scenario.form} cannot do: {op}")
         inside = op.start >= 0 and op.start + op.count <= scenario.size
-        if not inside or (op.is_request and not op.flushes and not op.count):
+        on_two = op.count and op.start // scenario.disk_size < (
+            (op.start + op.count - 1) // scenario.disk_size
+        )
+        if not inside or on_two or (op.is_request and not op.flushes and not op.count):
             raise InputError(f"{op} is not inside the disk's {scenario.size} sectors")
     for index, op in enumerate(scenario.ops):
         if op.after is not None and not (type(op.after) is int and 0 <= op.after < index):

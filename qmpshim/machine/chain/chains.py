@@ -179,7 +179,7 @@ _CHAINS = (
         {"start": pulling(_BACKUP_JOB, _RECORDING), "stop": _CONTROLS["stop"]},
         None,
         "with the NBD driver",
-        (_PRIMARY_IO | _READER_IO | {"start", "guest_dirty_bitmap"})
+        (_PRIMARY_IO | _READER_IO | {"start", "stop", "guest_dirty_bitmap"})
         - {"primary_vanish", "guest_vanish"},
         {"start": _PRIMARY_IO | _READER_IO | {"guest_dirty_bitmap"}},
         job="backup",

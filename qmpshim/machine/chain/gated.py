@@ -22,7 +22,7 @@ from qmpshim.machine.chain.build import closing, marking, opening, removals
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated_process import GatedProcess
 from qmpshim.machine.chain.images import blank_image
-from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, first_of, on_disk
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.nbd.gate.store import MemoryStore
@@ -33,7 +33,7 @@ from qmpshim.machine.nbd.status_client import StatusClient
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What to open, with virtual ``size`` and qcow2 ``cluster`` in bytes.
+    """What to open, with virtual ``size`` of each disk and qcow2 ``cluster`` in bytes.
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
     :ivar holes: the secondary disk reports where it has holes (NBD's block status)
@@ -76,7 +76,7 @@ class GatedMachine(GatedProcess):
             raw = name not in self.qcow2_images
             store = MemoryStore(self.shape.size if raw else self.blank(name))
             self.stores[name] = store
-            silent = name in PRIMARY_IMAGES and not self.shape.holes
+            silent = first_of(name) in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self.spawn()
@@ -173,16 +173,18 @@ class GatedMachine(GatedProcess):
         self.clients[name] = NonBlockingNbd(self.event_loop, self.workspace.path / "nbd", name)
 
     def learn_block_status(self) -> None:
-        """Have QEMU remember that all of the secondary disk is data.
+        """Have QEMU remember that all of each secondary disk is data.
 
         Since 6.2 a protocol node keeps the last range that was reported as data, and requests no
         more than is in it. So what was done before decides in how many parts a range is copied.
 
         :raises MachineError: QEMU does not answer
         """
-        if "primary" not in self.status_clients or self.status_clients["primary"].lost:
-            self.connect_status("primary")
-        self.status_clients["primary"].query(self.shape.size)
+        for disk in range(self.topology.disks):
+            name = on_disk("primary", disk)
+            if name not in self.status_clients or self.status_clients[name].lost:
+                self.connect_status(name)
+            self.status_clients[name].query(self.shape.size)
 
     def connect_status(self, name: str) -> None:
         """Connect to the export *name* for its block status, beside the client that there is.

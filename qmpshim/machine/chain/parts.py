@@ -123,7 +123,25 @@ Part = Node | Export | QemuDevice | DirtyBitmap
 #: Options that are names of nodes below, or of what a device uses.
 BELOW = frozenset({"file", "backing", "target", "children", "drive", "bus", "iothread"})
 #: Options and arguments that are names of nodes, exports, jobs or devices.
-REFERENCES = BELOW | {"top-id", "device", "job-id", "id", "node-name"}
+REFERENCES = BELOW | {"top-id", "device", "job-id", "id", "node-name", "node"}
+
+#: Before the names of a chain's second disk and of all that belongs to it.
+OTHER = "other-"
+
+
+def on_disk(name: str, disk: int) -> str:
+    """The name of a part on the first disk (0), or of the same on the second one (1)."""
+    return OTHER + name if disk else name
+
+
+def disk_of(name: str) -> int:
+    """On which disk a part of this name is."""
+    return int(name.startswith(OTHER))
+
+
+def first_of(name: str) -> str:
+    """The name of the same part on the first disk."""
+    return name.removeprefix(OTHER)
 
 
 def below(part: Part) -> set[str]:

@@ -13,7 +13,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmpshim.machine.chain.parts import DirtyBitmap, Export, ImageSpec, Node, Part, below
+from qmpshim.machine.chain.parts import (
+    DirtyBitmap,
+    Export,
+    ImageSpec,
+    Node,
+    Part,
+    below,
+    on_disk,
+)
 from qmpshim.machine.chain.qmp_commands import BACKS_UP, QmpCommand, actions_of
 
 
@@ -33,6 +41,7 @@ class Topology:
     :ivar formats: the formats that the secondary disk may have
     :ivar prefix: of the names of nodes, exports and jobs: several chains on one QEMU
     :ivar roles: by node and by export, what it is there for, in words for people
+    :ivar disks: there are so many secondary disks, each with all that belongs to it
     """
 
     name: str
@@ -47,6 +56,7 @@ class Topology:
     formats: tuple[str, ...] = ("raw", "qcow2")
     prefix: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
+    disks: int = 1
 
     @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -77,6 +87,11 @@ class Topology:
     def begins_late(self) -> bool:
         """Whether an operation starts the job; an export that offers a bitmap comes after that."""
         return self.begins is None and self.job is not None
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The ids of the block jobs that there are once it has begun, by disk."""
+        return tuple(on_disk(self.job, disk) for disk in range(self.disks)) if self.job else ()
 
     def drains(self, operation: str) -> bool:
         """Whether all requests under way end before an operation of this name does anything."""

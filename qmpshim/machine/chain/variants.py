@@ -8,11 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from qmpshim.machine.chain.build import opening
-from qmpshim.machine.chain.parts import REFERENCES, DirtyBitmap, Export, Node, Part, QemuDevice
+from qmpshim.machine.chain.parts import (
+    OTHER,
+    REFERENCES,
+    DirtyBitmap,
+    Export,
+    Node,
+    Part,
+    QemuDevice,
+)
 from qmpshim.machine.chain.qmp_commands import (
     BACKS_UP,
     TRANSACTION,
     QmpCommand,
+    actions_of,
     with_arguments,
 )
 from qmpshim.machine.chain.topology import Topology
@@ -31,6 +40,12 @@ _FINE = 4096  # bytes of a granule of that bitmap
 #: the disk names which is frozen when the backup job begins, and which the export offers.
 FROZEN = "bitmap.frozen"
 
+#: In the place of a node's name: the whole chain; and of its option: whether it has two disks,
+#: with jobs that end together or not. It is in the place of the last option.
+CHAIN = "chain"
+TWO_DISKS = "two-disks"
+GROUPED, INDIVIDUAL = "grouped", "individual"
+
 #: More options of nodes: node, option, value.
 Options = tuple[tuple[str, str, Any], ...]
 
@@ -40,7 +55,8 @@ def prefixed(topology: Topology, prefix: str) -> Topology:
 
     Files of images keep their names.
     """
-    own = {part.name for part in (*topology.parts, *topology.nodes)} | {topology.job}
+    parts = (*topology.parts, *topology.nodes)
+    own = {part.name for part in parts if not isinstance(part, DirtyBitmap)} | {topology.job}
 
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -49,7 +65,10 @@ def prefixed(topology: Topology, prefix: str) -> Topology:
         }
 
     def command(one: QmpCommand) -> QmpCommand:
-        return replace(one, arguments=renamed(one.arguments))
+        if one.name != TRANSACTION:
+            return replace(one, arguments=renamed(one.arguments))
+        actions = [_action(kind, renamed(data)) for kind, data in actions_of(one)]
+        return replace(one, arguments={**one.arguments, "actions": actions})
 
     def node(one: Node) -> Node:
         image = one.image and replace(one.image, file=one.image.file or one.name)
@@ -60,8 +79,10 @@ def prefixed(topology: Topology, prefix: str) -> Topology:
         match one:
             case Node():
                 return one.mapped(node)
-            case Export() | DirtyBitmap():
+            case Export():
                 return replace(one, name=prefix + one.name, node=prefix + one.node)
+            case DirtyBitmap():  # its name is its node's affair
+                return replace(one, node=prefix + one.node)
             case QemuDevice():
                 return replace(one, name=prefix + one.name, options=renamed(one.options))
 
@@ -73,6 +94,43 @@ def prefixed(topology: Topology, prefix: str) -> Topology:
         job=topology.job and prefix + topology.job,
         prefix=prefix + topology.prefix,
     )
+
+
+def _action(kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """An action of a transaction."""
+    return {"type": kind, "data": dict(data)}
+
+
+def doubled(topology: Topology, grouped: bool) -> Topology:
+    """The same with two disks, on which one transaction begins.
+
+    :param grouped: the jobs end together (``completion-mode``), which QEMU has for jobs alone:
+        there is no bitmap then (``action_check_completion_mode``, blockdev.c)
+    :raises KeyError: no operation starts it
+    """
+    pair = topology, prefixed(topology, OTHER)
+    actions = [
+        _action(kind, data)
+        for one in pair
+        for kind, data in actions_of(one.commands["start"])
+        if kind == BACKS_UP or not grouped
+    ]
+    properties = {"properties": {"completion-mode": "grouped"}} if grouped else {}
+    start = QmpCommand(TRANSACTION, {"actions": actions, **properties})
+    parts = [part for one in pair for part in (_jobs_alone(one) if grouped else one.parts)]
+    reads = {"guest_dirty_bitmap"} if grouped else set()
+    return replace(
+        topology,
+        parts=tuple(parts),
+        commands={**topology.commands, "start": start},
+        operations=topology.operations - reads,
+        disks=len(pair),
+    )
+
+
+def _jobs_alone(topology: Topology) -> tuple[Part, ...]:
+    """The parts without dirty bitmaps and the exports that offer them."""
+    return tuple(part for part in topology.first if not isinstance(part, DirtyBitmap))
 
 
 def with_parts(topology: Topology, *parts: Part) -> Topology:
@@ -107,6 +165,9 @@ def with_options(topology: Topology, options: Mapping[str, Mapping[str, Any]]) -
         if FROZEN in more:
             changed = _pulled(changed, name, more[FROZEN])
             continue
+        if name == CHAIN:
+            changed = doubled(changed, more[TWO_DISKS] == GROUPED)
+            continue
         if name == JOB:
             changed = _with_job(changed, more)
             continue
@@ -137,9 +198,9 @@ def pulling(job: QmpCommand, bitmap: DirtyBitmap) -> QmpCommand:
     new = opening(replace(bitmap, name=NEW), lambda node: {})
     disabled = {"node": bitmap.node, "name": bitmap.name}
     actions = [
-        {"type": "block-dirty-bitmap-disable", "data": disabled},
-        {"type": new.name, "data": new.arguments},
-        {"type": job.name, "data": job.arguments},
+        _action("block-dirty-bitmap-disable", disabled),
+        _action(new.name, new.arguments),
+        _action(job.name, job.arguments),
     ]
     return QmpCommand(TRANSACTION, {"actions": actions})
 

@@ -12,9 +12,19 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, drive, opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.parts import ImageSpec, Node, Part, QemuDevice
+from qmpshim.machine.chain.parts import DirtyBitmap, ImageSpec, Node, Part, QemuDevice
 from qmpshim.machine.chain.qmp_commands import actions_of
-from qmpshim.machine.chain.variants import FROZEN, prefixed, with_image, with_options, with_parts
+from qmpshim.machine.chain.variants import (
+    CHAIN,
+    FROZEN,
+    GROUPED,
+    INDIVIDUAL,
+    TWO_DISKS,
+    prefixed,
+    with_image,
+    with_options,
+    with_parts,
+)
 from qmpshim.machine.colo.topologies import COLO_SECONDARY, exported
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -179,6 +189,27 @@ def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
         assert machine.call("query-block-jobs") == []
     finally:
         machine.close()
+
+
+def test_one_transaction_begins_on_two_disks() -> None:
+    """With all that is done on one of them done on the other one, too; grouped jobs are alone."""
+    one = TOPOLOGIES["pull"]
+    two, grouped = (
+        topology_of("pull", options=((CHAIN, TWO_DISKS, how),)) for how in (INDIVIDUAL, GROUPED)
+    )
+    assert [part.name for part in two.parts[len(one.parts) :]] == [
+        part.name if isinstance(part, DirtyBitmap) else f"other-{part.name}" for part in one.parts
+    ]
+    done, of_one = (list(actions_of(chain.commands["start"])) for chain in (two, one))
+    assert done[: len(of_one)] == of_one and len(done) == 2 * len(of_one)
+    for (kind, data), (other, renamed) in zip(of_one, done[len(of_one) :], strict=True):
+        assert kind == other and renamed != data and renamed.keys() == data.keys()
+        assert renamed.get("name") == data.get("name")
+    assert two.jobs == grouped.jobs == ("backup", "other-backup")
+    assert not grouped.bitmaps and not grouped.offering
+    start = grouped.commands["start"]
+    assert [kind for kind, _ in actions_of(start)] == ["blockdev-backup"] * 2
+    assert start.arguments["properties"] == {"completion-mode": "grouped"}
 
 
 def test_a_pull_begins_with_a_transaction_and_offers_what_is_frozen_then() -> None:

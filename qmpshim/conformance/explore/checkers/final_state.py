@@ -17,6 +17,7 @@ from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import on_disk
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.units import SECTOR
 
@@ -61,7 +62,9 @@ def read_view(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] 
     """
     found: list[int] = []
     for start, count in scenario.view_parts:
-        answer = machine.clients["guest"].call(Nbd.READ, start * SECTOR, count * SECTOR)
+        disk, first = divmod(start, scenario.disk_size)
+        client = machine.clients[on_disk("guest", disk)]
+        answer = client.call(Nbd.READ, first * SECTOR, count * SECTOR)
         if answer.errno not in (0, EINVAL):
             return None
         found += [UNREADABLE] * count if answer.errno else owners(answer.data, start)
@@ -82,7 +85,7 @@ def _read(
 ) -> tuple[Outcome, RealViolation | None]:
     secondary, unsound = _secondary(machine, scenario)
     hidden, active = (
-        read_overlay(machine, scenario, name) if name in machine.images else _empty(scenario)
+        _overlay(machine, scenario, name) if name in machine.images else _empty(scenario)
         for name in ("hidden", "active")
     )
     if scenario.backs_up:  # that is the target, which has a checker of its own
@@ -104,6 +107,18 @@ def _read(
     return seen, unsound or hidden.violation or active.violation
 
 
+def _overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> OverlayState:
+    """The state of an overlay; of that of each disk, where there are two."""
+    parts = [read_overlay(machine, scenario, on_disk(name, disk)) for disk in range(scenario.disks)]
+    if len(parts) == 1:
+        return parts[0]
+    return OverlayState(
+        tuple(owner for part in parts for owner in part.content),
+        tuple(kind for part in parts for kind in part.kinds),
+        next((part.violation for part in parts if part.violation is not None), None),
+    )
+
+
 def _empty(scenario: RealScenario) -> OverlayState:
     """An overlay that the chain does without."""
     return OverlayState((None,) * scenario.size, (0,) * -(-scenario.size // scenario.cluster))
@@ -114,7 +129,8 @@ def _secondary(
 ) -> tuple[tuple[int, ...], RealViolation | None]:
     """Whose the sectors of the secondary disk are."""
     if scenario.secondary == "raw":
-        return tuple(owners(machine.gate.snapshot("secondary"), 0)), None
+        names = (on_disk("secondary", disk) for disk in range(scenario.disks))
+        return tuple(owners(b"".join(map(machine.gate.snapshot, names)), 0)), None
     overlay = read_overlay(machine, scenario, "secondary")
     return tuple(owner or 0 for owner in overlay.content), overlay.violation
 

@@ -38,18 +38,18 @@ def rest_is_there(end: End) -> RealViolation | None:
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), REMOVAL_LIMIT
     ):
         return _remains("the primary's export", "removed")
-    job = scenario.topology.job
-    if job is None:
+    jobs = set(scenario.topology.jobs)
+    if not jobs:
         return None
     if scenario.topology.begins_late and Verb.START not in done:
         return None
     if Verb.STOP not in done:
-        if job in _names(machine, "query-block-jobs", "device"):
+        if jobs <= _names(machine, "query-block-jobs", "device"):
             return None
         text = "the backup job is gone, though nobody ended it"
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.JOB_GONE))
     if machine.event_loop.until(
-        lambda: job not in _names(machine, "query-block-jobs", "device"), REMOVAL_LIMIT
+        lambda: jobs.isdisjoint(_names(machine, "query-block-jobs", "device")), REMOVAL_LIMIT
     ):
         return None
     return _remains("the backup job", "cancelled")

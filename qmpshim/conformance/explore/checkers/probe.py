@@ -11,6 +11,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import on_disk
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -38,15 +39,15 @@ def chain_works_on(end: End) -> RealViolation | None:
     if scenario.has("quorum"):
         return _both_written(machine, scenario, now)
     size = scenario.size
-    answer = machine.clients["primary"].call(
-        Nbd.WRITE, 0, 0, bytes(pattern.data_of(PROBE, 0, size))
-    )
     now.events.append(Note("afterwards: primary write of everything"))
-    if answer.errno:
-        text = f"a primary write afterwards fails with errno {answer.errno}"
-        return RealViolation(
-            Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "primary write")
-        )
+    for disk in range(scenario.disks):
+        data = bytes(pattern.data_of(PROBE, disk * scenario.disk_size, scenario.disk_size))
+        answer = machine.clients[on_disk("primary", disk)].call(Nbd.WRITE, 0, 0, data)
+        if answer.errno:
+            text = f"a primary write afterwards fails with errno {answer.errno}"
+            return RealViolation(
+                Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "primary write")
+            )
     view = read_view(machine, scenario)
     if view is None:
         text = "a read afterwards fails"

@@ -26,7 +26,7 @@ from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Verb
+from qmpshim.model.operations import Verb, does
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Point:
 
 def snapshot_is_point_in_time(end: End) -> RealViolation | None:
     """Whether all that is read of the snapshot is the disk at one point in time."""
-    if start_of(end) is None or end.history.gone():
+    if start_of(end) is None or end.history.gone() or does(end.scenario.ops, Verb.STOP):
         return None
     seen = _read(end)
     points = points_of(end)
@@ -76,7 +76,7 @@ def start_of(end: End) -> int | None:
 
 def fitting_points(end: End) -> list[Point]:
     """The points in time that explain what is read of the snapshot."""
-    seen = _read(end)
+    seen = {} if does(end.scenario.ops, Verb.STOP) else _read(end)
     return [one for one in points_of(end) if not any(_wrong(seen, one, at) for at in seen)]
 
 

@@ -64,6 +64,8 @@ CHECKERS: tuple[Checker, ...] = (
             ("final_state", "a_job_that_ends_by_itself_is_missed"),
             ("liveness", "a_commit_that_gets_no_answer_is_missed"),
             ("liveness", "a_control_that_does_nothing_is_missed"),
+            ("two_disks", "a_disk_without_a_job_is_found_out"),
+            ("two_disks", "a_grouped_job_that_is_not_cancelled_is_found_out"),
         ),
     ),
     Checker(
@@ -93,6 +95,7 @@ CHECKERS: tuple[Checker, ...] = (
             ("pulled_bitmaps", "what_was_changed_before_t0_must_not_be_missing"),
             ("pulled_point", "a_t0_that_is_too_early_is_found_out"),
             ("pulled_point", "a_t0_that_is_too_late_is_found_out"),
+            ("two_disks", "two_t0s_are_found_out"),
         ),
     ),
     Checker(
@@ -157,6 +160,8 @@ CHECKERS: tuple[Checker, ...] = (
             ("pulled_point", "a_change_that_neither_bitmap_names_is_missed"),
             ("pulled_point", "bitmaps_that_are_exchanged_are_found_out"),
             ("pulled_point", "a_bitmap_is_frozen_by_the_transaction"),
+            ("two_disks", "a_bitmap_of_one_disk_that_is_not_frozen_is_found_out"),
+            ("two_disks", "changes_that_are_marked_on_the_other_disk_are_found_out"),
         ),
     ),
     Checker(

@@ -20,6 +20,7 @@ import numpy as np
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.parts import disk_of, first_of
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
@@ -109,6 +110,8 @@ class IoNames:
     :param ops: the concurrent operations
     :param numbers: under which each writes
     :param all_io: hold every request, metadata among them
+    :param disk_size: sectors of a disk, where there is a second one: its sectors come after those
+        of the first, so that an I/O of data has a name without telling which disk
     :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
     """
 
@@ -118,10 +121,12 @@ class IoNames:
         numbers: Sequence[int],
         all_io: bool = False,
         secondary: Mapping[int, int] | None = None,
+        disk_size: int = 0,
     ) -> None:
         self._ops = ops
         self._by_number = {number: index for index, number in enumerate(numbers)}
         self._all_io = all_io
+        self._disk_size = disk_size
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[IoId] = Counter()
         self._raw = {"primary", "secondary"} if secondary is None else {"primary"}
@@ -140,7 +145,7 @@ class IoNames:
         """
         if io.op is Nbd.BLOCK_STATUS:
             return self._all_io
-        if io.image in self._raw:
+        if first_of(io.image) in self._raw:
             return True
         if io.op is Nbd.FLUSH:
             return self.flushing or self._all_io
@@ -159,8 +164,8 @@ class IoNames:
 
     def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
-        if io.image in self._raw:
-            return io.offset // SECTOR
+        if first_of(io.image) in self._raw:
+            return io.offset // SECTOR + disk_of(io.image) * self._disk_size
         return self._places.get(io.image, {}).get(io.offset // SECTOR)
 
     def name(
@@ -185,7 +190,8 @@ class IoNames:
             place = f"meta {io.offset}+{io.length}"
         else:
             place = f"{start}+{count}"
-        first = IoId(op, io.image, verb, place)
+        has_sector = guest is not None and verb != "flush"
+        first = IoId(op, first_of(io.image) if has_sector else io.image, verb, place)
         nth = self._nth[first]
         self._nth[first] += 1
         return NamedIo(first._replace(nth=nth) if nth else first, io, start, count)
@@ -201,13 +207,14 @@ class IoNames:
         mover: int,
         unfinished: Sequence[int],
     ) -> int:
-        if io.image in ("primary", "secondary", "active") and verb == "write":
+        image = first_of(io.image)
+        if image in ("primary", "secondary", "active") and verb == "write":
             for number in carried:
                 index = self._by_number.get(number)
                 if index is not None and index in unfinished:
                     return index
         fitting = [
-            i for i in unfinished if self._may(self._ops[i], io.image, verb, start, count, meta)
+            i for i in unfinished if self._may(self._ops[i], image, verb, start, count, meta)
         ]
         if mover in fitting or not fitting:
             return mover

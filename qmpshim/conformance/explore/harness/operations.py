@@ -12,7 +12,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.parts import Export
+from qmpshim.machine.chain.parts import Export, on_disk
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
 from qmpshim.machine.nbd.protocol.transmission import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE
@@ -50,17 +50,33 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
     if op.is_command:
         return RunningOperation("qmp", machine.qmp.send(*command(machine, op.verb)))
     if op.disconnects:
-        machine.clients[op.side].close()
+        machine.clients[_export(machine, op)].close()
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
-    place = op.start * SECTOR, op.count * SECTOR
+    place = _first(machine, op) * SECTOR, op.count * SECTOR
     if offers_late(machine.topology, op):
-        offer = opening(_offering(machine), lambda node: {})
+        offer = opening(_offering(machine, op), lambda node: {})
         return RunningOperation("export", machine.qmp.send(offer.name, offer.arguments))
     if op.queries_status:
         return RunningOperation("status", _query(machine, op))
-    key = machine.clients[op.side].send(_NBD[op.verb], *place, data, _FLAGS.get(op.verb, 0))
-    return RunningOperation(op.side, key)
+    name = _export(machine, op)
+    key = machine.clients[name].send(_NBD[op.verb], *place, data, _FLAGS.get(op.verb, 0))
+    return RunningOperation(name, key)
+
+
+def _disk(machine: GatedMachine, op: Operation) -> int:
+    """On which disk an operation is: the sectors of a second one come after those of the first."""
+    return op.start * SECTOR // machine.shape.size
+
+
+def _first(machine: GatedMachine, op: Operation) -> int:
+    """The first sector of an operation on its disk."""
+    return op.start - _disk(machine, op) * machine.shape.size // SECTOR
+
+
+def _export(machine: GatedMachine, op: Operation) -> str:
+    """The export to which an operation goes."""
+    return on_disk(op.side, _disk(machine, op))
 
 
 def offers_late(topology: Topology, op: Operation) -> bool:
@@ -68,20 +84,20 @@ def offers_late(topology: Topology, op: Operation) -> bool:
     return op.verb is Verb.DIRTY_BITMAP and topology.begins_late
 
 
-def _offering(machine: GatedMachine) -> Export:
-    (export,) = machine.topology.offering
-    return export
+def _offering(machine: GatedMachine, op: Operation) -> Export:
+    return machine.topology.offering[_disk(machine, op)]
 
 
-def _status_export(machine: GatedMachine, op: Operation) -> str:
+def status_export(machine: GatedMachine, op: Operation) -> str:
     """The export whose block status an operation queries."""
-    return _offering(machine).name if op.verb is Verb.DIRTY_BITMAP else op.side
+    reads_bitmap = op.verb is Verb.DIRTY_BITMAP
+    return _offering(machine, op).name if reads_bitmap else _export(machine, op)
 
 
 def _query(machine: GatedMachine, op: Operation) -> int:
     """Send the query of an operation."""
-    client = machine.status_client(_status_export(machine, op))
-    return client.send(_NBD[op.verb], op.start * SECTOR, op.count * SECTOR)
+    client = machine.status_client(status_export(machine, op))
+    return client.send(_NBD[op.verb], _first(machine, op) * SECTOR, op.count * SECTOR)
 
 
 def command(machine: GatedMachine, verb: Verb) -> tuple[str, Mapping[str, Any]]:
@@ -104,7 +120,7 @@ def answer(
             machine.qmp.take(op.name, running.key)
         except CommandFailed as error:
             return ReportedError(error.desc), None
-        machine.connect_status(_status_export(machine, op))
+        machine.connect_status(status_export(machine, op))
         running.kind, running.key = "status", _query(machine, op)
         return None
     if running.kind == "qmp":
@@ -122,7 +138,7 @@ def answer(
     if running.kind == "vanish":
         return OK, None
     status = running.kind == "status"
-    export = _status_export(machine, op) if status else running.kind
+    export = status_export(machine, op) if status else running.kind
     client = machine.status_client(export) if status else machine.clients[export]
     found = client.answers.pop(running.key, None)
     if found is None:

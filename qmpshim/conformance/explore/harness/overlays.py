@@ -11,6 +11,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import disk_of
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.machine.images.qcow2_header import Incompatible
@@ -41,7 +42,8 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
 
 def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
     """Read the bytes of the qcow2 image *name*."""
-    words = scenario.size, scenario.cluster_of(name), name
+    first = disk_of(name) * scenario.disk_size
+    words = scenario.disk_size, scenario.cluster_of(name), name, first
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:
             return overlay
@@ -51,12 +53,13 @@ def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
 
 
 # Most schedules of a scenario end with one of a few images; to compare is cheaper than to hash.
-_RECENT: deque[tuple[bytes, tuple[int, int, str], OverlayState]] = deque(maxlen=16)
+_RECENT: deque[tuple[bytes, tuple[int, int, str, int], OverlayState]] = deque(maxlen=16)
 
 
-def read_state(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
+def read_state(image: bytes, size: int, cluster: int, name: str, first: int = 0) -> OverlayState:
     """The state of an overlay's image; *size* and *cluster* are sectors.
 
+    :param first: the number of its first sector, where its disk is not the first one
     :raises UnsupportedFeature: the image has what the model lacks
     """
     content: list[int | None] = [None] * size
@@ -84,7 +87,7 @@ def read_state(image: bytes, size: int, cluster: int, name: str) -> OverlayState
         if kind == Alloc.DATA:
             piece = bytes(data[host : host + (end - start) * SECTOR])
             piece += bytes((end - start) * SECTOR - len(piece))
-            content[start:end] = owners(piece, start)
+            content[start:end] = owners(piece, first + start)
         else:
             content[start:end] = [0] * (end - start)
     return OverlayState(tuple(content), tuple(kinds))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -14,9 +14,11 @@ from qmpshim.conformance.explore.harness.overlays import read_overlay
 from qmpshim.conformance.explore.outcome import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import on_disk
 from qmpshim.model.answers import OK
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import Ending, OnError
+from qmpshim.model.pointintime.push import GRANULARITY
 from qmpshim.model.units import SECTOR
 
 _WORD = 64  # granules of a word of an HBitmap's last level
@@ -30,12 +32,53 @@ def left_by_backup(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
 
 
 def bitmaps_left(machine: GatedMachine, scenario: RealScenario) -> tuple[BitmapLeft, ...]:
-    """The dirty bitmaps of the secondary disk, by name; those without one are a job's own."""
-    (node,) = [
-        one for one in machine.call("query-named-block-nodes") if one["node-name"] == "secondary"
+    """The dirty bitmaps of the secondary disk, by name; those without one are a job's own.
+
+    Of two disks those of the same name that record, or do not, are one, with the granules of both.
+    """
+    named = machine.call("query-named-block-nodes")
+    nodes = {one["node-name"]: one.get("dirty-bitmaps", ()) for one in named}
+    by_disk = [
+        [_bitmap(machine, name, one, scenario.disk_size) for one in nodes[name]]
+        for name in (on_disk("secondary", disk) for disk in range(scenario.disks))
     ]
-    found = (_bitmap(machine, one, scenario.size) for one in node.get("dirty-bitmaps", ()))
+    found = by_disk[0] if scenario.disks == 1 else _joined(by_disk, scenario.disk_size)
     return tuple(sorted(found, key=lambda one: one.name))
+
+
+def _joined(by_disk: Sequence[Iterable[BitmapLeft]], disk_size: int) -> list[BitmapLeft]:
+    """The bitmaps of two disks; one that is not on both, recording or not, has its disk's name.
+
+    It is in use where it is on one of them.
+    """
+    shift = disk_size // GRANULARITY
+    kinds = [{(one.name, one.recording): one for one in own} for own in by_disk]
+    both = kinds[0].keys() & kinds[1].keys()
+    joined = [
+        replace(
+            one,
+            granules=_numbers(kinds[0][kind], 0) | _numbers(one, shift),
+            busy=one.busy or kinds[0][kind].busy,
+        )
+        for kind, one in kinds[1].items()
+        if kind in both
+    ]
+    apart = [
+        replace(
+            one,
+            name=f"{one.name} of {on_disk('secondary', disk)}",
+            granules=_numbers(one, disk * shift),
+        )
+        for disk, own in enumerate(kinds)
+        for kind, one in own.items()
+        if kind not in both
+    ]
+    return joined + apart
+
+
+def _numbers(bitmap: BitmapLeft, first: int) -> frozenset[int]:
+    """The granules that a bitmap names, counted from *first* on."""
+    return frozenset(first + granule for granule in bitmap.granules or ())
 
 
 def ending_of_job(machine: GatedMachine) -> Ending | None:
@@ -86,13 +129,13 @@ def paused_by_error(machine: GatedMachine, scenario: RealScenario, now: History)
     return stops > done.count(Verb.JOB_RESUME)
 
 
-def _bitmap(machine: GatedMachine, found: Mapping[str, Any], size: int) -> BitmapLeft:
+def _bitmap(machine: GatedMachine, node: str, found: Mapping[str, Any], size: int) -> BitmapLeft:
     name = str(found.get("name", ""))
     granules = None
     if name:
-        digest = machine.call(
-            "x-debug-block-dirty-bitmap-sha256", {"node": "secondary", "name": name}
-        )["sha256"]
+        digest = machine.call("x-debug-block-dirty-bitmap-sha256", {"node": node, "name": name})[
+            "sha256"
+        ]
         granule = int(found["granularity"])
         total = -(-size * SECTOR // granule)
         granules = granules_of(digest, total, int(found["count"]) // granule)

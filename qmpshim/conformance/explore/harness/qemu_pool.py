@@ -33,6 +33,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.images import filled_qcow2
+from qmpshim.machine.chain.parts import disk_of, first_of
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
@@ -89,7 +90,7 @@ class QemuPool:
         :raises BuildError: this build cannot do the scenario
         :raises MachineError: QEMU misbehaved before the scenario even began
         """
-        sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
+        sizes = scenario.disk_size * SECTOR, scenario.cluster * SECTOR
         shape = Shape(scenario.topology, *sizes, reconnect, scenario.leaves_holes)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
@@ -185,10 +186,16 @@ class QemuPool:
 
     @staticmethod
     def _put_back(machine: GatedMachine, base: bytes) -> None:
-        """Give the disk its bytes back; on the primary both disks, which begin as equals."""
-        for name in PRIMARY_IMAGES:
-            if name in machine.stores:
-                machine.stores[name].restore(base)
+        """Give the disk its bytes back; on the primary both disks, which begin as equals.
+
+        Two secondary disks have one half of them each.
+        """
+        disks = machine.topology.disks
+        part = len(base) // disks
+        for name, store in machine.stores.items():
+            if first_of(name) in PRIMARY_IMAGES:
+                start = disk_of(name) * part
+                store.restore(base[start : start + part] if disks > 1 else base)
 
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
@@ -220,6 +227,9 @@ class QemuPool:
             if do in topology.commands:
                 with contextlib.suppress(CommandFailed):  # an operation did it; or replication's
                     machine.do(do)
+        for job in topology.jobs[1:]:
+            with contextlib.suppress(CommandFailed):
+                machine.call("block-job-cancel", {"device": job})
         machine.event_loop.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
     def note_command(self, op: Operation) -> None:

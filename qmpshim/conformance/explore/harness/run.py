@@ -41,6 +41,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineDied, MachineError, ReplyOverrun
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import first_of
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
@@ -155,7 +156,9 @@ class RealRun:
         machine.gate.trace.clear()
         machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        namer = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
+        namer = IoNames(
+            self.scenario.ops, self._numbers, self.all_io, places, self.scenario.disk_size
+        )
         self._execution = _Execution(
             namer,
             OnlineChecker(self.scenario, machine, namer),
@@ -170,12 +173,12 @@ class RealRun:
             real_ops.do_alone(machine, op, number)
             self._preparing = None
         topology = self.scenario.topology
-        for side in {
-            op.side
+        for export in {
+            real_ops.status_export(machine, op)
             for op in self.scenario.ops
             if op.queries_status and not real_ops.offers_late(topology, op)
         }:
-            machine.connect_status(side)
+            machine.connect_status(export)
         machine.settle()
         machine.gate.keep_journals()
         self._execution.setup_done = True
@@ -256,7 +259,7 @@ class RealRun:
         )
         by_reader = self.scenario.ops[named.op].reads and not named.meta
         fault = InjectedFault(
-            image=named.io.image,
+            image=first_of(named.io.image),
             verb=METADATA if named.meta else named.verb,
             start=named.start,
             count=0 if named.meta else named.count,

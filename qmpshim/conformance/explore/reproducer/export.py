@@ -62,6 +62,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
             "a script does not predict a job that an error has paused: `qmpshim replay` shows the "
             "finding"
         )
+    if topology.disks > 1:
+        raise InputError("a script has one disk: `qmpshim replay` shows the finding")
     if topology.begins_late and _is_of_pull(finding):
         raise InputError(
             "a script does not predict what a pull leaves that an operation starts: "

@@ -14,7 +14,16 @@ from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.machine.chain.variants import FROZEN, IMAGE_CLUSTER, JOB, WRITTEN
+from qmpshim.machine.chain.variants import (
+    CHAIN,
+    FROZEN,
+    GROUPED,
+    IMAGE_CLUSTER,
+    INDIVIDUAL,
+    JOB,
+    TWO_DISKS,
+    WRITTEN,
+)
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
 from qmpshim.model.units import SECTOR
@@ -64,6 +73,7 @@ _THIRD: Mapping[str, tuple[str, int | None]] = {
     "start_then_guest_read": ("guest_read", 1),
     "start_then_dirty_bitmap": ("guest_dirty_bitmap", 1),
     "start_then_primary_write": ("primary_write", 1),
+    "start_then_stop": ("stop", 1),
 }
 #: Operations that push has as a third one only, after the second.
 _OF_SECOND = frozenset(("job_resume", "job_cancel"))
@@ -190,6 +200,13 @@ _BITMAP_OF: Mapping[str, tuple[str, str]] = {
     "backup": ("guest", FROZEN),
 }
 
+#: How many disks one transaction begins with, by value of the dimension.
+_DISKS: Mapping[str, tuple[tuple[str, str, Any], ...]] = {
+    "one": (),
+    "two": ((CHAIN, TWO_DISKS, INDIVIDUAL),),
+    "two-grouped": ((CHAIN, TWO_DISKS, GROUPED),),
+}
+
 #: The dimensions that are options of nodes.
 _CHAIN_OPTIONS = {"options": _OPTIONS, "target": _TARGETS}
 
@@ -220,6 +237,7 @@ DIMENSIONS = (
     Dimension("options", tuple(_OPTIONS)),
     Dimension("target", tuple(_TARGETS)),
     Dimension("bitmap", tuple(_BITMAPS)),
+    Dimension("disks", tuple(_DISKS)),
 )  # fmt: skip
 
 
@@ -268,7 +286,15 @@ def _pulls_once(second: str, third: str) -> bool:
     name, after = _THIRD[third]
     if after == 1:
         return second == "start"
-    return (second, name).count("start") == 1 and name != "guest_dirty_bitmap"
+    names = (second, name)
+    return names.count("start") == 1 and not {"guest_dirty_bitmap", "stop"} & {*names}
+
+
+def _third_fits_disks(third: str, disks: str) -> bool:
+    name, _ = _THIRD[third]
+    if name == "guest_dirty_bitmap":
+        return disks != "two-grouped"
+    return name != "stop" or disks != "two"
 
 
 def _history_fits(form: str, history: str) -> bool:
@@ -321,6 +347,22 @@ SPACE = Space(
             "no bitmap is offered that could be read",
         ),
         Constraint(
+            ("form", "disks"),
+            lambda form, disks: disks == "one" or form == "pull",
+            "no transaction begins on two disks",
+        ),
+        Constraint(
+            ("disk", "secondary", "disks"),
+            lambda disk, secondary, disks: disks == "one" or (disk, secondary) == ("whole", "raw"),
+            "two disks are raw, and end with a granule",
+        ),
+        Constraint(
+            ("third", "disks"),
+            _third_fits_disks,
+            "no bitmap is frozen where jobs are grouped, and a job that is cancelled alone is not "
+            "modelled",
+        ),
+        Constraint(
             ("cluster", "target"),
             lambda cluster, target: CLUSTERS[cluster] < _LARGE or not _copies_more(target),
             "the target's clusters would not be larger",
@@ -364,7 +406,7 @@ def granule(point: Mapping[str, str]) -> int:
 
 
 def size(point: Mapping[str, str]) -> int:
-    """Sectors of the disk."""
+    """Sectors of a disk."""
     unit = granule(point)
     return {"whole": 4 * unit, "half": 3 * unit + unit // 2, "odd": 3 * unit + 1}[point["disk"]]
 
@@ -413,6 +455,8 @@ def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str
     """What a dimension adds to the options of the chain's nodes: node, option, value."""
     if dimension == "bitmap":
         return _bitmap(point)
+    if dimension == "disks":
+        return _DISKS[point["disks"]]
     by_value = _CHAIN_OPTIONS.get(dimension)
     given = () if by_value is None else by_value[point[dimension]][point["form"]]
     bytes_ = granule(point) * SECTOR
@@ -434,19 +478,26 @@ def _bitmap(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
 
 
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The scenario of a point of the space, as JSON."""
+    """The scenario of a point of the space, as JSON.
+
+    Where there are two disks, the second operation is on the other one, and a third one that does
+    not come after the first.
+    """
     edges = _boundaries(point)
     a, b, c, d = (edges[n] for n in RELATIONS[point["relation"]])
     ops: list[dict[str, Any]] = [{"do": point["first"], "at": [a, b - a]}]
     ops.append({"do": point["second"]})
+    other = size(point) if point["disks"] != "one" else 0
     if point["second"] not in _UNPLACED:
-        ops[1]["at"] = [c, d - c]
+        ops[1]["at"] = [other + c, d - c]
     if point["third"] != NONE:
         ops.append(_third(point, a, b))
+        if "at" in ops[2] and ops[2].get("after") != 0:
+            ops[2]["at"][0] += other
     return {
         "name": name,
         "form": point["form"],
-        "size": size(point),
+        "size": size(point) + other,
         "cluster": CLUSTERS[point["cluster"]],
         "contract": TOPOLOGIES[point["form"]].keeps_contract(
             [op["do"] for op in ops if op["do"] != "status"]
