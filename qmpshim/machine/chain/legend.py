@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qmpshim.machine.chain.build import Storage, node_options
-from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, QemuDevice
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, QemuDevice, first_of
 from qmpshim.machine.chain.topology import Topology
 
 
@@ -29,7 +29,7 @@ def legend(topology: Topology, storage: Storage = image_files) -> Iterator[tuple
         does
     """
     for part in topology.parts:
-        role = topology.roles.get(part.name.removeprefix(topology.prefix), "")
+        role = topology.roles.get(first_of(part.name.removeprefix(topology.prefix)), "")
         meant = f": {role}" if role else ""
         match part:
             case Node(name, driver):
