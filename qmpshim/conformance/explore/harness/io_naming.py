@@ -111,7 +111,7 @@ class IoNames:
     :param numbers: under which each writes
     :param all_io: hold every request, metadata among them
     :param disk_size: sectors of a disk, where there is a second one: its sectors come after those
-        of the first, so that an I/O of data has a name without telling which disk
+        of the first, so that the name of an I/O of data needs no disk
     :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
     """
 
