@@ -18,7 +18,7 @@ from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import bare, exit_reason, launch
+from qmpshim.machine.host.process import bare, died, exit_reason, launch, stderr_of
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
@@ -208,10 +208,7 @@ class GatedProcess:
 
     def stderr(self) -> str:
         """What QEMU wrote to stderr so far."""
-        try:
-            return (self.workspace.path / "stderr").read_text(errors="replace")
-        except OSError:
-            return ""
+        return stderr_of(self.workspace.path)
 
     def alive(self) -> bool:
         """Whether the process still runs."""
@@ -228,9 +225,7 @@ class GatedProcess:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
-        how = Exit(code)
-        reason = exit_reason(self.stderr())
-        return MachineDied(f"QEMU {how}" + (f": {reason}" if reason else ""), how, reason)
+        return died(Exit(code), self.stderr())
 
     def root_error(self, error: MachineError) -> MachineError:
         """What *error* comes from: a broken connection may be the first sign of QEMU's exit."""

@@ -113,6 +113,21 @@ def launch(
     return process, ours
 
 
+def stderr_of(directory: Path) -> str:
+    """What a QEMU that was launched with *directory* has written to stderr so far."""
+    try:
+        return (directory / "stderr").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def died(how: Exit, stderr: str, during: str = "") -> MachineDied:
+    """The error that a QEMU has ended; its text has the failed assertion, if any."""
+    reason = exit_reason(stderr)
+    text = f"QEMU {how}" + (f" during {during}" if during else "")
+    return MachineDied(text + (f": {reason}" if reason else ""), how, reason)
+
+
 async def wait_until(
     condition: Callable[[], Awaitable[bool]], failure: str, limit: float, pause: float = _PAUSE
 ) -> None:
@@ -332,11 +347,7 @@ class Qemu:
         :param patience: seconds that it may still need for that; they are waited for, so where a
             loop runs :meth:`wait_for_exit` comes first
         """
-        code = self._reap(patience)
-        how = Exit(code)
-        reason = exit_reason(self.stderr())
-        text = f"QEMU {how} during {during}" + (f": {reason}" if reason else "")
-        return MachineDied(text, how, reason)
+        return died(Exit(self._reap(patience)), self.stderr(), during)
 
     async def root_error(self, error: MachineError, during: str) -> MachineError:
         """What *error* comes from: a broken connection may be the first sign of QEMU's exit.
@@ -360,10 +371,7 @@ class Qemu:
 
     def stderr(self) -> str:
         """What QEMU has written to stderr so far."""
-        try:
-            return (self.directory / "stderr").read_text(errors="replace")
-        except OSError:
-            return ""
+        return stderr_of(self.directory)
 
     def _reap(self, seconds: float) -> int | None:
         if self._process is None:
