@@ -71,7 +71,8 @@ class _Completion(argparse.Action):
         for one in all_parsers(parser):
             for argument in one._actions:  # argparse has no public way to them
                 if names := getattr(argument, "names", None):  # see takes_name()
-                    argument.choices = names()
+                    files = argument.files  # type: ignore[attr-defined]
+                    argument.choices = [*names(), *([shtab.Choice("file")] if files else [])]
         print(shtab.complete(parser, shell), flush=True)
         parser.exit()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.bundle_argument import bundle_argument, finding_named
 from qmpshim.commands.console import OK, Console
-from qmpshim.commands.options import json_option
+from qmpshim.commands.options import json_option, refuse_unused
 from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.known.draft_steps import bundle_script
+from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.tracker import script_of
 from qmpshim.errors import InputError
 
 
@@ -20,10 +22,8 @@ def add(commands: Any) -> None:
     exporting = commands.add_parser(
         "export", help="write a finding as a script that needs no qmpshim"
     )
-    exporting.add_argument(
-        "bundle",
-        type=Path,
-        help="a directory that explore, verify, check, pair or a session kept, or its file",
+    bundle_argument(
+        exporting, "a directory that explore, verify, check, pair or a session kept, or its file"
     )
     exporting.add_argument(
         "--nbd",
@@ -38,7 +38,13 @@ def add(commands: Any) -> None:
 
 def _export(args: argparse.Namespace, console: Console) -> int:
     args.document.judges = False
-    if is_schedule(args.bundle):
+    entry = finding_named(args.bundle)
+    if entry is not None and not (args.nbd and isinstance(entry, ExplorerWriteUp)):
+        refuse_unused(args, "with a finding that has no schedule", "--nbd")
+        script = script_of(entry)
+    elif entry is not None:
+        script = export_script(load_finding(entry.path), breakpoints=False)
+    elif is_schedule(args.bundle):
         script = export_script(load_finding(args.bundle), breakpoints=not args.nbd)
     elif args.nbd:
         raise InputError(f"{args.bundle} holds no schedule of `explore`, which alone takes --nbd")

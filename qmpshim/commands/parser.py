@@ -15,12 +15,16 @@ _MOST_CHOICES = 32  # characters of an option's choices that fit into the usage
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def takes_name(argument: argparse.Action, names: Callable[[], Sequence[str]]) -> None:
+def takes_name(
+    argument: argparse.Action, names: Callable[[], Sequence[str]], files: bool = False
+) -> None:
     """Have completion offer names for an argument.
 
     :param names: gives those there are; called when the script for the shell is made
+    :param files: files and directories, too
     """
     argument.names = names  # type: ignore[attr-defined]
+    argument.files = files  # type: ignore[attr-defined]
 
 
 def size(text: str) -> int:

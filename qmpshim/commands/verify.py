@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.commands import pair, points
+from qmpshim.commands.bundle_argument import bundle_argument, finding_named
 from qmpshim.commands.chosen_builds import chosen_build, chosen_builds, on_each
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
 from qmpshim.commands.interruption import run_cancellable, run_interruptible
@@ -25,11 +26,14 @@ from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.bundles.any_workload import load_case, replay_case
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document
+from qmpshim.conformance.explore.directed.cases import run_directed
+from qmpshim.conformance.explore.directed.run import cases_named
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_workload
+from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.pointintime.verify import PointsSubject
 from qmpshim.conformance.workload.geometry import Given, chain_by_seed
@@ -115,9 +119,7 @@ def add(commands: Any) -> None:
         "be concluded: another divergence came first, the build does other I/O than the schedule "
         "is of, the setup leaves another state, or the build cannot do the scenario.",
     )
-    replaying.add_argument(
-        "bundle", type=Path, help="a directory that verify, explore, pair or check kept"
-    )
+    bundle_argument(replaying, "a directory that verify, explore, pair or check kept")
     build_options(replaying)
     json_option(replaying)
     replaying.set_defaults(run=_replay)
@@ -300,6 +302,12 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
     args.document.result = {"bundle": str(args.bundle)}
+    entry = finding_named(args.bundle)
+    if isinstance(entry, DirectedWriteUp):
+        refuse_unused(args, "with a directed case, which says it itself", "--machine", "--limit")
+        return run_interruptible(lambda: _replay_directed(entry, args, console))
+    if entry is not None:
+        args.bundle = entry.path
     if is_pair(args.bundle) or is_schedule(args.bundle):
         kind = "a pair" if is_pair(args.bundle) else "an explored schedule"
         refuse_unused(
@@ -318,6 +326,25 @@ def _on(args: argparse.Namespace) -> Build:
     build = chosen_build(args)
     args.document.about(build)
     return build
+
+
+def _replay_directed(entry: DirectedWriteUp, args: argparse.Namespace, console: Console) -> int:
+    """The fixed commands and I/O of the case that has the write-up's name."""
+    (case,) = cases_named(entry.name)
+    build = _on(args)
+    console.line(f"QEMU {read_version(build)[1]}")
+    console.prose(f"  {case.about}")
+    found = run_directed(case, build)
+    same = found is not None and entry.explains(found.kind, found.cause, entry.contract)
+    wrong = "" if found is None else f"{found.kind}: {name_errnos(found.text)}"
+    args.document.result |= {"reproduced": same, "observed": [wrong] if wrong else []}
+    if found is not None and not same:
+        return _another(wrong, False, args.document, console)
+    if same:
+        console.line(f"reproduced: {wrong}", DIVERGED)
+        return DIVERGED
+    console.line("not reproduced: the case went as promised")
+    return OK
 
 
 def _replay_schedule(args: argparse.Namespace, console: Console) -> int:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
-from qmpshim.conformance.known.tracker import EXPECTED, script_of, tracker_text
+from qmpshim.conformance.known.tracker import EXPECTED, command_of, script_of, tracker_text
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
@@ -114,6 +115,42 @@ def test_a_script_is_attached(capsys: pytest.CaptureFixture[str], tmp_path: Path
     compile(script.read_text(), str(script), "exec")
     run(capsys, "report", "directed/start-fails", "--attach", str(script))
     assert "xen-set-replication" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    "name", [SNAPSHOT, "stop-always-fails", "directed/start-fails", "verify/stop-always-fails"]
+)
+def test_a_name_is_replayed_and_exported(
+    name: str, qemu_build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_up(name)
+    shown = main(["replay", name, "--build", qemu_build.name])
+    version = read_version(qemu_build)[0]
+    assert shown in ({1} if one.concerns(version) else {0, 125})
+    assert ("reproduced: " in capsys.readouterr().out) is (shown == 1)
+    assert main(["export", name]) == 0
+    assert capsys.readouterr().out == script_of(one)
+
+
+def test_what_is_neither_a_bundle_nor_a_finding(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("replay", "export"):
+        assert main([command, "directed/start-failz"]) == 2
+        error = capsys.readouterr().err
+        assert "no such file" in error.lower() and "did you mean directed/start-fails" in error
+    assert main(["export", "--nbd", "stop-always-fails"]) == 2
+    (tmp_path / SNAPSHOT).mkdir()  # a path comes first
+    assert main(["replay", SNAPSHOT]) == 2
+    assert "is no bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
+def test_the_command_holds_nothing_of_this_host(one: WriteUp, tmp_path: Path) -> None:
+    assert command_of(one) == f"qmpshim replay {one.name}"
+    own = replace(one, path=tmp_path / "mine.json")  # one that is being written
+    assert command_of(own) == f"qmpshim replay {tmp_path / 'mine.json'}"
 
 
 # -- drafts ----------------------------------------------------------------------------------------

@@ -119,6 +119,9 @@ def test_the_help_of_every_command_at_once(capsys: pytest.CaptureFixture[str]) -
         ("qmpshim assess --b", {"--build", "--budget"}, "--strict"),
         ("qmpshim findings show snapshot-read-ret", {"snapshot-read-returns-new-data"}, "show"),
         ("qmpshim verify --build sy", {"system"}, "--build"),
+        ("qmpshim replay verify/stop-al", {"verify/stop-always-fails"}, "show"),
+        ("qmpshim export snapshot-read-ret", {"snapshot-read-returns-new-data"}, "show"),
+        ("qmpshim replay /et", {"/etc"}, "show"),
         ("qmpshim findings list --affects col", {"colo-primary", "colo-secondary"}, "fleecing"),
     ],
 )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qmpshim.conformance.bundles.again import directed_command
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.matching import ExplorerWriteUp, WorkloadWriteUp
 from qmpshim.conformance.known.meaning import TO_WRITE, Upstream
-from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.errors import InputError, name_errnos
 from qmpshim.machine.chain.legend import legend
 from qmpshim.machine.chain.qmp_commands import QmpCommand
@@ -60,10 +59,9 @@ def diagram_of(entry: WriteUp) -> str:
 
 
 def command_of(entry: WriteUp) -> str:
-    """The command that shows it again; a build's name may be added."""
-    if entry.kind == "directed":
-        return directed_command(entry.name, None)
-    return f"qmpshim replay {entry.path}"
+    """The command that shows it again, on any host; a build's name may be added."""
+    own = entry.path.is_relative_to(DIRECTORY)
+    return f"qmpshim replay {entry.name if own else entry.path}"
 
 
 def tracker_text(entry: WriteUp, attached: str = "") -> str:

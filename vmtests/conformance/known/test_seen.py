@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -82,6 +83,10 @@ def test_the_badge_is_not_green_over_silent_corruption(
     page = (tmp_path / "report.html").read_text()
     assert f'<p class="verdict {badge}">' in page
     assert f'<span class="state {badge}">' in page
+    # Of no build is anything concluded but the worst: what tries the rest is `assess`.
+    for name in ("verdict", "state"):
+        colour = re.search(rf"\.{name}\.{badge}[^{{]*{{ color: var\(--(\w+)\)", page)
+        assert colour is not None and colour[1] != "ok"
     # The answer first, then the findings, then the checks.
     order = [page.index(f"<h2>{name}</h2>") for name in ("The answer", "Findings", "Checks")]
     assert order == sorted(order)

@@ -6,6 +6,7 @@ QEMU's words) is escaped there.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -246,8 +247,9 @@ def _commands(comparison: Comparison, sight: Sight) -> Iterator[tuple[str, str]]
     place = bundle_place(key, finding)
     if "scenarios" in finding.details:
         yield "as a script without qmpshim", f"qmpshim export {place} > reproducer.py"
+    yield "find the commit: where this report is", f'export BUNDLE="$PWD"/{shlex.quote(place)}'
     yield (
-        "find the commit",
+        "and then in QEMU's tree, as built in build/",
         "git bisect run sh -c 'ninja -C build qemu-system-x86_64 || exit 125; "
-        f"qmpshim check --bisect --build build/ --case REPORT-DIR/{place}'",
+        'qmpshim check --bisect --build build/ --case "$BUNDLE"\'',
     )

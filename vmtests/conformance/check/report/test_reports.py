@@ -167,6 +167,19 @@ def test_the_page_needs_nothing_else(reported: tuple[Comparison, Path]) -> None:
     assert text.count("<script") == 1
 
 
+def test_the_commands_of_the_page_are_complete(reported: tuple[Comparison, Path]) -> None:
+    """Pasted where the report is, without anything to fill in; then in QEMU's tree."""
+    _, place = reported
+    text = htmls.unescape((place / "report.html").read_text())
+    assert "REPORT-DIR" not in text
+    named = re.findall(r'<code>(export BUNDLE="\$PWD"/\S+)</code>', text)
+    assert named and text.count('--case "$BUNDLE"\'</code>') == len(named)
+    for command in named:
+        script = f'{command}; cd /; printf %s "$BUNDLE"'
+        done = subprocess.run(["sh", "-c", script], cwd=place, capture_output=True, text=True)
+        assert Path(done.stdout).is_relative_to(place / "cases")
+
+
 PROBE = """
 <script>
 addEventListener("load", () => {
