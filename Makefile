@@ -21,7 +21,7 @@ TESTERS ?= $(shell echo $$(($(JOBS) + 1)))
 UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
 	libfdt-dev zlib1g-dev bc jq
 
-.PHONY: verify test full upstream mutation lint bench clean findings golden
+.PHONY: verify test full upstream mutation coverage lint bench clean findings golden
 
 verify: $(STAMP)
 	$(BIN)/qmpshim verify $(ARGS)
@@ -43,6 +43,11 @@ upstream: $(STAMP)
 mutation: $(STAMP)
 	@./.ci/need-debs $(UPSTREAM_DEBS)
 	$(BIN)/python vmtests/mutation/mutation.py -j $(JOBS) $(ARGS)
+
+# Which lines of QEMU's block layer run under a command of ours: vmtests/mutation/README.md.
+coverage: $(STAMP)
+	@./.ci/need-debs $(UPSTREAM_DEBS)
+	$(BIN)/python vmtests/mutation/block_coverage.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.conformance.explore.directed.run import cases_named
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_workload
 from qmpshim.conformance.known.matching import DirectedWriteUp
@@ -376,15 +378,29 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
         console.line(args.document.error)
         return UNTESTABLE
     if not again.followed:
-        args.document.error = (
-            "cannot be tested: the schedule could not be followed on this build; "
-            f"the bundle says {name_errnos(finding.text)}"
-        )
-        console.line(args.document.error)
-        return UNTESTABLE
+        return _replay_scenario(finding, build, args.document, console)
     console.line(
         f"not reproduced: the schedule went as allowed; the bundle says {name_errnos(finding.text)}"
     )
+    return OK
+
+
+def _replay_scenario(finding: Finding, build: Build, document: Document, console: Console) -> int:
+    """Where a build does other I/O than the schedule is of: by all schedules of the scenario."""
+    console.line("the schedule could not be followed on this build: all of its scenario are tried")
+    shown = show_again(finding, build)
+    if shown.finding is not None:
+        document.result |= {"reproduced": True, "trace": list(shown.finding.lines)}
+        for line in shown.finding.lines:
+            console.line(f"  {name_errnos(line)}")
+        console.line(f"reproduced: {shown.finding.described}", DIVERGED)
+        return DIVERGED
+    said = f"the bundle says {name_errnos(finding.text)}"
+    if shown.unsure:
+        document.error = f"cannot be tested: {shown.unsure}; {said}"
+        console.line(document.error)
+        return UNTESTABLE
+    console.line(f"not reproduced: no schedule of the scenario shows it; {said}")
     return OK
 
 

@@ -49,7 +49,7 @@ def _run(tree: Tree, words: list[str]) -> None:
     """Run a command with the QEMU that counts; what it finds does not matter here."""
     with tempfile.TemporaryDirectory() as place:
         program = Path(sys.executable).with_name("qmpshim")
-        command = [str(program), *words, "--qemu", str(tree.build / EMULATOR)]
+        command = [str(program), *words, "--build", str(tree.build / EMULATOR)]
         subprocess.run(command, cwd=place, check=False)
 
 

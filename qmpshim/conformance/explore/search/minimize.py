@@ -6,8 +6,9 @@ the fewest steps. What is left then is what the defect needs.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.checkers.crash_points import (
@@ -146,13 +147,13 @@ class _Reduction:
             self._keep(self.finding.scenario, replace(self.finding, all_io=False))
         self._fewer_dimensions()
         self._fewer_operations()
-        found, _ = _search(self.finding.scenario, self.finding, self._pool)
+        found, *_ = _search(self.finding.scenario, self.finding, self._pool)
         if found is not None and len(found.schedule) <= len(self.finding.schedule):
             self.finding = found
 
     def _keep(self, scenario: RealScenario, finding: Finding) -> bool:
         """Whether the finding is seen in *scenario*, too: then it is made to be of it."""
-        found, _ = _search(scenario, finding, self._pool)
+        found, *_ = _search(scenario, finding, self._pool)
         self.finding = found or self.finding
         return found is not None
 
@@ -188,7 +189,7 @@ class _Reduction:
         finding = replace(self.finding, needs=(), may_need=())
         sure = True
         for plan in self._plans(scenario):
-            found, exhausted = _search(scenario, finding, self._pool, plan, first=True)
+            found, exhausted, _ = _search(scenario, finding, self._pool, plan, first=True)
             sure = sure and exhausted
             if found is not None:
                 self.finding = found
@@ -204,8 +205,7 @@ class _Reduction:
         explore(system, Mode.RANDOM, Budget(schedules=1), stop=False)
         system.leave()
         ((io, errno),) = plan.items()
-        kind = io.op, io.kind, io.meta
-        alike = [one for one in sorted(system.ios) if (one.op, one.kind, one.meta) == kind]
+        alike = _alike(io, system.ios)
         alike.sort(key=lambda one: one != io)
         return [{one: errno} for one in alike[:_PLACES]] or [plan]
 
@@ -264,7 +264,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
         return Shown(replace(finding, events=again.events, build=run_on, replays=(1, 1)))
     pool = QemuPool(build)
     try:
-        found, exhausted = _search(finding.scenario, finding, pool)
+        found, exhausted = _search_all(finding, pool)
     finally:
         pool.close()
     if found is not None:
@@ -278,6 +278,31 @@ def show_again(finding: Finding, build: Build) -> Shown:
         "the schedule cannot be followed on this build, and there are more schedules than "
         f"{SMALLER_LIMIT:g} s suffice for",
     )
+
+
+def _search_all(finding: Finding, pool: QemuPool) -> tuple[Finding | None, bool]:
+    """The same finding in its scenario; where what fails there does not come, one of its kind does.
+
+    :returns: it, and whether all schedules were taken
+    """
+    plan = _plan(finding)
+    found, exhausted, ios = _search(finding.scenario, finding, pool, plan)
+    if found is not None or not exhausted or plan.keys() <= ios:
+        return found, exhausted
+    places = [[io] if io in ios else _alike(io, ios) for io in plan]
+    for some in itertools.product(*places):
+        other = dict(zip(some, plan.values(), strict=True))
+        found, whole, _ = _search(finding.scenario, finding, pool, other)
+        if found is not None:
+            return found, exhausted
+        exhausted = exhausted and whole
+    return None, exhausted
+
+
+def _alike(io: IoId, ios: Iterable[IoId]) -> list[IoId]:
+    """Of these I/Os those of the same operation and kind as one."""
+    kind = io.op, io.kind, io.meta
+    return [one for one in sorted(ios) if (one.op, one.kind, one.meta) == kind]
 
 
 @one_processor()
@@ -323,12 +348,12 @@ def _search(
     pool: QemuPool,
     plan: Mapping[IoId, int] | None = None,
     first: bool = False,
-) -> tuple[Finding | None, bool]:
+) -> tuple[Finding | None, bool, set[IoId]]:
     """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
 
     :param plan: what fails (default: what fails in the finding's schedule)
     :param first: any schedule will do, not the shortest
-    :returns: it, and whether all schedules were taken, as far as they could be
+    :returns: it, whether all schedules were taken, as far as they could be, and the I/Os in them
     """
     plan = _plan(finding) if plan is None else plan
     check = CrashPoints.parse(finding.crash_points).check
@@ -347,7 +372,7 @@ def _search(
     assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:
-        return None, exhausted
+        return None, exhausted, system.ios
     smaller = replace(
         finding,
         scenario=scenario,
@@ -357,4 +382,4 @@ def _search(
         contract=scenario.contract,
         ending=found.violation.ending,
     )
-    return smaller, exhausted
+    return smaller, exhausted, system.ios

@@ -7,13 +7,17 @@ from errno import EIO
 
 import pytest
 
+from qmpshim.conformance.explore.harness.choices import failures
+from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.conformance.explore.space import simpler
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.cause import CauseKind
 
@@ -81,3 +85,16 @@ def test_another_scenario_has_its_failing_request_elsewhere(qemu_build: Build) -
     assert masked
     for one in masked:
         assert not one.needed and not one.scenario.options and one.scenario.size == 512
+
+
+def test_what_fails_elsewhere_on_this_build_is_looked_for_there(qemu_build: Build) -> None:
+    """A schedule whose I/O does not come says nothing: one of the same kind fails in its place."""
+    found = load_finding(DIRECTORY / "failed-backup-not-in-status.json")
+    (failed,) = failures(found.schedule)
+    elsewhere = failed._replace(io=failed.io._replace(place="3+4"))
+    schedule = tuple(elsewhere if step == failed else step for step in found.schedule)
+    shown = show_again(replace(found, schedule=schedule), qemu_build)
+    assert shown.finding is not None and failures(shown.finding.schedule) == [failed]
+    other = failed._replace(io=failed.io._replace(image="nowhere"))
+    schedule = tuple(other if step == failed else step for step in found.schedule)
+    assert show_again(replace(found, schedule=schedule), qemu_build).finding is None
