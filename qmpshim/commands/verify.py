@@ -395,12 +395,12 @@ def _replay_scenario(finding: Finding, build: Build, document: Document, console
             console.line(f"  {name_errnos(line)}")
         console.line(f"reproduced: {shown.finding.described}", DIVERGED)
         return DIVERGED
-    said = f"the bundle says {name_errnos(finding.text)}"
+    shows = f"the bundle says {name_errnos(finding.text)}"
     if shown.unsure:
-        document.error = f"cannot be tested: {shown.unsure}; {said}"
+        document.error = f"cannot be tested: {shown.unsure}; {shows}"
         console.line(document.error)
         return UNTESTABLE
-    console.line(f"not reproduced: no schedule of the scenario shows it; {said}")
+    console.line(f"not reproduced: no schedule of the scenario shows it; {shows}")
     return OK
 
 

@@ -22,11 +22,8 @@ from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import resolve
 
 _AFTER_A_COMMAND = "static void monitor_qmp_dispatch(MonitorQMP *mon, QObject *req)\n{\n"
-_DUMP = (
-    "extern void __gcov_dump(void) __attribute__((weak));\n"
-    "extern void __gcov_reset(void) __attribute__((weak));\n"
-)
-_DUMPS = "    if (__gcov_dump) { __gcov_dump(); __gcov_reset(); }\n"
+_DUMP = "extern void __gcov_dump(void), __gcov_reset(void);\n"
+_DUMPS = "    __gcov_dump(); __gcov_reset();\n"
 
 
 @dataclass(frozen=True, slots=True)
