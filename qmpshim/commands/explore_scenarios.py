@@ -8,7 +8,6 @@ from qmpshim.commands.console import Listed
 from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import cases_named
-from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     described,
@@ -16,7 +15,7 @@ from qmpshim.conformance.explore.scenarios import (
     scenario_objects,
 )
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
-from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import array, scenarios_called
 from qmpshim.errors import InputError
 
 _STRENGTH = 2  # of the scenarios that are explored by default
@@ -28,7 +27,7 @@ def real_scenarios(what: str) -> list[RealScenario]:
     :raises InputError: it means nothing
     """
     if not what.endswith(".json"):
-        return [scenario_of(point_named(what))] if is_name(what) else named(what)
+        return scenarios_called(what)
     return [scenario_from_json(one) for one in scenario_objects(what)]
 
 

@@ -31,6 +31,7 @@ from qmpshim.conformance.check.runners.kinds import MORE_QUICK, name_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.scenario_sets import follow_ups, pairs, triples, twice
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.space.naming import array
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
@@ -175,17 +176,53 @@ _ABOUT = (
 )
 
 
+_START = "start"
+_POINTS = 16  # of the scenario space in a case
+
+
 def _grouped(form: str, scenarios: Iterable[RealScenario], what: str) -> list[Case]:
     groups: dict[str, list[str]] = {}
     for scenario in scenarios:
         letters = scenario.name.rpartition("-")[2]
-        about = next(name for name, marks in _ABOUT if set(marks) & set(letters))
+        late = TOPOLOGIES[form].begins_late  # all of its pairs are about that
+        about = (
+            _START if late else next(name for name, marks in _ABOUT if set(marks) & set(letters))
+        )
         groups.setdefault(about, []).append(scenario.name)
     return [
         Case("explore", f"explore/{form}/{what}{about}", {"scenarios": groups[about]}, 300.0)
-        for about, _ in _ABOUT
+        for about in (*dict(_ABOUT), _START)
         if about in groups
     ]
+
+
+def _pulls() -> list[Case]:
+    """What pairs of the pulls do not have: frozen bitmaps, two disks, and grouped jobs."""
+    more = "primary_write+guest_dirty_bitmap,form=backup,bitmap=ends"
+    start = "primary_write+start,form=pull"
+    two = "primary_write+primary_write,form=pull,third=with_start"
+    scenarios = {
+        "frozen": [more, f"{start},third=start_then_dirty_bitmap,history=dirty"],
+        "readers": [f"{start},third=start_then_guest_read", f"{start},third=with_guest_read"],
+        "two-disks": [f"{two},history=dirty,disks=two", f"{two},disks=two-grouped"],
+        "grouped": ["guest_read+start,form=pull,third=start_then_stop,disks=two-grouped"],
+    }
+    return [
+        Case("explore", f"explore/pull/{name}", {"scenarios": names})
+        for name, names in scenarios.items()
+    ]
+
+
+def _all_pulls() -> list[Case]:
+    """The scenarios of a covering array that are pulls, as they are and with I/Os that fail."""
+    names = [one.name for one in array(2) if one.form == "pull" or one.topology.frozen is not None]
+    found = []
+    for number, first in enumerate(range(0, len(names), _POINTS)):
+        some = {"scenarios": names[first : first + _POINTS], "seconds": 600}
+        name = f"explore/pull/points/{number + 1}"
+        found.append(Case("explore", name, some, 900.0))
+        found.append(Case("explore", f"{name}/faults", {**some, "faults": [5, 28]}, 900.0))
+    return found
 
 
 def _verify(operations: int, seeds: Iterable[int]) -> list[Case]:
@@ -234,6 +271,7 @@ def _quick() -> list[Case]:
     return [
         *(case for form in TOPOLOGIES for case in _grouped(form, pairs(form), "")),
         *_verify(2000, (1,)),
+        *_pulls(),
         *_points(150, (1,)),
         Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
         Case("pair", "pair/short/colo", {"guest": "none", "checkpoints": 3}),
@@ -274,7 +312,7 @@ def _full() -> list[Case]:
     ]
     more = [*_verify(20_000, range(2, 7)), *_points(20_000, range(2, 5))]
     long = [replace(case, budget=900.0) for case in more]
-    return [*threes, *faulty, *all_io, *then, *_quick(), *long, *_guest(), *_pair()]
+    return [*threes, *faulty, *all_io, *then, *_all_pulls(), *_quick(), *long, *_guest(), *_pair()]
 
 
 def _pair() -> list[Case]:

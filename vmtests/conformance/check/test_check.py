@@ -25,8 +25,10 @@ from qmpshim.conformance.check.run.journal import JOURNAL, REPORTS, Journal, Pla
 from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
 from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.explore.scenario_sets import named, pairs
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Settings
+from qmpshim.conformance.explore.space.naming import is_name, scenarios_called
 from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.seen import assessed
 from qmpshim.errors import InputError
@@ -34,6 +36,7 @@ from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
+from qmpshim.model.operations import Verb
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import LIMIT, CommandLine
 from vmtests.support.waiting import wait_until
@@ -194,9 +197,47 @@ def test_the_quick_suite_has_every_pair_once() -> None:
     wanted = sorted(one.name for form in TOPOLOGIES for one in pairs(form))
     cases = suite_named("quick").cases
     had = [n for case in cases if case.kind == "explore" for n in case.arguments["scenarios"]]
-    assert sorted(had) == wanted
+    assert sorted(one for one in had if not is_name(one)) == wanted
     names = [case.name for case in suite_named("full").cases]
     assert len(names) == len(set(names))
+
+
+def test_both_suites_have_pulls_with_all_that_they_can_do() -> None:
+    """That a transaction begins, one that runs beside requests, frozen bitmaps, and two disks."""
+    every = {"frozen before", "frozen", "read", "stopped", "two disks"}
+    for suite in ("quick", "full"):
+        there = set()
+        for case in suite_named(suite).cases:
+            for name in case.arguments.get("scenarios", ()) if case.kind == "explore" else ():
+                for one in scenarios_called(name):
+                    there |= _pulls(one)
+        assert there == every, suite
+
+
+def _pulls(scenario: RealScenario) -> set[str]:
+    """What of pulls a scenario has."""
+    late, verbs = scenario.topology.begins_late, {op.verb for op in scenario.ops}
+    frozen = Verb.DIRTY_BITMAP in verbs
+    has = {
+        "frozen before": frozen and not late,
+        "frozen": frozen and late,
+        "read": late and any(op.verb is Verb.READ and op.after is not None for op in scenario.ops),
+        "stopped": late and Verb.STOP in verbs,
+        "two disks": scenario.disks > 1,
+    }
+    return {what for what, there in has.items() if there}
+
+
+def test_a_case_takes_names_of_points(tmp_path: Path, qemu_build: Build) -> None:
+    (name,) = (
+        case.arguments["scenarios"]
+        for case in suite_named("quick").cases
+        if case.name == "explore/pull/grouped"
+    )
+    case = Case("explore", "e", {"scenarios": name})
+    outcome = runner_of("explore")(qemu_build, case, tmp_path)
+    assert outcome.status is Status.OK and not outcome.findings
+    assert outcome.figures["schedules"] > 1
 
 
 def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path, qemu_build: Build) -> None:

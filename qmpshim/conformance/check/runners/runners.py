@@ -26,11 +26,11 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
+from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
@@ -186,7 +186,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
     only(case, "scenarios", "mode", "faults", "all_io", "crash_points", "seconds", "seed")
     scenarios: list[RealScenario] = []
     for what in argument(case, "scenarios", ["pairs"]):
-        scenarios += named(what) if isinstance(what, str) else [scenario_from_json(what)]
+        scenarios += scenarios_called(what) if isinstance(what, str) else [scenario_from_json(what)]
     mode = argument(case, "mode", "exhaustive")
     if mode not in MODES:
         raise InputError(f"{case.name}: mode {mode!r} is none of {', '.join(MODES)}")

@@ -26,6 +26,7 @@ from qmpshim.conformance.explore.harness.real_system import Looks, RealSystem
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import CommandFailed, ImageError, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import first_of
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.machine.images.qemu_img import qemu_img_check
@@ -198,5 +199,5 @@ def _broken(name: str, reader: str, text: str) -> RealViolation:
     return RealViolation(
         Verdict.CORRUPTION,
         f"after a crash at this instant {reader} finds the {name} broken: {text}",
-        cause=Cause(CauseKind.BROKEN_BY_CRASH, name, reader),
+        cause=Cause(CauseKind.BROKEN_BY_CRASH, first_of(name), reader),
     )

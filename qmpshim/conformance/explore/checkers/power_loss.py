@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
+from qmpshim.machine.chain.parts import first_of
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -44,7 +45,7 @@ def after_power_loss(system: RealSystem) -> RealViolation | None:
                 return RealViolation(
                     Verdict.CORRUPTION,
                     f"a loss of power at this instant may leave the {name} disk broken: {fault}",
-                    cause=Cause(CauseKind.BROKEN_BY_CRASH, name, POWER_LOSS),
+                    cause=Cause(CauseKind.BROKEN_BY_CRASH, first_of(name), POWER_LOSS),
                 )
             lost = system.watch.lost(system.now, name, image)
             if lost is not None:

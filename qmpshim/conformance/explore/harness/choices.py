@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
+from qmpshim.machine.chain.parts import first_of
 from qmpshim.model.units import SECTOR
 
 
@@ -53,8 +54,8 @@ class IoId(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Image and verb, ``hidden write``, as a write-up's ``fails`` gives it."""
-        return f"{self.image} {self.verb}"
+        """Image and verb, ``hidden write``, as a write-up's ``fails`` gives it: on either disk."""
+        return f"{first_of(self.image)} {self.verb}"
 
     def __str__(self) -> str:
         return f"{self.name} #{self.nth + 1}" if self.nth else self.name

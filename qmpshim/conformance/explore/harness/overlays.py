@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.parts import disk_of
+from qmpshim.machine.chain.parts import disk_of, first_of
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.machine.images.qcow2_header import Incompatible
@@ -75,7 +75,7 @@ def read_state(image: bytes, size: int, cluster: int, name: str, first: int = 0)
         violation = RealViolation(
             Verdict.CORRUPTION,
             f"{name} disk: {'; '.join(faults[:3])}",
-            cause=Cause(CauseKind.CORRUPTION, name, stable(faults[0])),
+            cause=Cause(CauseKind.CORRUPTION, first_of(name), stable(faults[0])),
         )
         return OverlayState(tuple(content), tuple(kinds), violation)
     for index, kind, host in zip(

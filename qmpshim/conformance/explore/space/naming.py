@@ -10,6 +10,7 @@ import difflib
 import functools
 from collections.abc import Iterable
 
+from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
@@ -65,6 +66,14 @@ def _none(name: str, what: str, given: str, there: Iterable[str]) -> InputError:
 def scenario_of(point: Point) -> RealScenario:
     """The scenario of a point."""
     return scenario_from_json(grammar.scenario_object(point, name_of(point)))
+
+
+def scenarios_called(name: str) -> list[RealScenario]:
+    """The scenarios that a name stands for: a point's, or one of :func:`.scenario_sets.named`.
+
+    :raises InputError: it stands for none
+    """
+    return [scenario_of(point_named(name))] if is_name(name) else named(name)
 
 
 @functools.cache
