@@ -96,6 +96,14 @@ def test_a_report_can_be_followed_with_python_and_a_qemu_alone(tmp_path: Path) -
     assert done.returncode == 1, done
 
 
+def test_a_script_holds_requests_on_each_version_that_showed_it() -> None:
+    """5.2 waits in a checkpoint for what a breakpoint of blkdebug holds."""
+    assert "A breakpoint of blkdebug" not in script_of(write_up("checkpoint-corrupts-overlay"))
+    assert "A breakpoint of blkdebug" in script_of(
+        write_up("checkpoint-then-overlapping-write-aborts")
+    )
+
+
 def test_a_report_expects_what_the_finding_is_about() -> None:
     """A hang is how stale code shows itself, and not what is wrong with it."""
     stale = write_up("pair/colo-secondary-runs-stale-code-under-tcg")

@@ -15,7 +15,9 @@ from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.errors import InputError, name_errnos
 from qmpshim.machine.chain.legend import legend
 from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.model.chain.behaviour import features_of
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb
 
 #: What QEMU promises, by what is found not to hold.
 EXPECTED: dict[Verdict, str] = {
@@ -38,7 +40,12 @@ def script_of(entry: WriteUp) -> str:
     :raises InputError: it has neither, or they are not filled in
     """
     if entry.kind == "explore":
-        return export_script(load_finding(entry.path))
+        finding = load_finding(entry.path)
+        checkpoints = any(op.verb is Verb.CHECKPOINT for op in finding.scenario.ops)
+        # The script has to hold requests on each version that the finding was seen on.
+        seen = (features_of(tuple(map(int, v.split(".")))) for v in entry.meaning.seen)
+        drains = checkpoints and any(one.checkpoint_drains for one in seen)
+        return export_script(finding, breakpoints=not drains)
     try:
         steps = steps_of(entry.path).read_text()
     except OSError as error:

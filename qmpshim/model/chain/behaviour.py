@@ -110,6 +110,8 @@ class Features:
         change iothread of active block backend")
     :ivar ejected_disk_is_reported: a checkpoint after one that lost its disk reports that (6.1;
         before it divides by zero, ``failover-over-ejected-disk-divides-by-zero``)
+    :ivar checkpoint_drains: a checkpoint waits for all I/O below the overlays, so that a breakpoint
+        of blkdebug keeps the monitor (``blk_unref`` in ``secondary_do_checkpoint``, 5.1 to 6.0)
     :ivar colo_takes_return_path: the migration capability ``return-path`` is needed (10.2; before,
         the thread that reads it took COLO's messages for its own: "Received invalid message 0x0")
     """
@@ -123,6 +125,7 @@ class Features:
     remembers_data: bool
     replicates_in_iothread: bool
     ejected_disk_is_reported: bool
+    checkpoint_drains: bool
     colo_takes_return_path: bool
 
 
@@ -138,6 +141,7 @@ def features_of(version: tuple[int, ...]) -> Features:
         remembers_data=version >= (6, 2),
         replicates_in_iothread=version >= (6, 0),
         ejected_disk_is_reported=version >= (6, 1),
+        checkpoint_drains=(5, 1) <= version < (6, 1),
         colo_takes_return_path=version >= (10, 1, 50),
     )
 

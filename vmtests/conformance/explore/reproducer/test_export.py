@@ -38,6 +38,7 @@ from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import BuildError, Exit, InputError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.chain.behaviour import features_of
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
@@ -45,13 +46,11 @@ from vmtests.support.command_line import CommandLine
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer, known
 
 CHECKPOINT_ASSERTS = (7, 0)
-CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
 MADE_UP = "reads and disks fit no order"  # a cause that has to be found from the model's ends
 
 
 def drains(build: Build) -> bool:
-    since, until = CHECKPOINT_DRAINS
-    return since <= read_version(build)[0] < until
+    return features_of(read_version(build)[0]).checkpoint_drains
 
 
 def io(op: int, what: str, nth: int = 0) -> Complete:
