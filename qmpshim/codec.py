@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from qmpshim.errors import InputError, decoding, one_line
+from qmpshim.errors import InputError, decoding, one_line, os_errors
 
 _T = TypeVar("_T")
 
@@ -19,11 +19,8 @@ def read_json(path: Path) -> Any:
 
     :raises InputError: it cannot be read, or is no JSON
     """
-    try:
-        with decoding(str(path)):
-            return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    with os_errors(InputError, str(path)), decoding(str(path)):
+        return json.loads(path.read_text())
 
 
 def encode(value: Any, *, order: bool = False) -> Any:

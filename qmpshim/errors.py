@@ -75,6 +75,18 @@ def decoding(what: str) -> Iterator[None]:
     raise InputError(one_line(message))
 
 
+@contextmanager
+def os_errors(kind: type[QmpshimError], what: str) -> Iterator[None]:
+    """Gives what the system refuses as one of our errors: ``cannot write FILE: No space left``.
+
+    :param what: was done, or to which file
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or error}") from error
+
+
 def one_line(message: str) -> str:
     """A message that quotes input, as one line that is not too long to be read."""
     message = " ".join(message.split())

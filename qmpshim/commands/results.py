@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import HostError, InputError, os_errors
 from qmpshim.machine.host.files import check_file, write_file
 
 STDOUT = Path("-")  # as a file to write to
@@ -32,10 +32,8 @@ def check_directory(path: Path) -> None:
 
     :raises InputError: it cannot be made
     """
-    try:
+    with os_errors(InputError, f"cannot write {path}"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def not_kept(why: str) -> str:

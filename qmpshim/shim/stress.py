@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import HostError, InputError, MachineError, MachineHung
+from qmpshim.errors import HostError, InputError, MachineError, MachineHung, os_errors
 from qmpshim.shim.endpoint.listener import Address
 
 LIMIT = 30.0  # seconds for any one answer
@@ -173,11 +173,9 @@ def standing(pid: int) -> ProcessFigures:
 
     :raises HostError: it cannot be looked at
     """
-    try:
+    with os_errors(HostError, f"cannot look at process {pid}"):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError as error:
-        raise HostError(f"cannot look at process {pid}: {error.strerror}") from error
     return ProcessFigures(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError, decoding
+from qmpshim.errors import InputError, decoding, os_errors
 
 
 def read_case(path: Path, name: str) -> Any:
@@ -17,11 +17,8 @@ def read_case(path: Path, name: str) -> Any:
     :raises InputError: there is none, or it is no JSON object
     """
     file = path / name if path.is_dir() else path
-    try:
-        with decoding(str(file)):
-            value = json.loads(file.read_text())
-    except OSError as error:
-        raise InputError(f"{path} is no bundle: {file}: {error.strerror}") from error
+    with os_errors(InputError, f"{path} is no bundle: {file}"), decoding(str(file)):
+        value = json.loads(file.read_text())
     if not isinstance(value, dict):
         raise InputError(f"{file} is no replay bundle")
     return value.get("case", value)

@@ -36,7 +36,7 @@ from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
-from qmpshim.errors import InputError, decoding, no_such
+from qmpshim.errors import InputError, decoding, no_such, os_errors
 from qmpshim.machine.chain.chains import TOPOLOGIES
 
 _MOST_SHARDS = 10_000
@@ -97,12 +97,9 @@ def suite_named(name: str) -> Suite:
 def _from_file(path: Path, inside: tuple[Path, ...]) -> Suite:
     if path in inside:
         raise InputError(f"{path} includes itself")
-    try:
-        with decoding(str(path)):
-            text = path.read_text()
-            value: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    with os_errors(InputError, str(path)), decoding(str(path)):
+        text = path.read_text()
+        value: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     if not isinstance(value, dict):
         raise InputError(f"{path}: a suite is an object with cases")
     unknown = value.keys() - {"name", "include", "cases"}

@@ -30,6 +30,7 @@ from qmpshim.errors import (
     MachineDied,
     MachineHung,
     ProtocolBroken,
+    os_errors,
 )
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import (
@@ -174,10 +175,8 @@ def fingerprint(binary: Path) -> str:
 
     :raises InputError: it cannot be read
     """
-    try:
+    with os_errors(InputError, f"{binary} cannot be read"):
         status = binary.stat()
-    except OSError as error:
-        raise InputError(f"{binary} cannot be read: {error.strerror}") from error
     mark = f"{binary}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}"
     name = hashlib.sha256(os.fsencode(mark)).hexdigest()[:32]
     remembered = registry.cache_directory() / "probe" / name
@@ -192,10 +191,8 @@ def fingerprint(binary: Path) -> str:
 
 
 def _digest(binary: Path) -> str:
-    try:
+    with os_errors(InputError, f"{binary} cannot be read"):
         return sha256_of(binary)
-    except OSError as error:
-        raise InputError(f"{binary} cannot be read: {error.strerror}") from error
 
 
 # -- questions -------------------------------------------------------------------------------

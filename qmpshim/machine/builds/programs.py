@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import HostError, InputError, os_errors
 from qmpshim.machine.builds.build import EMULATOR, Build
 from qmpshim.machine.host.workspace import Workspace
 
@@ -53,10 +53,8 @@ def run_with(build: Build, command: Sequence[str]) -> int:
     """
     with Workspace() as workspace:
         write_programs(build, workspace.path)
-        try:
+        with os_errors(InputError, command[0]):
             process = subprocess.Popen(command, env=environment_with(workspace.path))
-        except OSError as error:
-            raise InputError(f"{command[0]}: {error.strerror}") from error
         try:
             status = process.wait()
         except BaseException:

@@ -12,7 +12,15 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qmpshim.errors import Exit, HostError, MachineDied, MachineError, MachineHung, NotStarted
+from qmpshim.errors import (
+    Exit,
+    HostError,
+    MachineDied,
+    MachineError,
+    MachineHung,
+    NotStarted,
+    os_errors,
+)
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.qmp_commands import QmpCommand
@@ -59,12 +67,10 @@ class GatedProcess:
         """
         machine = self.build.no_machine
         argv = bare(self.build.command(), machine)
-        try:
+        with os_errors(HostError, f"cannot run {argv[0]}"):
             self.process, ours = launch(
                 argv, machine, self.workspace.path, self.build.environment()
             )
-        except OSError as error:
-            raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
         self.qmp = NonBlockingQmp(self.event_loop, ours)
         if not self.event_loop.until(
             lambda: self.qmp.greeting is not None or self.qmp.over, self.limit

@@ -13,7 +13,7 @@ from errno import EACCES, EISDIR, ENXIO
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from qmpshim.errors import HostError
+from qmpshim.errors import HostError, os_errors
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 BytesLike: TypeAlias = Bytes | mmap.mmap  # of a file, too
@@ -42,18 +42,15 @@ def map_file(path: str | Path) -> memoryview:
 
     :raises HostError: the file cannot be opened
     """
-    try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
-                return memoryview(b"")
-            space = os.fstatvfs(file.fileno())
-            holes = status.st_size - status.st_blocks * 512
-            if holes > 0 and space.f_bavail * space.f_frsize < _PLENTY + 4 * holes:
-                return _read_stored(file, status.st_size)
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    with os_errors(HostError, f"cannot read {path}"), open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
+            return memoryview(b"")
+        space = os.fstatvfs(file.fileno())
+        holes = status.st_size - status.st_blocks * 512
+        if holes > 0 and space.f_bavail * space.f_frsize < _PLENTY + 4 * holes:
+            return _read_stored(file, status.st_size)
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _read_stored(file: BinaryIO, size: int) -> memoryview:
@@ -125,7 +122,7 @@ def write_directory(target: Path, write: Callable[[Path], None]) -> Path:
     :returns: where it is
     :raises HostError: it cannot be written
     """
-    try:
+    with os_errors(HostError, f"cannot write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=target.parent))
         try:
@@ -136,8 +133,6 @@ def write_directory(target: Path, write: Callable[[Path], None]) -> Path:
         except BaseException:
             shutil.rmtree(parts, ignore_errors=True)
             raise
-    except OSError as error:
-        raise HostError(f"cannot write {target}: {error.strerror}") from error
     return found
 
 
@@ -146,7 +141,7 @@ def check_file(path: Path) -> None:
 
     :raises HostError: it cannot
     """
-    try:
+    with os_errors(HostError, f"cannot write {path}"):
         target = _file_to_replace(path)
         if target is None:
             if not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
@@ -154,8 +149,6 @@ def check_file(path: Path) -> None:
             return
         with tempfile.TemporaryFile(dir=target.parent) as probe:
             probe.write(b"\n")
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -163,7 +156,7 @@ def write_file(path: Path, data: bytes) -> None:
 
     :raises HostError: it cannot be written
     """
-    try:
+    with os_errors(HostError, f"cannot write {path}"):
         target = _file_to_replace(path)
         if target is None:
             path.write_bytes(data)
@@ -177,8 +170,6 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             os.unlink(part)
             raise
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _file_to_replace(path: Path) -> Path | None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import HostError, InputError, os_errors
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Address:
         :raises InputError: nothing listens there
         """
         loop = asyncio.get_running_loop()
-        try:
+        with os_errors(InputError, f"cannot connect to {self}"):
             if self.path is not None:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 sock.setblocking(False)
@@ -104,8 +104,6 @@ class Address:
                 sock.close()
                 raise
             return sock
-        except OSError as error:
-            raise InputError(f"cannot connect to {self}: {error.strerror or error}") from error
 
 
 def tls_context(directory: Path) -> ssl.SSLContext:
@@ -313,10 +311,8 @@ def _bound(
         )
     if not address.is_loopback and tls is None:
         raise InputError(f"{address}: --allow-remote needs --tls DIR")
-    try:
+    with os_errors(InputError, f"cannot listen at {address}"):
         return _bind(address, listening)
-    except OSError as error:
-        raise InputError(f"cannot listen at {address}: {error.strerror or error}") from error
 
 
 def _bind(address: Address, listening: bool) -> socket.socket:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
+from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError, os_errors
 from qmpshim.machine.builds.build import Build
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.listener import Address
@@ -126,10 +126,8 @@ class Shell:
                 self._log.close()
                 self._log = None
             if value != "off":
-                try:
+                with os_errors(InputError, f"cannot write {value}"):
                     self._log = open(value, "w")  # noqa: SIM115 (until :log off)
-                except OSError as error:
-                    raise InputError(f"cannot write {value}: {error.strerror}") from error
 
     # -- what is done ------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any
 
 from qmpshim.conformance.bundles.again import replay_command
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, os_errors
 from qmpshim.machine.builds.build import Build
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
@@ -268,7 +268,5 @@ class Words:
 
 
 def _write(path: str, text: str) -> None:
-    try:
+    with os_errors(InputError, f"cannot write {path}"):
         Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -7,7 +7,7 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
-from qmpshim.errors import HostError
+from qmpshim.errors import HostError, os_errors
 from qmpshim.machine.host.files import Bytes
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.units import SECTOR
@@ -37,12 +37,10 @@ class PayloadStore:
         """
         number = self.count()
         if data is not None:
-            try:
+            with os_errors(HostError, "no room to keep what was written"):
                 done = 0
                 while done < len(data):  # where space runs out a part of it is written
                     done += os.pwrite(self._file.fileno(), data[done:], self._end + done)
-            except OSError as error:
-                raise HostError(f"no room to keep what was written: {error.strerror}") from error
             self._entries[number] = (start, self._end)
             self._end += len(data)
         return number

@@ -23,7 +23,7 @@ from pathlib import Path
 from qmpshim.codec import decode
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.identity import Identity
-from qmpshim.errors import HostError, QmpshimError
+from qmpshim.errors import HostError, QmpshimError, os_errors
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.safe_path import our_python
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
@@ -239,14 +239,12 @@ def unpack(files: bytes, directory: Path) -> None:
     """
     if not files:
         return
-    try:
+    with os_errors(HostError, f"cannot write {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(files)) as archive:
             # From another machine, perhaps: nothing of it may land elsewhere.
             inside = [m for m in archive if _inside(m.name) and (m.isfile() or m.isdir())]
             archive.extractall(directory, inside)
-    except OSError as error:
-        raise HostError(f"cannot write {directory}: {error.strerror}") from error
 
 
 def _inside(name: str) -> bool:

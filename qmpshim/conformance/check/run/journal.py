@@ -22,7 +22,7 @@ from qmpshim.codec import decode, encode
 from qmpshim.conformance.check.case import Case, CaseOutcome
 from qmpshim.conformance.check.run.case_process import Delivery, unpack
 from qmpshim.conformance.check.run.identity import Identity
-from qmpshim.errors import HostError, InputError, decoding
+from qmpshim.errors import HostError, InputError, decoding, os_errors
 from qmpshim.machine.host.files import slug
 
 FORMAT = 1
@@ -107,14 +107,12 @@ class Journal:
 
     def _empty(self) -> None:
         """Remove what another run left here."""
-        try:
+        with os_errors(HostError, f"cannot write {self.directory}"):
             self._file.truncate(0)
             for name in REPORTS:
                 (self.directory / name).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.directory / CASES)
-        except OSError as error:
-            raise HostError(f"cannot write {self.directory}: {error.strerror}") from error
 
     @classmethod
     def resume(cls, directory: Path) -> Journal:
@@ -123,10 +121,8 @@ class Journal:
         :raises InputError: there is none, it is damaged, or somebody is at it
         """
         path = directory / JOURNAL
-        try:
+        with os_errors(InputError, f"{directory} holds no run: {path}"):
             file = path.open("r+b")
-        except OSError as error:
-            raise InputError(f"{directory} holds no run: {path}: {error.strerror}") from error
         lines = file.read().split(b"\n")
         torn = lines.pop()  # what follows the last newline was not written to its end
         with decoding(str(path)):
@@ -155,12 +151,10 @@ class Journal:
             raise InputError(f"the run in {self.directory} is being done right now") from error
 
     def _append(self, value: Any) -> None:
-        try:
+        with os_errors(HostError, f"cannot write {self.directory / JOURNAL}"):
             self._file.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise HostError(f"cannot write {self.directory / JOURNAL}: {error.strerror}") from error
 
     @property
     def missing(self) -> list[Key]:
