@@ -21,6 +21,7 @@ from qmpshim.commands.options import (
 )
 from qmpshim.commands.parser import seconds
 from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
+from qmpshim.conformance.assess.advice import MILD, advice, apart
 from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Answer, Judgement, Reason
@@ -29,7 +30,7 @@ from qmpshim.conformance.bundles.again import directed_command, on_build, replay
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import save_finding
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.meaning import USE_NAMES, Use, uses_named
 from qmpshim.conformance.known.tracker import command_of
 from qmpshim.errors import BuildError, HostError
 from qmpshim.machine.builds.build import Build
@@ -67,8 +68,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--use",
         action="append",
-        choices=[use.value for use in Use],
-        help="what QEMU is used for; may be given several times (default: all)",
+        choices=USE_NAMES,
+        help="what QEMU is used for, colo for both sides; may be given several times (default: "
+        "all)",
     )
     parser.add_argument(
         "--budget",
@@ -95,7 +97,8 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
     if args.keep is not None:
         check_directory(args.keep)
     args.document.about(*chosen)
-    uses = [use for use in Use if args.use is None or use.value in args.use]
+    wanted = {use for word in args.use or USE_NAMES for use in uses_named(word)}
+    uses = [use for use in Use if use in wanted]
     done: list[Assessment] = []
     again: dict[Reason, str] = {}
 
@@ -114,7 +117,7 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
             for judgement in one.judgements:
                 for reason in (*judgement.reasons, *judgement.remarks):
                     again[reason] = _again(reason, build, args.keep or BUNDLES, console)
-            _show(one, again, console)
+            _show(one, again, args.budget, console)
         status = _status(done)
         return UNTESTABLE if untestable and status == OK else status
 
@@ -125,11 +128,10 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
     args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
     if done:
         args.document.diverged = _status(done) == DIVERGED
-        if len(done) > 1:
-            _table(done, console)
         if args.html is not None:
-            write_file(args.html, page(done, again))
+            write_file(args.html, page(done, again, args.budget))
             console.line(f"page: {args.html}")
+        _table(done, console)
     if status == UNTESTABLE:
         args.document.error = "nothing can be concluded for one of the uses"
     return status
@@ -157,16 +159,24 @@ def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
         return ""
 
 
-def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
+def _show(one: Assessment, again: dict[Reason, str], budget: float, console: Console) -> None:
     console.line(f"{one.build.name}: QEMU {one.version}")
     for judgement in one.judgements:
         console.line()
         console.line(f"{judgement.use.words}: {judgement.answer}", _STATUS[judgement.answer])
         console.prose(f"  {judgement.figures}")
-        for reason in judgement.reasons:
+        serious, mild = apart(judgement.reasons)
+        for reason in serious:
+            _show_reason(reason, again[reason], console)
+        if mild:
+            console.prose(f"  {MILD}:")
+        for reason in mild:
             _show_reason(reason, again[reason], console)
         for doubt in judgement.doubts:
             console.prose(f"  cannot tell: {doubt}")
+        if (todo := advice(judgement, budget)) is not None:
+            command = shlex.join(todo.words(judgement, one.build))
+            console.line(f"  to tell: {todo.remedy}" + (f": {command}" if command else ""))
         if judgement.remarks:
             console.prose(f"  {NOT_AGAINST_IT}:")
         for remark in judgement.remarks:
@@ -194,7 +204,8 @@ def _show_reason(reason: Reason, command: str, console: Console) -> None:
 
 
 def _table(done: Sequence[Assessment], console: Console) -> None:
-    """Several builds side by side."""
+    """The answers, several builds side by side: the last that is seen of a long text."""
+    console.line()
     rows: list[list[str]] = [["", *(one.build.name for one in done)]]
     for at, judgement in enumerate(done[0].judgements):
         cells: list[Judgement] = [one.judgements[at] for one in done]

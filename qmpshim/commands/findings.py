@@ -14,7 +14,7 @@ from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
 from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
-from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
+from qmpshim.conformance.known.meaning import TO_WRITE, USE_NAMES, Severity, uses_named
 from qmpshim.conformance.known.tracker import (
     command_of,
     diagram_of,
@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
         help="only those written up for this build's version; `qmpshim assess` tries which it has",
     )
     takes_name(choosing, builds.names)
-    listing.add_argument("--affects", choices=[use.value for use in Use], help="only of this use")
+    listing.add_argument(
+        "--affects", choices=USE_NAMES, help="only of this use; colo: of either side of it"
+    )
     listing.add_argument(
         "--severity",
         choices=[one.value for one in Severity],
@@ -102,7 +104,8 @@ def _list(args: argparse.Namespace, console: Console) -> int:
         version = read_version(build)[0]
         found = [one for one in found if one.concerns(version)]
     if args.affects:
-        found = [one for one in found if Use(args.affects) in one.meaning.affects]
+        uses = set(uses_named(args.affects))
+        found = [one for one in found if uses & set(one.meaning.affects)]
     if args.severity:
         worst = Severity(args.severity).rank
         found = [one for one in found if one.meaning.severity.rank <= worst]

@@ -68,6 +68,12 @@ def add(commands: Any) -> None:
         help="run COMMAND and exit",
     )
     shell.add_argument("--script", type=Path, metavar="FILE", help="run the lines of FILE and exit")
+    shell.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on after a command that fails, where they come from --script, -c or stdin "
+        "(default: end there); the exit status is 1 all the same",
+    )
     shell.add_argument("--verbose", action="store_true", help="show all QMP messages")
     shell.set_defaults(run=_shell)
 
@@ -187,6 +193,7 @@ def _shell(args: argparse.Namespace, console: Console) -> int:
         serve=Options() if address else _options(args),
         commands=tuple(args.commands),
         script=args.script,
+        keep_going=args.keep_going,
         verbose=args.verbose,
     )
     return run_cancellable(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpshim.cli import main
 from qmpshim.commands import assess as command
+from qmpshim.conformance.assess.advice import MILD
 from qmpshim.conformance.assess.assess import Assessment
 from qmpshim.conformance.assess.exploration import Explored
 from qmpshim.conformance.assess.judgement import judge
 from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.assess.trials import Seen, Trial
-from qmpshim.conformance.known.folder import write_ups
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
 from vmtests.support.browser import measured
 from vmtests.support.documents import validator
 
@@ -63,11 +68,45 @@ def test_the_exit_status_and_the_document(
     assert document["verdict"] == {0: "as predicted", 1: "diverged", 125: None}[status]
     output = capsys.readouterr().out
     (judged,) = document["assessments"]
+    # The table is the last that is seen of a long text, of one build, too.
+    last = [re.split(r"  +", line) for line in output.splitlines()[-len(uses) :]]
+    assert {line[0]: line[-1] for line in last} == {
+        use.words: one["answer"] for use, one in zip(uses, judged["uses"], strict=True)
+    }
+    unsure = [one["use"] for one in judged["uses"] if one["answer"] == "CANNOT TELL"]
+    for use in unsure:
+        assert f": qmpshim assess --use {use} --budget 5m\n" in output
+        assert f"<code>qmpshim assess --use {use} --budget 5m</code>" in html.read_text()
+    assert output.count("  to tell: ") == html.read_text().count("To tell: ") == len(unsure)
     for use, one in zip(uses, judged["uses"], strict=True):
         assert f"{use.words}: {one['answer']}\n" in output
         for reason in one["reasons"]:
             assert reason["then"] in output and reason["again"] in output
             assert reason["then"] in html.read_text().replace("&#39;", "'")
+
+
+def test_what_nobody_has_explained_and_is_harmless_stands_apart(
+    qemu_build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = load_finding(write_up("snapshot-read-returns-new-data").path)
+    new = [
+        replace(one, verdict=verdict, known="", replays=(3, 3), text=f"it is {verdict}")
+        for verdict in (Verdict.ALLOCATION, Verdict.CONTENT)
+    ]
+    found = judge(Use.FLEECING, [], replace(ALL, confirmed=new))
+    monkeypatch.setattr(
+        command, "assess", lambda build, *_: Assessment(build, "9", (found,), (), 1.0)
+    )
+    html = tmp_path / "it.html"
+    words = ["--use", "fleecing", "--build", qemu_build.name, "--html", str(html)]
+    assert main(["assess", *words]) == 1
+    for text in (" ".join(capsys.readouterr().out.split()), html.read_text()):
+        places = [text.lower().index(part) for part in ("it is content", MILD, "it is allocation")]
+        assert places == sorted(places)
 
 
 def test_a_real_one(tmp_path: Path, qemu_on_path: None, qemu_build: Build) -> None:

@@ -59,6 +59,15 @@ def test_the_list_has_all_and_can_be_narrowed(
         assert Severity(one["meaning"]["severity"]).rank <= Severity.CRASH.rank
 
 
+def test_the_list_of_both_sides_of_colo(tmp_path: Path) -> None:
+    both = {one["name"] for one in document(tmp_path, "list", "--affects", "colo")["items"]}
+    sides = [
+        {one["name"] for one in document(tmp_path, "list", "--affects", side)["items"]}
+        for side in ("colo-primary", "colo-secondary")
+    ]
+    assert all(sides) and both == sides[0] | sides[1] and sides[0] != sides[1]
+
+
 def test_the_list_of_a_build_has_what_is_written_up_for_its_version(
     capsys: pytest.CaptureFixture[str], qemu_build: Build
 ) -> None:

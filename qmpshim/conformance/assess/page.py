@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +10,20 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
+from qmpshim.conformance.assess.advice import MILD, advice, apart
 from qmpshim.conformance.assess.assess import Assessment
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Judgement, Reason
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.machine.builds.build import Build
 
 
-def page(assessments: Sequence[Assessment], again: Mapping[Reason, str]) -> bytes:
+def page(
+    assessments: Sequence[Assessment], again: Mapping[Reason, str], budget: float = 60.0
+) -> bytes:
     """The page.
 
     :param again: the command that shows each reason
+    :param budget: seconds that a build had
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -37,5 +43,15 @@ def page(assessments: Sequence[Assessment], again: Mapping[Reason, str]) -> byte
         again=again,
         not_against_it=NOT_AGAINST_IT[:1].upper() + NOT_AGAINST_IT[1:],
         untried=UNTRIED[:1].upper() + UNTRIED[1:],
+        mild=MILD[:1].upper() + MILD[1:],
+        apart=apart,
+        todo=lambda judgement, build: _todo(judgement, build, budget),
     )
     return text.encode()
+
+
+def _todo(judgement: Judgement, build: Build, budget: float) -> tuple[str, str]:
+    """What to do to tell more, and the command; both ``""``: there is nothing more to tell."""
+    if (found := advice(judgement, budget)) is None:
+        return "", ""
+    return found.remedy.value, shlex.join(found.words(judgement, build))

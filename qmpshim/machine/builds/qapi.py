@@ -93,6 +93,20 @@ class Schema:
         mismatches = self._mismatches(str(self._entities[command]["arg-type"]), arguments, "it")
         return [one for one in mismatches if one.kind in _LACKING]
 
+    def missing(self, command: str, arguments: Mapping[str, Any]) -> str:
+        """The first that it lacks of a command with these arguments, in words; ``""``: nothing.
+
+        An enumeration's value, such as a driver, is called by its name: that says most.
+        """
+        found = self.lacking(command, arguments)
+        for one in found:
+            if one.kind is MismatchKind.UNKNOWN_VALUE:
+                return one.detail
+        if not found:
+            return ""
+        _, _, option = found[0].place.partition(".")
+        return f"option {option} of {command}" if option else command
+
     def answer_mismatches(self, command: str, value: Any) -> list[Mismatch]:
         """In what a command's return value differs from what is promised."""
         return list(self._mismatches(str(self._entities[command]["ret-type"]), value, "return"))

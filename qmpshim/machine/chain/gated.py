@@ -81,19 +81,21 @@ class GatedMachine(GatedProcess):
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self.spawn()
         later = self.topology.backs_up or self.topology.begins_late
-        if later and self._lacks(self.topology.commands.values()):
-            raise OptionMissing(f"{self.build.name} has not all options of these backup jobs")
+        if later and (missing := self._missing(self.topology.commands.values())):
+            raise OptionMissing(f"this QEMU has no {missing}")
         path = {"path": str(self.workspace.path / "nbd")}
         self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
         try:
             self.build_chain()
         except CommandFailed as error:
-            kind = OptionMissing if self._lacks(self._opening()) else BuildError
-            raise kind(f"{self.build.name} cannot build the chain: {error}") from error
+            if missing := self._missing(self._opening()):
+                raise OptionMissing(f"this QEMU has no {missing}") from error
+            raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
 
-    def _lacks(self, commands: Iterable[QmpCommand]) -> bool:
-        """Whether this QEMU's schema has not all that is in these commands."""
-        return any(self.schema.lacking(one.name, one.arguments) for one in commands)
+    def _missing(self, commands: Iterable[QmpCommand]) -> str:
+        """What this QEMU's schema has not of these commands, in words; ``""``: it has all."""
+        found = (self.schema.missing(one.name, one.arguments) for one in commands)
+        return next(filter(None, found), "")
 
     def cluster(self, node: str) -> int:
         """Bytes of a cluster of an image."""
@@ -156,9 +158,8 @@ class GatedMachine(GatedProcess):
             for command in begins:
                 self.send(command)
         except CommandFailed as error:
-            if self._lacks(begins):
-                text = f"{self.build.name} cannot build the chain: {error}"
-                raise OptionMissing(text) from error
+            if missing := self._missing(begins):
+                raise OptionMissing(f"this QEMU has no {missing}") from error
             raise
         for export in self.topology.offering:
             self.connect(export.name)

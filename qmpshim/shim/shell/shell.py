@@ -37,6 +37,7 @@ class ShellOptions:
     :ivar address: a shim or a QEMU; None: start one with the options *serve*
     :ivar commands: run these and leave
     :ivar script: run its lines and leave
+    :ivar keep_going: after a line of a script that fails; the exit status tells of it all the same
     :ivar verbose: show all QMP messages
     """
 
@@ -44,6 +45,7 @@ class ShellOptions:
     serve: Options = field(default_factory=Options)
     commands: tuple[str, ...] = ()
     script: Path | None = None
+    keep_going: bool = False
     verbose: bool = False
 
 
@@ -61,6 +63,7 @@ class Shell:
         self._terminal = out.isatty()
         self._events = True
         self._verbose = options.verbose
+        self._keep_going = options.keep_going
         self._log: TextIO | None = None
         self.how_ended = "QEMU is gone"
         self.on_end: Callable[[], None] | None = None
@@ -209,20 +212,27 @@ class Shell:
             self._sourcing -= 1
 
     async def run_lines(self, lines: AsyncIterable[str]) -> bool:
-        """Do lines up to the first that fails; a request may take several."""
-        pending = ""
+        """Do lines, up to the first that fails unless all are to be done.
+
+        A request may take several lines.
+
+        :returns: whether none failed
+        """
+        pending, well = "", True
         async for line in lines:
             pending = f"{pending}\n{line}" if pending else line
             if not complete(pending):
                 continue
             if pending.strip() in LEAVE:
-                return True
+                return well
             if not await self.run_line(pending):
-                return False
+                well = False
+                if not self._keep_going:
+                    return False
             pending = ""
         if pending:
             self.complain("the last request does not end")
-        return not pending
+        return well and not pending
 
     async def run_script(self, lines: AsyncIterable[str]) -> bool:
         """As :meth:`run_lines`; at the end nothing may be under way."""

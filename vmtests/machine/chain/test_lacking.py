@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from qmpshim.errors import CommandFailed
+from qmpshim.errors import CommandFailed, OptionMissing
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Mismatch, MismatchKind
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.parts import Node
 
 SHAPE = Shape(TOPOLOGIES["backup"], 1 << 20, 1 << 16)
 NODE = {"driver": "raw", "node-name": "one", "file": {"driver": "null-co", "size": 512}}
@@ -58,8 +60,21 @@ def test_what_the_schema_has_not(
     machine: GatedMachine, command: str, arguments: dict[str, Any], mismatches: list[Mismatch]
 ) -> None:
     assert machine.schema.lacking(command, arguments) == mismatches
+    value = [one.detail for one in mismatches if one.kind is MismatchKind.UNKNOWN_VALUE]
+    place = mismatches[0].place.removeprefix("it.")
+    missing = value[0] if value else command if place == "it" else f"option {place} of {command}"
+    assert machine.schema.missing(command, arguments) == missing
     with pytest.raises(CommandFailed):
         machine.call(command, arguments)
+
+
+def test_what_is_missing_is_called_by_its_name(qemu_build: Build) -> None:
+    """And not as QEMU refuses it, which does not say of what it is a parameter."""
+    nodes = (*SHAPE.topology.parts, Node("more", "none-such", {"file": "secondary"}))
+    topology = replace(SHAPE.topology, parts=nodes)
+    with pytest.raises(OptionMissing) as caught:
+        GatedMachine(qemu_build, replace(SHAPE, topology=topology)).close()
+    assert str(caught.value) == "this QEMU has no none-such"
 
 
 @pytest.mark.parametrize(

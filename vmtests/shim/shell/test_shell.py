@@ -315,6 +315,30 @@ xen-set-replication enable=true primary=false
     assert "reproduced: 7 operations went as predicted" in replayed.stdout
 
 
+@pytest.mark.usefixtures("qemu_on_path")
+@pytest.mark.parametrize("keeps_going", [True, False])
+def test_an_error_that_is_expected_can_be_recorded(keeps_going: bool, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.json"
+    option = ["--keep-going"] if keeps_going else []
+    lines = [
+        "xen-set-replication enable=true primary=false",
+        ":write primary 0 64k 1",
+        "no-such-command",
+        f":record {bundle}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "qmpshim", "shell", "--workflow", "replication", *option],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done  # it failed, whatever came after it
+    assert "no-such-command: The command no-such-command has not been found" in done.stderr
+    assert bundle.exists() is keeps_going
+    assert (f"wrote {bundle}" in done.stdout) is keeps_going
+
+
 def test_what_cannot_be_done_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"query-name\n# caf\xe9\n")
     (tmp_path / "circle").write_text(f":source {tmp_path}/circle\n")
