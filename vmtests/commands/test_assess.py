@@ -85,7 +85,7 @@ def test_the_exit_status_and_the_document(
             assert reason["then"] in html.read_text().replace("&#39;", "'")
 
 
-def test_what_nobody_has_explained_and_is_harmless_stands_apart(
+def test_what_is_not_explained_and_harmless_stands_apart(
     qemu_build: Build,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

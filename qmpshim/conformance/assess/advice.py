@@ -1,4 +1,4 @@
-"""What to do where nothing can be told of a use; and which reasons are harmless by themselves."""
+"""What to do where nothing can be concluded of a use; which reasons are harmless by themselves."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def advice(judgement: Judgement, budget: float) -> Advice | None:
 
 
 def apart(reasons: Sequence[Reason]) -> tuple[list[Reason], list[Reason]]:
-    """The reasons that are serious by themselves, and those that only nobody has explained yet."""
+    """The reasons that are serious by themselves, and those that are only not explained yet."""
     serious = [one for one in reasons if one.severity.serious]
     return serious, [one for one in reasons if not one.severity.serious]

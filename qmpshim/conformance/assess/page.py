@@ -51,7 +51,7 @@ def page(
 
 
 def _todo(judgement: Judgement, build: Build, budget: float) -> tuple[str, str]:
-    """What to do to tell more, and the command; both ``""``: there is nothing more to tell."""
+    """What to do to conclude more, and the command; both ``""``: there is an answer."""
     if (found := advice(judgement, budget)) is None:
         return "", ""
     return found.remedy.value, shlex.join(found.words(judgement, build))

@@ -96,7 +96,7 @@ class Schema:
     def missing(self, command: str, arguments: Mapping[str, Any]) -> str:
         """The first that it lacks of a command with these arguments, in words; ``""``: nothing.
 
-        An enumeration's value, such as a driver, is called by its name: that says most.
+        An enumeration's value, such as a driver, is named by itself, without its option.
         """
         found = self.lacking(command, arguments)
         for one in found:

@@ -37,7 +37,7 @@ class ShellOptions:
     :ivar address: a shim or a QEMU; None: start one with the options *serve*
     :ivar commands: run these and leave
     :ivar script: run its lines and leave
-    :ivar keep_going: after a line of a script that fails; the exit status tells of it all the same
+    :ivar keep_going: after a line of a script that fails, which the exit status shows all the same
     :ivar verbose: show all QMP messages
     """
 

@@ -1,4 +1,4 @@
-"""What to do where nothing can be told: by what was not tried, and not by what is written of it."""
+"""What to do where nothing can be concluded: it follows from what was not tried."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trials(seen: Seen) -> list[Trial]:
         (NONE_SEEN, Explored(scenarios=36, lacking=20, skipped=16), Remedy.OTHER_BUILD),
     ],
 )
-def test_what_would_let_more_be_told(
+def test_what_would_allow_a_conclusion(
     tried: list[Trial], explored: Explored, remedy: Remedy, qemu_build: Build
 ) -> None:
     judgement = judge(Use.FLEECING, tried, explored)
