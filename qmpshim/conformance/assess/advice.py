@@ -21,7 +21,7 @@ MILD = "not explained, and by itself neither data nor service is lost"
 
 
 class Remedy(StrEnum):
-    """What would let more be told."""
+    """What would allow a conclusion."""
 
     TIME = "take more time for this use alone"
     OTHER_BUILD = "take a build that can do it (`qmpshim builds list`, `qmpshim builds fetch`)"
