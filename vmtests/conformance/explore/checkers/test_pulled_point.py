@@ -15,7 +15,7 @@ from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft
-from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
@@ -35,7 +35,7 @@ THEN_WRITE = "primary_write+start,third=start_then_primary_write,history=dirty"
 JOB_GONE = (Verdict.ERROR_CONTRACT, CauseKind.JOB_GONE, "")
 NEW_VIEW = (Verdict.ISOLATION, CauseKind.WRONG_DATA, "view")
 #: A command that starts a pull waits for the read; a write that begins beside it is free.
-WAITS = "guest_read+start,third=with_primary_write,history=dirty"
+WAITS = "guest_read+start,third=with_primary_write"
 
 
 def found(pool: QemuPool, name: str, release: Release = faithfully) -> Kinds:
@@ -85,13 +85,15 @@ def test_a_t0_that_is_too_late_is_found_out(
 
 
 def seen_in_snapshot(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Judge by a QEMU whose snapshot has the first sectors of the write of :data:`WAITS`."""
+    """Judge by a QEMU whose snapshot has the first sectors of the write of :data:`WAITS`, and of
+    the others what was there before.
+    """
 
     def read(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] | None:
         view, write = read_view(machine, scenario), scenario.ops[2]
-        new = range(write.start, write.start + count)
-        mine = scenario.number(2)
-        return view and tuple(mine if at in new else own for at, own in enumerate(view))
+        new = [scenario.number(2)] * count + [BASE] * (write.count - count)
+        end = write.start + write.count
+        return view and (*view[: write.start], *new, *view[end:])
 
     read_view = final_state.read_view
     monkeypatch.setattr(final_state, "read_view", read)
@@ -129,7 +131,9 @@ def test_a_change_that_neither_bitmap_names_is_missed(
         return (*others, replace(since, granules=frozenset()))
 
     monkeypatch.setattr(final_state, "bitmaps_left", emptied)
-    assert found(pool, WAITS) == {misses("b1")}
+    # Where it is in the snapshot (5.2), either bitmap could have it.
+    wrong = found(pool, WAITS)
+    assert misses("b1") in wrong and wrong <= {misses("b1"), misses("b0 or b1")}
     seen_in_snapshot(monkeypatch, point_of("pull", WAITS).ops[2].count)
     assert misses("b0 or b1") in found(pool, WAITS)
 
