@@ -24,6 +24,15 @@ def read_case(path: Path, name: str) -> Any:
     return value.get("case", value)
 
 
+def peek(path: Path, name: str) -> dict[str, Any]:
+    """The case as :func:`read_case` gives it, to see of which kind it is; empty: there is none."""
+    try:
+        value = read_case(path, name)
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def strings(value: Any) -> tuple[str, ...]:
     """A JSON array of strings.
 

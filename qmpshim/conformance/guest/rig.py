@@ -8,7 +8,6 @@ from pathlib import Path
 
 from qmpshim.conformance.guest.disk import GuestDisk
 from qmpshim.conformance.workload.session import Rig, Setup
-from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.guest import saved_state
 from qmpshim.machine.guest.chain import Attachment, GuestChain
@@ -71,12 +70,5 @@ class GuestOpener:
         chain = self.chain(guest, setup.spec, images, setup.qemu_img, self.attachment)
         oracle = setup.oracle(setup.spec, setup.behaviour)
         rig = GuestRig(guest.qemu, chain, oracle, images, guest)
-        try:
-            await chain.build()
-        except CommandFailed as error:
-            await rig.close()
-            raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
-        except BaseException:
-            await rig.close()
-            raise
+        await rig.build(self.build.name)
         return rig

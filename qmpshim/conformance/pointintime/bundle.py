@@ -10,7 +10,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import decode, encode
-from qmpshim.conformance.bundles.case_file import check_format, read_case, strings
+from qmpshim.conformance.bundles.case_file import check_format, peek, read_case, strings
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.operations import PointOperation
@@ -65,11 +65,7 @@ class PointsCase(Shows):
 
 def is_points(path: Path) -> bool:
     """Whether *path* is such a bundle, its ``case.json``, or a write-up of a known finding."""
-    try:
-        value = read_case(path, CASE)
-    except InputError:
-        return False
-    return isinstance(value, dict) and value.get("kind", "") == KIND
+    return peek(path, CASE).get("kind") == KIND
 
 
 def load(path: Path) -> PointsCase:

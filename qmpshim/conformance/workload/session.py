@@ -75,6 +75,25 @@ class Rig:
     oracle: Oracle
     directory: Path
 
+    async def build(self, name: str) -> None:
+        """Build the chain; if that fails, close the rig.
+
+        :param name: of the QEMU
+        :raises BuildError: this QEMU cannot build the chain
+        """
+        try:
+            await self.chain.build()
+        except CommandFailed as error:
+            await self.close()
+            raise BuildError(f"{name} cannot build the chain: {error}") from error
+        except MachineDied as error:
+            root = await self.qemu.root_error(error, "the building of the chain")
+            await self.close()
+            raise root from error
+        except BaseException:
+            await self.close()
+            raise
+
     async def close(self) -> None:
         """Disconnect, end QEMU, remove the images."""
         self.chain.close()
@@ -91,18 +110,7 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
     await qemu.start()
     chain = setup.chain(qemu, setup.spec, directory, setup.qemu_img)
     rig = Rig(qemu, chain, setup.oracle(setup.spec, setup.behaviour), directory)
-    try:
-        await chain.build()
-    except CommandFailed as error:
-        await rig.close()
-        raise BuildError(f"{setup.command[0]} cannot build the chain: {error}") from error
-    except MachineDied as error:
-        root = await qemu.root_error(error, "the building of the chain")
-        await rig.close()
-        raise root from error
-    except BaseException:
-        await rig.close()
-        raise
+    await rig.build(setup.command[0])
     return rig
 
 

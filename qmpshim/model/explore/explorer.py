@@ -151,18 +151,3 @@ def shortest(system: System, limit: int) -> Schedule | None:
             following += [(*path, choice) for choice in enabled]
         level = following
     return None
-
-
-def replay(system: System, schedule: Schedule) -> Violation | None:
-    """Take exactly these steps and return what is wrong after them.
-
-    :raises ValueError: one of them is not enabled when its turn comes
-    """
-    system.reset()
-    for choice in schedule:
-        if choice not in system.enabled():
-            raise ValueError(f"{choice} is not enabled; there are {list(system.enabled())}")
-        system.take(choice)
-    if system.violation is None and not system.enabled():
-        system.finish()
-    return system.violation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.search.model_run import replay_model
 from qmpshim.model.chain.protocols import (
     REFERENCE_PROTOCOLS,
     CopyBeforeWriteProtocol,
@@ -13,7 +14,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.disks.image import Qcow2Image, RawImage, owned
 from qmpshim.model.disks.serialising import TrackedRequests
-from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
+from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.runtime.coroutines import ModelIOError, run_sequentially
@@ -80,7 +81,7 @@ def test_mutant_is_killed(name: str) -> None:
             assert result.violations, (scenario, mode)
         schedule = shortest(mutant.system(SCENARIOS[scenario]), 12)
         assert schedule is not None
-        assert replay(mutant.system(SCENARIOS[scenario]), schedule)
+        assert replay_model(mutant.system(SCENARIOS[scenario]), schedule)
         found.append(schedule)
     assert min(map(len, found)) <= 12
 

@@ -7,8 +7,10 @@ from math import comb
 
 import pytest
 
+from qmpshim.conformance.explore.search.model_run import replay_model
+from qmpshim.errors import InputError
 from qmpshim.model.chain.protocols import CowRequestProtocol
-from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
+from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Choice, Footprint, Violation
 from qmpshim.model.explore.walk import Budget
@@ -102,10 +104,10 @@ def test_shortest_is_shortest_and_replays() -> None:
     scenario = SCENARIOS["write-read"]
     schedule = shortest(mutant.system(scenario), 12)
     assert schedule is not None
-    assert replay(mutant.system(scenario), schedule)
+    assert replay_model(mutant.system(scenario), schedule)
     assert shortest(mutant.system(scenario), len(schedule) - 1) is None
-    with pytest.raises(ValueError, match="not enabled"):
-        replay(mutant.system(scenario), schedule[1:])
+    with pytest.raises(InputError, match="not enabled"):
+        replay_model(mutant.system(scenario), schedule[1:])
 
 
 def test_executions_are_deterministic() -> None:

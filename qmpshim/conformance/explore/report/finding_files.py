@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qmpshim.conformance.bundles.case_file import read_case
+from qmpshim.conformance.bundles.case_file import peek, read_case
 from qmpshim.conformance.explore.report.evidence import collect
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.errors import InputError, name_errnos
@@ -42,11 +42,7 @@ def save_finding(directory: Path, finding: Finding, build: Build | None = None) 
 
 def is_schedule(path: Path) -> bool:
     """Whether *path* is a bundle of this kind (or its file), and not one of `verify`."""
-    try:
-        value = read_case(path, CASE)
-    except InputError:
-        return False
-    return isinstance(value, dict) and "schedule" in value
+    return "schedule" in peek(path, CASE)
 
 
 def load_finding(path: Path) -> Finding:
