@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from qmpshim.conformance.finding_words import classified
+from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.pair.checks import summary
+from qmpshim.conformance.pair.plan import Failover, PairOutcome, PairPlan
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import ROOT, CommandLine
 
@@ -52,3 +56,16 @@ def test_what_it_points_to_is_there() -> None:
     ):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), (path, target)
+
+
+def test_what_other_readmes_show_is_what_is_printed() -> None:
+    """A pair's last line; and of `check` no number of cases, which changes with every write-up."""
+    folder = ROOT / "qmpshim" / "conformance"
+    plan = PairPlan(checkpoints=5, failover=Failover.PRIMARY, accel="tcg")
+    shown, _, _ = summary(PairOutcome(plan, ("", ""), checkpoints=5)).partition(" checkpoints")
+    text = (folder / "pair" / "README.md").read_text()
+    assert f"all as predicted: {shown} checkpoints, " in text
+    known = write_up("pair/colo-migration-completes")
+    assert f"({classified(known.contract, known.id)})" in text
+    text = (folder / "check" / "README.md").read_text()
+    assert not re.search(r"\d+ (cases|ok)\b|\d+ in all", text)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import CommandFailed, DriverMissing, InputError
+from qmpshim.errors import CommandFailed, DriverMissing, InputError, OptionMissing
+from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.build import closing as closing_of
 from qmpshim.machine.chain.build import opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, chain_name, topology_of
@@ -148,8 +149,20 @@ class SecondaryChain:
         """Create the images and open everything; nothing is started yet.
 
         :raises DriverMissing: this QEMU has no replication driver
+        :raises OptionMissing: it lacks another one, or an option
         :raises HostError: an image cannot be created
         """
+        try:
+            await self._build()
+        except CommandFailed as error:
+            schema = Schema(await self.qemu.execute("query-qmp-schema"))
+            commands = (opening(part, self.images.storage) for part in self.topology.parts)
+            found = (schema.missing(one.name, one.arguments) for one in commands)
+            if missing := next(filter(None, found), ""):
+                raise OptionMissing(f"this QEMU has no {missing}") from error
+            raise
+
+    async def _build(self) -> None:
         topology = self.topology
         if topology.replication_mode is not None and not await has_replication(self.qemu.execute):
             raise DriverMissing(

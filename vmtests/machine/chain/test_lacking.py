@@ -12,9 +12,11 @@ import pytest
 from qmpshim.errors import CommandFailed, OptionMissing
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Mismatch, MismatchKind
+from qmpshim.machine.chain.blocking import BlockingChain
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.parts import Node
+from qmpshim.machine.chain.secondary import ChainSpec
 
 SHAPE = Shape(TOPOLOGIES["backup"], 1 << 20, 1 << 16)
 NODE = {"driver": "raw", "node-name": "one", "file": {"driver": "null-co", "size": 512}}
@@ -75,6 +77,10 @@ def test_what_is_missing_is_called_by_its_name(qemu_build: Build) -> None:
     with pytest.raises(OptionMissing) as caught:
         GatedMachine(qemu_build, replace(SHAPE, topology=topology)).close()
     assert str(caught.value) == "this QEMU has no none-such"
+    spec = ChainSpec("backup", 1 << 20, 1 << 16, "raw", (("secondary", "none-such", 1),))
+    with pytest.raises(OptionMissing) as caught:
+        BlockingChain(qemu_build, spec).close()
+    assert str(caught.value) == "this QEMU has no option none-such of blockdev-add"
 
 
 @pytest.mark.parametrize(
