@@ -6,7 +6,6 @@ import argparse
 import importlib
 import logging
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from errno import ENOSPC
@@ -20,7 +19,7 @@ from qmpshim.commands.results import STDOUT, check_writable, write_json
 from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
 from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError
-from qmpshim.machine.host.programs import find_program
+from qmpshim.machine.host.programs import find_program, run_program
 
 #: The module of each command, in the order of the help.  Only the one that is called is imported:
 #: all together they take half a second.
@@ -92,9 +91,7 @@ def git_revision(root: Path) -> str:
     if git is None or not (root / ".git").exists():
         return ""
     words = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    done = subprocess.run(
-        [git, "-C", str(root), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = run_program([git, "-C", str(root), *words], None)
     return f" (git {done.stdout.strip()})" if done.returncode == 0 else ""
 
 

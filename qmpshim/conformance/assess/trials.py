@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.programs import environment_with, write_programs
+from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.safe_path import python_script
 from qmpshim.machine.host.workspace import Workspace
 
@@ -267,13 +267,8 @@ def _steps(build: Build, one: PairWriteUp) -> Trial:
         write_programs(build, workspace.path)
         script = workspace.path / "steps.py"
         script.write_text(script_of(one))
-        done = subprocess.run(
-            python_script(str(script)),
-            env=environment_with(workspace.path) | {"TMPDIR": str(workspace.path)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        env = environment_with(workspace.path) | {"TMPDIR": str(workspace.path)}
+        done = run_program(python_script(str(script)), None, env)
     seen = _OF_STATUS.get(done.returncode, Seen.UNSURE)
     lines = [line for line in done.stderr.splitlines() if line]
     return Trial(one, seen, f"{_ELSE}: {lines[-1]}" if lines and seen is Seen.UNSURE else "")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine.host.programs import find_program
+from qmpshim.machine.host.programs import find_program, run_program
 from qmpshim.machine.host.workspace import dies_with_owner
 
 logger = logging.getLogger(__name__)
@@ -312,17 +312,8 @@ def run(
     :raises HostError: it takes too long, or (``check``) ends with an error
     """
     try:
-        ended = subprocess.run(
-            dies_with_owner(words),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "LC_ALL": "C.UTF-8", **variables},
-            cwd=cwd,
-            timeout=limit,
-            check=False,
-        )
+        env = {**os.environ, "LC_ALL": "C.UTF-8", **variables}
+        ended = run_program(dies_with_owner(words), limit, env, cwd)
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{words[0]} did not end within {limit:.0f} s") from error
     if check and ended.returncode != 0:

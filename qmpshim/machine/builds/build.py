@@ -21,7 +21,7 @@ from typing import Literal
 from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.loader import library_directories, private_loader
-from qmpshim.machine.host.programs import find_program, need_program
+from qmpshim.machine.host.programs import find_program, need_program, run_program
 from qmpshim.machine.host.workspace import dies_with_owner
 
 logger = logging.getLogger(__name__)
@@ -233,16 +233,8 @@ def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
     :raises BuildError: it does not end in time
     """
     try:
-        ended = subprocess.run(
-            dies_with_owner([*build.command(), *words]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=build.environment(),
-            timeout=START_LIMIT,
-            check=False,
-        )
+        command = dies_with_owner([*build.command(), *words])
+        ended = run_program(command, START_LIMIT, build.environment())
     except subprocess.TimeoutExpired as error:
         raise BuildError(
             f"{build.binary} {words[0]} did not end within {START_LIMIT:.0f} s"

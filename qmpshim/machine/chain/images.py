@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.parts import Node
+from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
@@ -144,7 +145,7 @@ def create_qcow2(
 
 def _run(command: Sequence[str], env: Mapping[str, str] | None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT, env=env)
+        done = run_program(command, _LIMIT, env)
     except FileNotFoundError as error:
         raise HostError(f"{command[0]} is missing: apt-get install qemu-utils") from error
     except subprocess.TimeoutExpired as error:

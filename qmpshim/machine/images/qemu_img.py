@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import HostError, ImageError, MachineHung
+from qmpshim.machine.host.programs import run_program
 from qmpshim.model.disks.image import Alloc
 
 QEMU_IMG = ("qemu-img",)
@@ -107,15 +108,7 @@ def _qemu_img(
     options = [] if driver is None else ["-f", driver]
     command = [*tool, verb, "--output=json", *options, str(image)]
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        return run_program(command, timeout, {**os.environ, "LC_ALL": "C"})
     except subprocess.TimeoutExpired as error:
         raise MachineHung(f"qemu-img {verb} did not end in {timeout:g} s: {image}") from error
     except OSError as error:
