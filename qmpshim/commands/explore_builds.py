@@ -13,11 +13,10 @@ from qmpshim.commands.interruption import run_interruptible
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import directed_command, replay_command
 from qmpshim.conformance.document import BUDGET
-from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
-from qmpshim.conformance.explore.report.report import why_none
+from qmpshim.conformance.explore.report.report import AnyFinding, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, render
 from qmpshim.conformance.finding_words import KNOWN_FAIL
@@ -162,7 +161,7 @@ def _explore_build(
 
 def _summary(report: ExploreReport) -> str:
     cases = report.directed
-    seen: list[Finding | DirectedFinding] = [*report.findings, *report.unconfirmed, *cases.findings]
+    seen: list[AnyFinding] = [*report.findings, *report.unconfirmed, *cases.findings]
     confirmed = [one for one in seen if one.confirmed]
     others = [one for one in seen if not one.confirmed]
     untried = sum(not one.tried for one in others)

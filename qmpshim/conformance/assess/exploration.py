@@ -12,7 +12,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.report.report import ScenarioResult
+from qmpshim.conformance.explore.report.report import AnyFinding, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
@@ -65,7 +65,7 @@ class Explored:
     directed: list[DirectedFinding] = field(default_factory=list)
 
     @property
-    def seen(self) -> list[Finding | DirectedFinding]:
+    def seen(self) -> list[AnyFinding]:
         """Everything that was, confirmed or not."""
         return [*self.confirmed, *self.unconfirmed, *self.directed]
 

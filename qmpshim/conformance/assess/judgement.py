@@ -10,8 +10,7 @@ from qmpshim.conformance.assess.exploration import LEAST, Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.assess.workloads import Workload, WorkloadRun
 from qmpshim.conformance.check.case import CaseFinding, Status
-from qmpshim.conformance.explore.directed.run import DirectedFinding
-from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.report import AnyFinding
 from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
 from qmpshim.conformance.known.write_ups import WriteUp
@@ -56,7 +55,7 @@ class Reason:
     avoid: str = ""
     fixed: str = ""
     entry: WriteUp | None = None
-    finding: Finding | DirectedFinding | None = None
+    finding: AnyFinding | None = None
     workload: Workload | None = None
     contract: bool = True
 
@@ -175,7 +174,7 @@ def judge(
     return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored, ran)
 
 
-def _would_disqualify(finding: Finding | DirectedFinding, use: Use, shown: Container[str]) -> bool:
+def _would_disqualify(finding: AnyFinding, use: Use, shown: Container[str]) -> bool:
     """Whether a finding of the exploration, were it confirmed, would be another reason."""
     entry = by_id(finding.known) if finding.known else None
     if entry is None:
@@ -204,7 +203,7 @@ def _of_entry(entry: WriteUp) -> Reason:
     )
 
 
-def _of_finding(finding: Finding | DirectedFinding) -> Reason:
+def _of_finding(finding: AnyFinding) -> Reason:
     assert finding.verdict is not None
     severity = SEVERITY_OF[finding.verdict]
     return Reason(severity, finding.described, finding=finding, contract=finding.contract)

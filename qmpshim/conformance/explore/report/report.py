@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED
 from qmpshim.conformance.document import scenario_object
@@ -18,6 +18,8 @@ from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
 from qmpshim.conformance.finding_words import classified
 from qmpshim.errors import name_errnos
 
+#: What an exploration reports: of its scenarios, or of a directed case.
+AnyFinding: TypeAlias = Finding | DirectedFinding
 SOAK = "soak"  # a mode: scenarios without end
 
 
@@ -348,12 +350,12 @@ def _of_case(finding: DirectedFinding, interrupted: bool) -> list[str]:
     ]
 
 
-def _state(finding: Finding | DirectedFinding) -> str:
+def _state(finding: AnyFinding) -> str:
     """Whether a finding is within the contract, and known."""
     return classified(finding.contract, finding.known, finding.confirmed)
 
 
-def _replays(finding: Finding | DirectedFinding, interrupted: bool) -> str:
+def _replays(finding: AnyFinding, interrupted: bool) -> str:
     if not finding.tried:
         return f"seen, not confirmed: {'interrupted' if interrupted else 'time was up'}"
     return f"replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
