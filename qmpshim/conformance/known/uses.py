@@ -28,11 +28,13 @@ _EXPORT = (Use.NBD_EXPORT, Use.FLEECING)
 #: Directed cases that are about something else than the chain on which they are run.
 CASES: dict[str, tuple[Use, ...]] = {
     "job-progress": _BACKUP,
+    "start-refused": (Use.COLO_SECONDARY,),
     "backup-refused": _BACKUP,
     "backup-source-error": _BACKUP,
     "backup-of-bitmap": (*_BACKUP, Use.BITMAPS),
     "backup-between-files": _BACKUP,
     "backup-of-overlay": _BACKUP,
+    "backup-in-small-transfers": _BACKUP,
     "backup-keeps-failed-copies": _BACKUP,
     "copy-fills-clusters": _BACKUP,
     "ejected-target": _BACKUP,

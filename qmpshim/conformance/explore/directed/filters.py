@@ -7,10 +7,12 @@ from errno import EIO
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
     COUNT,
+    SIZE,
     Broken,
     allocation,
     answered,
     ends_beside,
+    fails,
     held,
     read,
     written,
@@ -27,16 +29,48 @@ from qmpshim.model.units import SECTOR
 
 
 def refused(machine: GatedMachine) -> None:
-    """A drive with a filter is refused where two of its options contradict each other, here a
-    bitmap's name and its parts; and made where they do not.
+    """A filter is refused where its options contradict each other, have a value that there is not,
+    or name a bitmap that does not exist or is of a disk of another size; else it is made.
     """
     children = "file.driver=null-co,target.driver=null-co"
-    for drive, more, there in (("bad", ",bitmap=name,bitmap.node=node", False), ("good", "", True)):
+    for drive, more, there in (
+        ("bad", ",bitmap=name,bitmap.node=node", False),
+        ("bad", ",on-cbw-error=explode", False),
+        ("good", "", True),
+    ):
         words = f"if=none,id={drive},driver=copy-before-write,{children}{more}"
         machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
         if any(one["device"] == drive for one in machine.call("query-block")) is not there:
             text = f"a drive with the options {words} is {'not ' * there}made"
             raise Broken(Verdict.PROTOCOL, text, f"a drive with a filter and {drive} options")
+    for name, size in (("disk", SIZE), ("spare", SIZE), ("larger", 2 * SIZE)):
+        machine.call("blockdev-add", {"driver": "null-co", "node-name": name, "size": size})
+    machine.call("block-dirty-bitmap-add", {"node": "larger", "name": "bitmap"})
+    one = {"driver": "copy-before-write", "node-name": "one", "file": "disk", "target": "spare"}
+    for options in (
+        {"bitmap": {"node": "disk", "name": "bitmap"}},
+        {"bitmap": {"node": "larger", "name": "bitmap"}},
+        {"min-cluster-size": 3 * CLUSTER},
+        {"min-cluster-size": 1 << 63},
+    ):
+        if not machine.schema.lacking("blockdev-add", {**one, **options}):
+            fails(machine, "blockdev-add", {**one, **options})
+    machine.call("blockdev-add", one)
+
+
+def changes_refused(machine: GatedMachine) -> None:
+    """A snapshot takes no data and no zeroes from its reader, and stays what it is."""
+    client = machine.clients["guest"]
+    for op, length, data in (
+        (Nbd.WRITE, 0, bytes(pattern.data_of(2, 0, COUNT))),
+        (Nbd.WRITE_ZEROES, CLUSTER, b""),
+    ):
+        if not client.call(op, 0, length, data).errno:
+            text = f"a {op.name.lower()} to a snapshot says success"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a snapshot takes a change")
+    if read(machine, "guest", 0, COUNT) != bytes(pattern.data_of(1, 0, COUNT)):
+        text = "a snapshot that refused changes is not the old data"
+        raise Broken(Verdict.ISOLATION, text, "a snapshot after a change that it refused")
 
 
 def passed_on(machine: GatedMachine) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from errno import EIO
+from typing import NamedTuple
 
 from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
     FAILOVER,
     PATIENCE,
     SIZE,
     START,
     Broken,
+    add_image,
     answered,
     begun,
     comes,
@@ -177,18 +180,60 @@ def checkpoint_to_the_end(machine: GatedMachine) -> None:
         machine.call("xen-colo-do-checkpoint")
 
 
-def refused(machine: GatedMachine) -> None:
-    """A replication filter is refused without a disk, or with a top-id where there is no sense in
-    it, or without one where there is.
+def start_refused(machine: GatedMachine) -> None:
+    """A secondary does not start where its disks are no chain of three, or differ in size, however
+    often that is tried; and it starts where they are.
     """
+    machine.call("blockdev-add", {"driver": "null-co", "node-name": "disk", "size": SIZE})
+    names = {"type": "nbd", "id": "disk", "name": "disk", "node-name": "disk", "writable": True}
+    machine.call("block-export-add", names)
+    for images in (
+        [_Overlay("one", SIZE)],
+        [_Overlay("two", SIZE), _Overlay("three", SIZE, "two")],
+        [_Overlay("large", 2 * SIZE, "disk"), _Overlay("larger", 2 * SIZE, "large")],
+    ):
+        _add_filter(machine, images)
+        for _ in range(2):
+            fails(machine, "xen-set-replication", START)
+        machine.call("blockdev-del", {"node-name": "filter"})
+    _add_filter(machine, [_Overlay("below", SIZE, "disk"), _Overlay("top", SIZE, "below")])
+    machine.call("xen-set-replication", START)
+
+
+class _Overlay(NamedTuple):
+    """An empty image of some size, above another node or above nothing."""
+
+    name: str
+    size: int
+    backing: str | None = None
+
+
+def _add_filter(machine: GatedMachine, images: Sequence[_Overlay]) -> None:
+    """Open images, and a replication filter on the last of them."""
+    for name, size, backing in images:
+        add_image(machine, name, size, CLUSTER, **({"backing": backing} if backing else {}))
+    words = {"driver": "replication", "node-name": "filter", "mode": "secondary"}
+    machine.call("blockdev-add", {**words, "top-id": "filter", "file": images[-1].name})
+
+
+def refused(machine: GatedMachine) -> None:
+    """A replication filter is refused without a disk, without a mode or with one that there is not,
+    with a top-id where there is no sense in it, or without one where there is.
+    """
+    for mode in ("", ",mode=tertiary"):
+        options = f"if=none,id=bad,driver=replication,file.driver=null-co{mode}"
+        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {options}"})
+        if any(one["device"] == "bad" for one in machine.call("query-block")):
+            text = f"a drive with the options {options} is made"
+            raise Broken(Verdict.PROTOCOL, text, "a drive with a replication filter and no mode")
     disk = {"driver": "null-co", "node-name": "disk", "size": SIZE}
     machine.call("blockdev-add", disk)
     words = {"driver": "replication", "node-name": "filter"}
     fails(machine, "blockdev-add", {**words, "mode": "secondary", "file": "disk"})
     fails(machine, "blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})
-    for mode in ({"mode": "primary"}, {"mode": "secondary", "top-id": "filter"}):
-        fails(machine, "blockdev-add", {**words, **mode, "file": "nowhere"})
-        machine.call("blockdev-add", {**words, **mode, "file": "disk"})
+    for good in ({"mode": "primary"}, {"mode": "secondary", "top-id": "filter"}):
+        fails(machine, "blockdev-add", {**words, **good, "file": "nowhere"})
+        machine.call("blockdev-add", {**words, **good, "file": "disk"})
         machine.call("blockdev-del", {"node-name": "filter"})
 
 

@@ -137,6 +137,21 @@ def files(machine: GatedMachine) -> None:
             machine.clients[name].call(Nbd.WRITE, 0, 0, bytes(len(content)))
 
 
+def small_transfers(machine: GatedMachine) -> None:
+    """A backup is the disk where its target takes less at once than a cluster."""
+    add_image(machine, "image", 4 * CLUSTER)
+    small = {"driver": "blkdebug", "node-name": "small", "image": "image", "opt-discard": CLUSTER}
+    machine.call("blockdev-add", {**small, "max-transfer": CLUSTER // 4})
+    begin(machine, device="secondary", target="small", sync="full")
+    if "error" in _end_of_job(machine):
+        text = "a backup to a target with small transfers fails, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a backup in small transfers fails")
+    add_client(machine, "image")
+    if read(machine, "image", 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
+        text = "a backup to a target with small transfers is not what its source is"
+        raise Broken(Verdict.CONTENT, text, "a backup in small transfers")
+
+
 def compressed_backup(machine: GatedMachine) -> None:
     """A backup is the disk, compressed or not: with compress every cluster of its target is, and
     without it none. It is refused where the target's format has no compressed clusters.

@@ -256,7 +256,7 @@ def small_discard(machine: GatedMachine) -> None:
 
 
 def ejected_target(machine: GatedMachine) -> None:
-    """An image with broken tables is ejected: I/O fails, and nothing is backed up to it."""
+    """An image with broken tables is ejected: I/O fails, nothing is backed up to it or from it."""
     add_image(machine, "image", SIZE)
     add_client(machine, "image")
     written(machine, "image", 2, 0, SIZE // SECTOR)
@@ -291,6 +291,8 @@ def ejected_target(machine: GatedMachine) -> None:
     fails(machine, "blockdev-backup", job)
     words = {"driver": "copy-before-write", "node-name": "filter", "file": "secondary"}
     fails(machine, "blockdev-add", {**words, "target": "image"})
+    machine.call("blockdev-add", {"driver": "null-co", "node-name": "sound", "size": SIZE})
+    fails(machine, "blockdev-backup", {**job, "device": "image", "target": "sound"})
 
 
 def client_of_iothread(machine: GatedMachine) -> None:

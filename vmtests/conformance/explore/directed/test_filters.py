@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -35,6 +39,18 @@ from vmtests.support.mutants.qmp import answering
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
 
+def without_more(machine: GatedMachine) -> None:
+    """A filter is made without its bitmap and its cluster size."""
+    call = machine.call
+
+    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if arguments is not None and arguments.get("node-name") == "one":
+            arguments = {key: arguments[key] for key in ("driver", "node-name", "file", "target")}
+        return call(name, arguments)
+
+    machine.call = other  # type: ignore[method-assign, assignment]
+
+
 @pytest.mark.parametrize(
     ("name", "mutant", "verdict", "cause"),
     [
@@ -59,6 +75,11 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
          "a drive with a filter and good options"),
         ("filter-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
          Verdict.PROTOCOL, "a drive with a filter and bad options"),
+        ("filter-refused", without_more, ERROR_CONTRACT, "blockdev-add fails silently"),
+        *(("snapshot-refuses-changes", client_with("guest", op, NbdAnswer(0, b"")),
+           ERROR_CONTRACT, "a snapshot takes a change") for op in (Nbd.WRITE, Nbd.WRITE_ZEROES)),
+        ("snapshot-refuses-changes", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
+         Verdict.ISOLATION, "a snapshot after a change that it refused"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),

@@ -62,6 +62,10 @@ def without_rest(machine: GatedMachine) -> None:
          "guest write after failed failover is lost"),
         ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
          "blockdev-add fails silently"),
+        ("replication-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
+         Verdict.PROTOCOL, "a drive with a replication filter and no mode"),
+        ("start-refused", asking("xen-set-replication"), ERROR_CONTRACT,
+         "xen-set-replication fails silently"),
     ],
 )  # fmt: skip
 def test_a_case_sees(
