@@ -19,6 +19,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import first_of, on_disk
 from qmpshim.machine.nbd.gate.events import EventKind, HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import OK
@@ -36,6 +37,7 @@ class OnlineChecker:
 
     :param names: knows the places of the overlays' data
     :ivar quiet: no command changes the chain meanwhile; otherwise little can be checked here
+    :ivar begun: an operation has started a pull, and none ends it: copies come before changes
     """
 
     def __init__(self, scenario: RealScenario, machine: GatedMachine, names: IoNames) -> None:
@@ -54,6 +56,7 @@ class OnlineChecker:
         }
         changing = (Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
         self.quiet = not (does(scenario.ops, *changing) or scenario.backs_up)
+        self.begun = False
         named, many = scenario.accessible, scenario.granule // self._cluster
         given_up = scenario.given_up((*scenario.setup, *scenario.ops))
         # What the bitmap does not name needs no copy, nor does what is given up.
@@ -66,9 +69,25 @@ class OnlineChecker:
     def answered(self, io: HeldIO) -> None:
         """This request was answered as done; whether it is, is checked when it matters."""
         start, cluster = self._names.guest_sector(io), self._cluster
-        if io.image == "hidden" and io.op is Nbd.WRITE and start is not None:
+        if first_of(io.image) == "hidden" and io.op is Nbd.WRITE and start is not None:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
                 self._copies[n] = io
+
+    def pull_has_begun(self) -> None:
+        """The operation that starts a pull has ended well; what arrives from now on is after T0.
+
+        Zeroes need not be written to the hidden disk: what has some is left out.
+        """
+        scenario = self._scenario
+        if scenario.secondary != "raw" or does(scenario.ops, Verb.STOP):
+            return
+        self.begun = True
+        names = (on_disk("secondary", disk) for disk in range(scenario.disks))
+        disk = owners(b"".join(map(self._machine.gate.snapshot, names)), 0)
+        granule = scenario.granule
+        zeroes = {sector // granule for sector, owner in enumerate(disk) if owner == 0}
+        many = granule // self._cluster
+        self._uncopied |= {n for one in zeroes for n in range(one * many, (one + 1) * many)}
 
     def failed(self, named: NamedIo, fault: InjectedFault) -> None:
         """A request fails; with ``on-cbw-error=break-snapshot`` one of a copy ends the promise."""
@@ -89,9 +108,9 @@ class OnlineChecker:
     def arrived(self, io: HeldIO) -> RealViolation | None:
         """What is wrong with a request that is at the gate now."""
         start, cluster = self._names.guest_sector(io), self._cluster
-        if not self.quiet or start is None or self._scenario.has("quorum"):
+        if not (self.quiet or self.begun) or start is None or self._scenario.has("quorum"):
             return None  # the primary copies nothing
-        if io.image == "secondary" and io.op in _CHANGES and not self._broken:
+        if first_of(io.image) == "secondary" and io.op in _CHANGES and not self._broken:
             clusters = set(touched(start, io.length // SECTOR, cluster))
             for n in sorted(clusters - self._uncopied):
                 if not self._saved(n):
@@ -99,8 +118,10 @@ class OnlineChecker:
                     return RealViolation(
                         Verdict.ORDER, text, cluster=n, cause=Cause(CauseKind.NEW_BEFORE_OLD)
                     )
-        elif not self._broken and any(
-            number in self._primaries for _, number, _ in self._copied(io)
+        elif (
+            self.quiet
+            and not self._broken
+            and any(number in self._primaries for _, number, _ in self._copied(io))
         ):
             text = "the copy that goes to the hidden disk holds new data"
             return RealViolation(

@@ -52,6 +52,7 @@ CHECKERS: tuple[Checker, ...] = (
             ("gate_mutants", "new_data_before_the_old_is_saved_is_order"),
             ("gate_mutants", "new_data_for_an_old_read_is_seen_in_the_copy"),
             ("gate_mutants", "a_dropped_write_is_missed_by_the_flush_after_it"),
+            ("pulled_point", "new_data_before_the_old_is_saved_is_order"),
         ),
     ),
     Checker(

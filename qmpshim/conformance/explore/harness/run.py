@@ -394,6 +394,8 @@ class RealRun:
         now.answers[index], now.data[index] = found
         now.over.add(index)
         now.events.append(Ended(index, found[0]))
+        if op.verb is Verb.START and found[0] == OK and self.scenario.topology.begins_late:
+            self.watch.pull_has_begun()
         if op.makes_durable and found[0] == OK and self.violation is None:
             self.violation = self.watch.made_durable(now, index)
 

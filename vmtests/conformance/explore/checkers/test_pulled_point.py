@@ -25,6 +25,7 @@ from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.backups import Kinds, explored, kinds, point_of
+from vmtests.support.gate import Early
 from vmtests.support.pulls import WITHOUT_JOB, counted_late, stale, started_late
 
 #: About granules 1 and 2; granules 0 and 2 were changed before, in part.
@@ -163,6 +164,13 @@ def test_a_bitmap_is_frozen_by_the_transaction(
     actions = [*added, {"type": job.name, "data": job.arguments}]
     monkeypatch.setitem(commands(), "start", QmpCommand("transaction", {"actions": actions}))
     assert found(pool, BESIDE) == {(Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "b0")}
+
+
+def test_new_data_before_the_old_is_saved_is_order(pool: QemuPool) -> None:
+    """Once the pull has begun: in the end everything is where it belongs."""
+    order = (Verdict.ORDER, CauseKind.NEW_BEFORE_OLD, "")
+    assert found(pool, "guest_read+start,third=start_then_primary_write", Early()) == {order}
+    assert found(pool, "guest_read+start,third=then_primary_write", Early()) == {order}
 
 
 def test_a_model_that_freezes_nothing_is_found_out(
