@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.cancellation import run_interruptible
 from qmpshim.commands.chosen_builds import chosen_builds
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
-from qmpshim.commands.interruption import run_interruptible
 from qmpshim.commands.options import (
     build_options,
     cluster_at,

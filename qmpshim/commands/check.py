@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.cancellation import interruptible
 from qmpshim.commands.check_text import announce, progress, show, show_found
 from qmpshim.commands.console import Console, Listed, show_list
 from qmpshim.commands.interrupted import Interrupted
-from qmpshim.commands.interruption import interruptible
 from qmpshim.commands.options import (
     cluster_at,
     dask_option,

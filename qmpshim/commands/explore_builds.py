@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qmpshim.commands.cancellation import run_interruptible
 from qmpshim.commands.chosen_builds import chosen_builds, on_each
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
-from qmpshim.commands.interruption import run_interruptible
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import directed_command, replay_command
 from qmpshim.conformance.document import BUDGET

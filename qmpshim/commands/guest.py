@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
+from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, Console, Listed, show_list
-from qmpshim.commands.interruption import run_cancellable
 from qmpshim.commands.options import build_options, json_option, list_option
 from qmpshim.commands.results import check_directory
 from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
-from qmpshim.commands.interruption import run_cancellable
 from qmpshim.commands.options import build_options, output_options, refuse_unused
 from qmpshim.commands.parser import count, seconds, takes_name
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept

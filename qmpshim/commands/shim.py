@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, Console
-from qmpshim.commands.interruption import run_cancellable
 from qmpshim.commands.options import MACHINE, build_options, image_options, refuse_unused
 from qmpshim.commands.parser import size
 from qmpshim.errors import InputError

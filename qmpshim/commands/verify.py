@@ -9,9 +9,9 @@ from typing import Any
 
 from qmpshim.commands import pair, points
 from qmpshim.commands.bundle_argument import bundle_argument, finding_named
+from qmpshim.commands.cancellation import run_cancellable, run_interruptible
 from qmpshim.commands.chosen_builds import chosen_build, chosen_builds, on_each
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
-from qmpshim.commands.interruption import run_cancellable, run_interruptible
 from qmpshim.commands.options import (
     LIMIT,
     MACHINE,

@@ -192,7 +192,7 @@ def test_interrupted_before_anything_is_read(qmpshim: CommandLine) -> None:
 _LOST = """
 import os, signal, time
 from qmpshim.commands.interrupted import keep_interruptions
-from qmpshim.commands.interruption import Interrupted, interruptible
+from qmpshim.commands.cancellation import Interrupted, interruptible
 
 class Finalized:
     def __del__(self):
