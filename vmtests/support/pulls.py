@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.build import closing, opening
@@ -12,6 +15,11 @@ from vmtests.support.gate import of
 
 #: The bitmap that begins with the pull.
 SINCE = {"node": "secondary", "name": "b1"}
+
+
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge what comes of a pull, and no change of the disk as it arrives."""
+    monkeypatch.setattr(OnlineChecker, "pull_has_begun", lambda checker: None)
 
 
 def _done(machine: GatedMachine, named: NamedIo) -> None:

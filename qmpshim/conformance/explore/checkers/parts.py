@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
-from qmpshim.model.operations import Operation
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import outwards, touched
 
 _HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
@@ -90,6 +90,7 @@ class _Parts:
         self._size, self._granule = scenario.size, scenario.granule
         self._commits, self._replicates = scenario.commits, scenario.replicates
         self._accessible = scenario.accessible
+        self._pulls = scenario.topology.begins_late
         self._clusters = scenario.cluster_of("hidden"), scenario.cluster_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
@@ -160,12 +161,20 @@ class _Parts:
         for sector in _beside(range(op.start, op.start + op.count), fault):
             if self._seen.secondary[sector] == number:
                 self._secondary[sector] = number
+                if self._before_pull(fault) and self._seen.hidden[sector] == number:
+                    self._hidden[sector] = number  # a later change has copied it
                 if self._view is not None and self._is_seen_through(sector):
                     self._view[sector] = number
 
     def _is_seen_through(self, sector: int) -> bool:
-        """Whether the guest's end reads the secondary disk there, as after a failover."""
-        return self._active[sector] is None and self._hidden[sector] is None
+        """Whether the guest's end reads there what the secondary disk has, as after a failover."""
+        hidden = self._hidden[sector]
+        return self._active[sector] is None and hidden in (None, self._secondary[sector])
+
+    def _before_pull(self, fault: InjectedFault) -> bool:
+        """Whether what failed may be before T0 of a pull that an operation starts."""
+        starts = [index for index, op in enumerate(self._ops) if op.verb is Verb.START]
+        return self._pulls and fault.over.isdisjoint(starts)
 
     def active_written(self, op: Operation, number: int, fault: InjectedFault) -> None:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""
@@ -251,11 +260,15 @@ class _Parts:
                 self._allocate(_HIDDEN, cluster)
 
     def _read(self, op: Operation, number: int, fault: InjectedFault) -> None:
-        """Reads by the same export have the new data of sectors that may be done."""
+        """Reads by the same export have the new data of sectors that may be done.
+
+        So have those of a snapshot that begins later.
+        """
         may = set(_beside(range(op.start, op.start + op.count), fault))
         for index, read in enumerate(self._ops):
             data, seen = self._data[index], self._seen.data[index]
-            if read.side is op.side and data is not None and seen is not None:
+            reads = read.side is op.side or self._before_pull(fault)
+            if reads and data is not None and seen is not None:
                 for place, owner in enumerate(seen):
                     if owner == number and read.start + place in may:
                         data[place] = number

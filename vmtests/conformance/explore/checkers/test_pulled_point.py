@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import replace
-from errno import EIO
+from errno import EIO, ENOSPC
 from typing import cast
 
 import pytest
@@ -26,7 +26,7 @@ from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.backups import Kinds, explored, kinds, point_of
 from vmtests.support.gate import Early
-from vmtests.support.pulls import WITHOUT_JOB, counted_late, stale, started_late
+from vmtests.support.pulls import WITHOUT_JOB, counted_late, stale, started_late, unwatched
 
 #: About granules 1 and 2; granules 0 and 2 were changed before, in part.
 BESIDE = "primary_write+start,history=dirty"
@@ -81,6 +81,7 @@ def test_a_t0_that_is_too_late_is_found_out(
 ) -> None:
     """A write that came when the transaction was over is in the snapshot."""
     monkeypatch.setitem(commands(), "start", WITHOUT_JOB)
+    unwatched(monkeypatch)
     assert found(pool, BESIDE) == {JOB_GONE}
     assert found(pool, BESIDE, started_late) == {JOB_GONE, NEW_VIEW}
 
@@ -180,6 +181,13 @@ def test_a_model_that_freezes_nothing_is_found_out(
     name = "primary_write+start,third=start_then_dirty_bitmap"
     wrong = (Verdict.ISOLATION, CauseKind.WRONG_DATA, "guest_dirty_bitmap")
     assert found(pool, name) == {wrong}
+
+
+def test_a_write_that_fails_in_part_before_t0_is_in_the_snapshot_in_part(pool: QemuPool) -> None:
+    """qcow2 writes in parts: where one fails, another may be done."""
+    name = "primary_write+start,third=start_then_guest_read,place=end,disk=odd,cluster=4k"
+    scenario = point_of("pull", f"{name},secondary=qcow2,history=zeroed")
+    assert kinds(explored(pool, scenario, errnos=(ENOSPC,), most=60)) == set()
 
 
 def test_points_are_where_the_order_leaves_them() -> None:

@@ -22,6 +22,7 @@ from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from vmtests.support.backups import Kinds, explored, kinds, point_of
+from vmtests.support.pulls import unwatched
 
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
 GROUPED = "primary_write+start,third=start_then_primary_write,disks=two-grouped"
@@ -90,6 +91,7 @@ def test_two_t0s_are_found_out(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) 
             machine.settle()
             machine.qmp.send(BACKS_UP, {**LATE_JOB, "sync": "none"})  # it waits for what is held
 
+    unwatched(monkeypatch)
     assert found(pool, scenario, late) == {NEW_VIEW}
 
 
@@ -99,6 +101,8 @@ def test_a_disk_without_a_job_is_found_out(
 ) -> None:
     scenario = point_of("pull", name)
     started_by(monkeypatch, scenario, without_last_job)
+    assert found(pool, scenario) == {(Verdict.ORDER, CauseKind.NEW_BEFORE_OLD, "")}
+    unwatched(monkeypatch)
     assert found(pool, scenario) == {JOB_GONE}
 
 
