@@ -117,11 +117,12 @@ def counted(tree: Tree) -> list[Counted]:
         ).stdout
         files = json.loads(output)["files"]
         (own,) = (one for one in files if one["file"].endswith(_paths()))
-        found.append(_counted(own))
+        found.append(counted_in(own))
     return sorted(found, key=lambda one: one.file)
 
 
-def _counted(value: dict[str, Any]) -> Counted:
+def counted_in(value: dict[str, Any]) -> Counted:
+    """What gcov's JSON has of a file; a line that was inlined is there several times."""
     runs: dict[int, int] = {}
     taken: list[bool] = []
     for line in value["lines"]:
