@@ -195,6 +195,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("filter-keeps-holes", True, filters.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
     _case("snapshot-read-freezes", True, filters.frozen_read, form="fleecing", size=2 * SIZE),
     _case("snapshot-discard-stays", True, filters.discarded_stays, form="fleecing", size=2 * SIZE),
+    _case("snapshot-has-a-name", True, filters.named_as_its_disk, form="fleecing"),
     _case("snapshot-refuses-changes", True, filters.changes_refused, form="fleecing"),
     _case("filter-refused", True, filters.refused, form="fleecing"),
     _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),

@@ -58,6 +58,15 @@ def refused(machine: GatedMachine) -> None:
     machine.call("blockdev-add", one)
 
 
+def named_as_its_disk(machine: GatedMachine) -> None:
+    """A snapshot, and the filter below it, have the file name of the disk that they show."""
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    names = {one["node-name"]: one["image"]["filename"] for one in nodes}
+    if len({names[name] for name in ("secondary", "filter", "snapshot")}) > 1:
+        text = f"of one disk the nodes have several file names: {names}"
+        raise Broken(Verdict.PROTOCOL, text, "the file name of a snapshot")
+
+
 def changes_refused(machine: GatedMachine) -> None:
     """A snapshot takes no data and no zeroes from its reader, and stays what it is."""
     client = machine.clients["guest"]

@@ -39,6 +39,14 @@ from vmtests.support.mutants.qmp import answering
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
 
+def otherwise_named(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A node has a file name of its own."""
+    for node in nodes:
+        if node["node-name"] == "snapshot":
+            node["image"]["filename"] = "snapshot"
+    return nodes
+
+
 def without_more(machine: GatedMachine) -> None:
     """A filter is made without its bitmap and its cluster size."""
     call = machine.call
@@ -78,6 +86,8 @@ def without_more(machine: GatedMachine) -> None:
         ("filter-refused", without_more, ERROR_CONTRACT, "blockdev-add fails silently"),
         *(("snapshot-refuses-changes", client_with("guest", op, NbdAnswer(0, b"")),
            ERROR_CONTRACT, "a snapshot takes a change") for op in (Nbd.WRITE, Nbd.WRITE_ZEROES)),
+        ("snapshot-has-a-name", answering("query-named-block-nodes", otherwise_named), Verdict.PROTOCOL,
+         "the file name of a snapshot"),
         ("snapshot-refuses-changes", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
          Verdict.ISOLATION, "a snapshot after a change that it refused"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
