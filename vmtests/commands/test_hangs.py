@@ -146,7 +146,7 @@ def test_what_was_explored_is_not_lost(qmpshim: CommandLine, number: signal.Sign
     process = qmpshim.start("explore", *words)
     assert process.stdout is not None
     output = ""
-    while "not confirmed yet: " not in output:
+    while "seen in " not in output:
         line = process.stdout.readline()
         assert line, process.communicate()
         output += line

@@ -136,7 +136,7 @@ def test_qemu_is_killed(qmpshim: CommandLine) -> None:
     os.kill(qmpshim.emulators()[0], signal.SIGSEGV)
     output, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, errors) == (1, "")
-    assert "  verdict: crash (QEMU" in output
+    assert "  verdict: crash at QEMU" in output
     assert "killed by SIGSEGV" in output
     bundle = next(qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1"))
     assert "killed by SIGSEGV" in (bundle / "README").read_text()
