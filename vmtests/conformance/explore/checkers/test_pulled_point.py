@@ -185,7 +185,7 @@ def test_a_model_that_freezes_nothing_is_found_out(
 
 def test_a_write_that_fails_in_part_before_t0_is_in_the_snapshot_in_part(pool: QemuPool) -> None:
     """qcow2 writes in parts: where one fails, another may be done."""
-    name = "primary_write+start,third=start_then_guest_read,place=end,disk=odd,cluster=4k"
+    name = "primary_write+start,third=start_then_guest_read,place=ragged,cluster=4k"
     scenario = point_of("pull", f"{name},secondary=qcow2,history=zeroed")
     assert kinds(explored(pool, scenario, errnos=(ENOSPC,), most=60)) == set()
 
