@@ -241,17 +241,25 @@ class CopyBeforeWriteJob(SerialisingJob):
         return task
 
     def _task_shrink(self, task: BlockCopyTask) -> None:
-        """Keep only what has the same block status as the first cluster."""
+        """Keep only what one block status covers, from the first cluster on.
+
+        A block status that is zero covers clusters of one type (``block_copy_task_shrink`` after
+        ``block_copy_block_status``): unallocated ones beside zero clusters are another task.
+        """
         status, end = self._status(task.start), task.start + 1
         while end < task.end and self._status(end) is status:
+            if status is Alloc.ZERO and self._status(task.start, end + 1) is Alloc.DATA:
+                break
             end += 1
         if end < task.end:
             self.copy_bitmap.update(range(end, task.end))
             self.reqs.shrink(task, end)
 
-    def _status(self, cluster: int) -> Alloc:
-        start = cluster * self.cluster_size
-        return self.source.status_zero(start, min(self.cluster_size, self.len - start))
+    def _status(self, first: int, end: int | None = None) -> Alloc:
+        """The block status of the clusters from *first* to *end*; None: of one cluster."""
+        start = first * self.cluster_size
+        stop = (first + 1 if end is None else end) * self.cluster_size
+        return self.source.status_zero(start, min(stop, self.len) - start)
 
     def _task_run(self, task: BlockCopyTask) -> Co[None]:
         try:

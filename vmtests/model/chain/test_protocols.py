@@ -12,7 +12,7 @@ from qmpshim.model.chain.protocols import (
 )
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.disks.image import Qcow2Image, RawImage, owned
+from qmpshim.model.disks.image import Alloc, Qcow2Image, RawImage, owned
 from qmpshim.model.disks.serialising import TrackedRequests
 from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
@@ -138,6 +138,15 @@ def test_task_clears_bits_at_once_and_sets_them_again_when_it_fails() -> None:
     with pytest.raises(ModelIOError):
         co.throw(ModelIOError(5))
     assert job.copy_bitmap == {0, 1, 2, 3} and not job.reqs
+
+
+def test_a_task_ends_where_one_block_status_does() -> None:
+    """A zero cluster beside one that is not allocated: zeroes are copied of each by itself."""
+    source = Qcow2Image("secondary", 512, 128, backed=False)
+    run_sequentially(source.zero(128, 128, -2, unmap=False))
+    target = Qcow2Image("hidden", 512, 128, True)
+    run_sequentially(CopyBeforeWriteJob(source, target).block_copy(0, 2))
+    assert target.alloc == dict.fromkeys(range(2), Alloc.ZERO)
 
 
 def test_copied_ranges_are_read_from_the_target() -> None:
