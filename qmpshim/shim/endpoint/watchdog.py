@@ -40,6 +40,7 @@ class Watchdog:
         self._emit = emit
         self._timer: asyncio.TimerHandle | None = None
         self._owed: Sequence[str] = ()
+        self._was_excused = False  # at the last look
         self.limit = 0.0
         self.is_hung = False
         self.excused: Callable[[], bool] = lambda: False
@@ -76,8 +77,10 @@ class Watchdog:
         upstream = self._upstream
         if upstream.gone:
             return
-        if self.excused():
+        excused = self.excused()
+        if excused or self._was_excused:  # else what was let go a moment ago would be overdue
             upstream.restart_clock()
+        self._was_excused = excused
         silent = upstream.silent_for
         if not self.is_hung and silent >= self.limit:
             self.is_hung, self._owed = True, upstream.owed

@@ -139,10 +139,13 @@ def test_what_we_hold_ourselves_is_no_hang(served: Served) -> None:
         wire.ask("x-shim-hold")
         wire.send(b'{"execute": "human-monitor-command", "id": 1, "arguments": '
                   b'{"command-line": "qemu-io secondary \\"read 0 4k\\""}}')  # fmt: skip
-        time.sleep(3 * SOON)  # until it would be one
+        time.sleep(3 * SOON - 0.5)  # until it would be one, and just before the next look
         assert served.shim.upstream.owed == ["human-monitor-command"]
         assert not served.shim.watchdog.is_hung
+        _signal(served, signal.SIGSTOP)
         with closing(client(served, oob=True)) as other:
             other.send(b'{"exec-oob": "x-shim-let", "id": 2}')
             assert "return" in other.reply()
+        time.sleep(1.0)  # the look comes before QEMU could answer
+        _signal(served, signal.SIGCONT)
         assert "return" in wire.reply()
