@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.endpoint.listener import Address
+from qmpshim.shim.endpoint.watchdog import Watchdog
 from vmtests.support.shim_harness import Loop, Wire
 from vmtests.support.waiting import wait_until
 
@@ -139,13 +141,47 @@ def test_what_we_hold_ourselves_is_no_hang(served: Served) -> None:
         wire.ask("x-shim-hold")
         wire.send(b'{"execute": "human-monitor-command", "id": 1, "arguments": '
                   b'{"command-line": "qemu-io secondary \\"read 0 4k\\""}}')  # fmt: skip
-        time.sleep(3 * SOON - 0.5)  # until it would be one, and just before the next look
+        time.sleep(3 * SOON)  # until it would be one
         assert served.shim.upstream.owed == ["human-monitor-command"]
         assert not served.shim.watchdog.is_hung
-        _signal(served, signal.SIGSTOP)
         with closing(client(served, oob=True)) as other:
             other.send(b'{"exec-oob": "x-shim-let", "id": 2}')
             assert "return" in other.reply()
-        time.sleep(1.0)  # the look comes before QEMU could answer
-        _signal(served, signal.SIGCONT)
         assert "return" in wire.reply()
+
+
+class Waiting:
+    """An upstream that owes one answer; how often its clock was set back."""
+
+    gone, owed = False, ("stop",)
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self._since = time.monotonic()
+
+    @property
+    def silent_for(self) -> float:
+        return time.monotonic() - self._since
+
+    def restart_clock(self) -> None:
+        self.restarts += 1
+        self._since = time.monotonic()
+
+    def give_up(self, desc: str) -> None:
+        """Nothing waits here."""
+
+
+def test_what_was_let_go_a_moment_ago_is_not_overdue() -> None:
+    """The look after it starts the clock: QEMU has the whole limit from then on."""
+    upstream = Waiting()
+
+    async def hung_after() -> int:
+        hung = asyncio.Event()
+        dog = Watchdog(upstream, lambda name, data: hung.set())  # type: ignore[arg-type]
+        dog.excused = lambda: upstream.restarts == 0  # until the first look
+        dog.start(0.05)
+        await asyncio.wait_for(hung.wait(), 10)
+        dog.stop()
+        return upstream.restarts
+
+    assert asyncio.run(hung_after()) == 2
