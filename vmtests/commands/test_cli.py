@@ -293,6 +293,20 @@ def test_where_a_schedule_cannot_be_followed_all_of_its_scenario_are(qmpshim: Co
     assert "\nnot reproduced: no schedule of the scenario shows it; " in done.stdout
 
 
+def test_a_replay_finds_another_schedule(qmpshim: CommandLine) -> None:
+    """What fails in the bundle's comes elsewhere on this build, and shows the same."""
+    case = json.loads((DIRECTORY / "failed-backup-not-in-status.json").read_text())["case"]
+    steps = [[*step[:2], "hidden write 3+4", *step[3:]] if step[0] == "fail" else step
+             for step in case["schedule"]]  # fmt: skip
+    assert steps != case["schedule"]
+    bundle = qmpshim.home / "case.json"
+    bundle.write_text(json.dumps({**case, "schedule": steps}))
+    done = qmpshim.run("replay", bundle)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "\nthe schedule could not be followed on this build: " in done.stdout
+    assert "\nreproduced: " in done.stdout
+
+
 @pytest.mark.parametrize("mode", ["auto", "stateful", "dpor", "states", "naive"])
 def test_modes_that_end_by_themselves_need_no_budget(qmpshim: CommandLine, mode: str) -> None:
     done = qmpshim.run("explore", "--mode", mode, "--scenario", "HF", "--jobs", "1")

@@ -119,6 +119,12 @@ def to_look_for(seen: object) -> str:
     return f"# {TO_WRITE}: conclude(seen, evidence); what was seen: {' '.join(str(seen).split())}"
 
 
+def by_hand(needs: str, done: Iterable[str], seen: object) -> str:
+    """Steps that the author has to write: what was done, and seen, as comments."""
+    lines = [f"# A QEMU {needs}", "start_qemu()", *(f"# {TO_WRITE}: {line}" for line in done)]
+    return "\n".join([*lines, to_look_for(seen)]) + "\n"
+
+
 def _crash(ending: Ending) -> str:
     words = re.escape(stable(ending.last_words)) if ending.last_words else ".*"
     return f"expect_crash({words!r}, {ending.how.status})"

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
-from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule
 from qmpshim.conformance.explore.reproducer.export import steps_script
-from qmpshim.conformance.known.conclusions import to_look_for
+from qmpshim.conformance.known.conclusions import by_hand
 from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.pair_steps import steps_of_pair
@@ -43,7 +42,7 @@ def steps_draft(bundle: Path) -> str:
         return steps_of_workload(case)
     if done := load_steps(bundle):
         return steps_of_points(case, done)
-    return _by_hand("of 5.2 or later", _listed(case), case.divergence)
+    return by_hand("of 5.2 or later", _listed(case), case.divergence)
 
 
 def bundle_script(bundle: Path) -> str:
@@ -60,13 +59,6 @@ def bundle_script(bundle: Path) -> str:
         )
     verdict = content["verdicts"][0]
     return steps_script(f"{verdict}: {content['title']}", steps)
-
-
-def _by_hand(needs: str, done: list[str], seen: Divergence | None) -> str:
-    """What was done and seen as comments."""
-    lines = [f"# A QEMU {needs}", "start_qemu()"]
-    lines += [f"# {TO_WRITE}: {line}" for line in done]
-    return "\n".join([*lines, to_look_for(seen)]) + "\n"
 
 
 def _listed(case: AnyCase) -> list[str]:

@@ -13,7 +13,7 @@ from qmpshim.conformance.compare.evidence import (
     ReplicationStatus,
     Unsound,
 )
-from qmpshim.conformance.known.conclusions import expectation, to_look_for
+from qmpshim.conformance.known.conclusions import by_hand, expectation
 from qmpshim.conformance.pair.bundle import Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -70,7 +70,12 @@ def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
     """What a script does, as Python, with what ``steps.py.in``, ``colo.py.in`` and ``pair.py.in``
     have; :data:`~.meaning.TO_WRITE` where it has to be written by hand.
     """
-    return _of_colo(plan, shown.cause) or _of_disks(plan, shown) or _by_hand(plan, shown)
+    needs = "with COLO" if plan.colo else "with the replication and the quorum driver"
+    return (
+        _of_colo(plan, shown.cause)
+        or _of_disks(plan, shown)
+        or by_hand(needs, [f"the plan: {plan}"], shown.divergence or shown.cause)
+    )
 
 
 def _of_colo(plan: PairPlan, cause: Cause) -> str:
@@ -135,9 +140,3 @@ def _judges(shown: Shown) -> tuple[str, str]:
         case DiskLeft(side):
             return "", f"{side}_differs"
     return "", ""
-
-
-def _by_hand(plan: PairPlan, shown: Shown) -> str:
-    lines = [f"# A QEMU with {'COLO' if plan.colo else 'the replication and the quorum driver'}"]
-    lines += ["start_qemu()", f"# the plan: {plan}", to_look_for(shown.divergence or shown.cause)]
-    return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,18 +100,24 @@ class NonBlockingNbd(PolledConnection):
         :raises MachineDied: it closed the connection, which is how it refuses EXPORT_NAME
         :raises MachineHung: it does not answer
         """
-        began = time.monotonic()
-        answered = self._event_loop.until(
-            lambda: len(self._buffer) >= size or self.lost, self._limit
-        )
-        if not answered:
-            seconds = waited(began, self._limit)
-            raise MachineHung(f"NBD connection to {self._export}: no answer in {seconds}")
+        what = f"NBD connection to {self._export}: no answer"
+        self._until(lambda: len(self._buffer) >= size, self._limit, what)
         if len(self._buffer) < size:
             raise MachineDied(f"NBD connection to {self._export} was refused")
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
+
+    def _until(self, condition: Callable[[], bool], limit: float, what: str) -> None:
+        """Wait for ``condition()``, or for the end of the connection.
+
+        :param limit: seconds
+        :param what: the error, without how long it took
+        :raises MachineHung: neither comes
+        """
+        began = time.monotonic()
+        if not self._event_loop.until(lambda: condition() or self.lost, limit):
+            raise MachineHung(f"{what} in {waited(began, limit)}")
 
     def send(
         self,
@@ -170,9 +177,8 @@ class NonBlockingNbd(PolledConnection):
         :raises MachineDied: the connection ended
         :raises MachineHung: no answer within *limit* seconds, or none that can come any more
         """
-        cookie, began = self.send(op, offset, length, data), time.monotonic()
-        if not self._event_loop.until(lambda: cookie in self.answers or self.lost, limit):
-            raise MachineHung(f"an NBD {op.name} was not answered in {waited(began, limit)}")
+        cookie = self.send(op, offset, length, data)
+        self._until(lambda: cookie in self.answers, limit, f"an NBD {op.name} was not answered")
         if cookie not in self.answers:
             raise MachineDied(f"the NBD connection broke during a {op.name}")
         return self.answers.pop(cookie)

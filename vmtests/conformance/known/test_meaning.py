@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
         assert meaning.severity is MILDER[one.name] and not meaning.severity.serious
     elif worst <= Severity.HANG.rank:
         assert meaning.severity.serious
+
+
+def test_what_makes_a_build_unreliable() -> None:
+    """What one thing that fails brings about, or none, if data or service is lost by it."""
+    good = write_up("snapshot-read-returns-new-data").meaning
+    against = {
+        (severity, trigger)
+        for severity in Severity
+        for trigger in Trigger
+        if replace(good, severity=severity, trigger=trigger).disqualifies
+    }
+    serious = {Severity.SILENT_WRONG_DATA, Severity.LOST_WRITE, Severity.STALE_READ,
+               Severity.CRASH, Severity.HANG, Severity.FAILED_REQUEST}  # fmt: skip
+    alone = {Trigger.LOAD, Trigger.FAILURE}
+    assert against == {(severity, trigger) for severity in serious for trigger in alone}
 
 
 GOOD: dict[str, Any] = encode(write_up("snapshot-read-returns-new-data").meaning)

@@ -9,6 +9,8 @@ from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.chain.gated import GatedMachine
 from vmtests.support.directed import Mutant
 
+Arguments = Mapping[str, Any]
+
 
 def answering(command: str, change: Callable[[Any], Any]) -> Mutant:
     """What a command returns is changed."""
@@ -25,20 +27,33 @@ def answering(command: str, change: Callable[[Any], Any]) -> Mutant:
     return mutant
 
 
-def asking(command: str, **changes: Any) -> Mutant:
-    """A command has other arguments; without any it is not sent, and says success."""
+def asking_otherwise(change: Callable[[str, Arguments], Arguments | None]) -> Mutant:
+    """Commands have other arguments.
+
+    :param change: of a command's name and arguments; None: it is not sent, and says success
+    """
 
     def mutant(machine: GatedMachine) -> None:
         call = machine.call
 
-        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            if name != command:
-                return call(name, arguments)
-            return call(name, {**(arguments or {}), **changes}) if changes else {}
+        def other(name: str, arguments: Arguments | None = None) -> Any:
+            changed = change(name, arguments or {})
+            return {} if changed is None else call(name, changed)
 
         machine.call = other  # type: ignore[method-assign, assignment]
 
     return mutant
+
+
+def asking(command: str, **changes: Any) -> Mutant:
+    """A command has other arguments; without any it is not sent, and says success."""
+
+    def change(name: str, arguments: Arguments) -> Arguments | None:
+        if name != command:
+            return arguments
+        return {**arguments, **changes} if changes else None
+
+    return asking_otherwise(change)
 
 
 def still_exported(machine: GatedMachine) -> None:

@@ -201,7 +201,10 @@ def start_refused(machine: GatedMachine) -> None:
 
 
 class _Overlay(NamedTuple):
-    """An empty image of some size, above another node or above nothing."""
+    """An empty image, above another node or above nothing.
+
+    :ivar size: bytes
+    """
 
     name: str
     size: int

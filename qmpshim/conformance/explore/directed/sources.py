@@ -93,13 +93,7 @@ def snapshot_backup(machine: GatedMachine) -> None:
     add_image(machine, "image", 4 * CLUSTER)
     discards = {"discard-source": True} if machine.features.discard_source else {}
     begin(machine, device="snapshot", target="image", sync="full", **discards)
-    if "error" in _end_of_job(machine):
-        text = "a backup of a snapshot fails, though all disks are well"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "a backup of a snapshot fails")
-    add_client(machine, "image")
-    if read(machine, "image", 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
-        text = "a backup of a snapshot is not the disk at T0"
-        raise Broken(Verdict.CONTENT, text, "data of a backup of a snapshot")
+    _expect_whole(machine, "image", "a backup of a snapshot")
     for cluster in range(4):
         answer = machine.clients["guest"].call(Nbd.READ, cluster * CLUSTER, CLUSTER)
         if bool(answer.errno) is not bool(discards):
@@ -143,13 +137,7 @@ def small_transfers(machine: GatedMachine) -> None:
     small = {"driver": "blkdebug", "node-name": "small", "image": "image", "opt-discard": CLUSTER}
     machine.call("blockdev-add", {**small, "max-transfer": CLUSTER // 4})
     begin(machine, device="secondary", target="small", sync="full")
-    if "error" in _end_of_job(machine):
-        text = "a backup to a target with small transfers fails, though all disks are well"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "a backup in small transfers fails")
-    add_client(machine, "image")
-    if read(machine, "image", 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
-        text = "a backup to a target with small transfers is not what its source is"
-        raise Broken(Verdict.CONTENT, text, "a backup in small transfers")
+    _expect_whole(machine, "image", "a backup in small transfers")
 
 
 def compressed_backup(machine: GatedMachine) -> None:
@@ -215,6 +203,19 @@ def _expect_backup(machine: GatedMachine, target: str, data: Mapping[int, bytes]
         if read(machine, target, n * COUNT, COUNT) != content:
             text = f"a backup of an overlay has other data in cluster {n} than the disk at T0"
             raise Broken(Verdict.CONTENT, text, f"data of a backup of an overlay: {target}")
+
+
+def _expect_whole(machine: GatedMachine, target: str, what: str) -> None:
+    """The job has succeeded, and its target is the disk of four clusters at T0.
+
+    :param what: the backup
+    """
+    if "error" in _end_of_job(machine):
+        text = f"{what} fails, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what} fails")
+    add_client(machine, target)
+    if read(machine, target, 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
+        raise Broken(Verdict.CONTENT, f"{what} is not the disk at T0", f"data of {what}")
 
 
 def _end_of_job(machine: GatedMachine) -> Mapping[str, Any]:

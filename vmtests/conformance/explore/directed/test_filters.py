@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -34,7 +32,7 @@ from vmtests.support.mutants.disks import (
     spoilt_store,
     succeeding,
 )
-from vmtests.support.mutants.qmp import answering
+from vmtests.support.mutants.qmp import Arguments, answering, asking_otherwise
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
@@ -47,16 +45,23 @@ def otherwise_named(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return nodes
 
 
-def without_more(machine: GatedMachine) -> None:
-    """A filter is made without its bitmap and its cluster size."""
-    call = machine.call
+def taking(option: str, value: object) -> Mutant:
+    """A filter is made where it has this option, which is left out."""
 
-    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        if arguments is not None and arguments.get("node-name") == "one":
-            arguments = {key: arguments[key] for key in ("driver", "node-name", "file", "target")}
-        return call(name, arguments)
+    def change(name: str, arguments: Arguments) -> Arguments:
+        if arguments.get(option) != value:
+            return arguments
+        return {key: of for key, of in arguments.items() if key != option}
 
-    machine.call = other  # type: ignore[method-assign, assignment]
+    return asking_otherwise(change)
+
+
+def whatever_at_errors(name: str, arguments: Arguments) -> Arguments:
+    """A drive is made whatever its filter is to do at an error."""
+    line = arguments.get("command-line")
+    if line is None:
+        return arguments
+    return {"command-line": line.replace(",on-cbw-error=explode", "")}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,12 @@ def without_more(machine: GatedMachine) -> None:
          "a drive with a filter and good options"),
         ("filter-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
          Verdict.PROTOCOL, "a drive with a filter and bad options"),
-        ("filter-refused", without_more, ERROR_CONTRACT, "blockdev-add fails silently"),
+        *(("filter-refused", taking("bitmap", {"node": node, "name": "bitmap"}), ERROR_CONTRACT,
+           "blockdev-add fails silently") for node in ("disk", "larger")),
+        *(("filter-refused", since((10, 0), taking("min-cluster-size", size)), ERROR_CONTRACT,
+           "blockdev-add fails silently") for size in (3 * CLUSTER, 1 << 63)),
+        ("filter-refused", asking_otherwise(whatever_at_errors), Verdict.PROTOCOL,
+         "a drive with a filter and bad options"),
         *(("snapshot-refuses-changes", client_with("guest", op, NbdAnswer(0, b"")),
            ERROR_CONTRACT, "a snapshot takes a change") for op in (Nbd.WRITE, Nbd.WRITE_ZEROES)),
         ("snapshot-has-a-name", answering("query-named-block-nodes", otherwise_named),

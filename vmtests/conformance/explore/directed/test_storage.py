@@ -14,7 +14,7 @@ from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding, run_mutant, since
 from vmtests.support.mutants.clients import DONE, blocks_discarded, client_doing, client_with
 from vmtests.support.mutants.disks import sound_tables, spoilt_store
-from vmtests.support.mutants.qmp import asking
+from vmtests.support.mutants.qmp import Arguments, asking, asking_otherwise
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
@@ -22,6 +22,11 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 def _written(call: Callable[..., NbdAnswer], offset: int, length: int) -> NbdAnswer:
     """What is to be discarded gets data that no operation has written."""
     return call(Nbd.WRITE, offset, 0, b"?" * length)
+
+
+def from_it(name: str, arguments: Arguments) -> Arguments | None:
+    """A backup of the image that is ejected says success."""
+    return None if arguments.get("device") == "image" else arguments
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,8 @@ def _written(call: Callable[..., NbdAnswer], offset: int, length: int) -> NbdAns
          "small discards"),
         ("ejected-target", sound_tables, ERROR_CONTRACT, "I/O of an ejected image"),
         ("ejected-target", asking("blockdev-backup"), ERROR_CONTRACT,
+         "blockdev-backup fails silently"),
+        ("ejected-target", asking_otherwise(from_it), ERROR_CONTRACT,
          "blockdev-backup fails silently"),
     ],
 )  # fmt: skip
