@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
@@ -72,3 +72,8 @@ def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:
     :param precedence: for each operation those that had ended when it started
     """
     return fits(operations_in(order), precedence)
+
+
+def subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All choices of some of these, the smallest first: of what may be done or not, what is."""
+    return (some for n in range(len(items) + 1) for some in combinations(items, n))

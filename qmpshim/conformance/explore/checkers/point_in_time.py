@@ -13,15 +13,21 @@ overlapping changes is free. A change that ended with an error may be done or no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from errno import EIO
 from functools import cached_property, lru_cache
-from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import answers_fit_no_order
-from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, keeps_to, orders_of
+from qmpshim.conformance.explore.checkers.orders import (
+    Commit,
+    Do,
+    Order,
+    keeps_to,
+    orders_of,
+    subsets,
+)
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.choices import CUTS, Fail, IoId
 from qmpshim.conformance.explore.harness.choices import failures as failing
@@ -273,7 +279,7 @@ def possible(
     ]
     for order in orders_of(scenario, behaviour):
         if keeps_to(order, precedence):
-            for undone in _subsets(uncertain):
+            for undone in subsets(uncertain):
                 pushes = _run(
                     scenario, behaviour, order, answers, frozenset(undone), ending, failures.paused
                 )
@@ -283,10 +289,6 @@ def possible(
                     end = found.setdefault(before, Possible(zeroes=zeroes))
                     _add(end, pushes, failures)
     return tuple(found.values())
-
-
-def _subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return (some for n in range(len(items) + 1) for some in combinations(items, n))
 
 
 def _run(

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import combinations
 from typing import TYPE_CHECKING
 
+from qmpshim.conformance.explore.checkers.orders import subsets
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
@@ -96,8 +96,7 @@ def _new(image: bytes, seen: set[bytes]) -> Iterator[bytes]:
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:
     everything = range(count)
     if count <= _FEW:
-        for size in range(count + 1):
-            yield from combinations(everything, size)
+        yield from subsets(everything)
         return
     yield ()
     for one in everything:

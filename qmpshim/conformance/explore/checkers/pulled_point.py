@@ -13,10 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.orders import Order, keeps_to, operations_in, orders_of
+from qmpshim.conformance.explore.checkers.orders import (
+    Order,
+    keeps_to,
+    operations_in,
+    orders_of,
+    subsets,
+)
 from qmpshim.conformance.explore.checkers.sequential import after_setup, run_op
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
@@ -112,7 +117,7 @@ def possible_points(
     ]
     for order in orders_of(scenario, behaviour):
         if keeps_to(order, precedence):
-            for undone in _subsets(uncertain):
+            for undone in subsets(uncertain):
                 before, owners = _at_start(scenario, behaviour, order, undone)
                 point = found.setdefault(before - {*uncertain}, Point(before))
                 point.owners = point.owners or [set() for _ in owners]
@@ -121,12 +126,8 @@ def possible_points(
     return tuple(found.values())
 
 
-def _subsets(items: Sequence[int]) -> Iterator[frozenset[int]]:
-    return (frozenset(some) for n in range(len(items) + 1) for some in combinations(items, n))
-
-
 def _at_start(
-    scenario: RealScenario, behaviour: Behaviour, order: Order, undone: frozenset[int]
+    scenario: RealScenario, behaviour: Behaviour, order: Order, undone: Sequence[int]
 ) -> tuple[frozenset[int], list[int]]:
     """The changes that an order does before the pull is started, and the disk that they leave."""
     chain = after_setup(scenario, behaviour)
