@@ -409,6 +409,17 @@ def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
     assert status == UNTESTED and output.endswith("gave up after 0 s\n")
 
 
+def test_what_an_end_brings_about_is_not_printed(reproducer: Reproducer) -> None:
+    """Another thread meets files that are gone, say, while the script gives up."""
+    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    late = "\nset_up()\nwhile not enders:\n    time.sleep(0.001)\nraise ValueError\n"
+    status, output = reproducer(
+        script.replace("\nset_up()\n", late).replace("LIMIT = 180", "LIMIT = 3")
+    )
+    assert status == UNTESTED and output.endswith("gave up after 3 s\n")
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(
     "harm",
     [
