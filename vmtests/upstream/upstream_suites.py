@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,14 @@ SPEAKS_QMP = re.compile(
 #: Formats that tests are run with; each with the first that it is written for.
 FORMATS = ("qcow2", "raw")
 _LOOK = 0.2  # seconds between two looks at whether a running test is to be ended
+_SHORT_LOOK = 0.01  # seconds between two looks at whether what was killed has ended
+_ENDING = 2.0  # seconds that this may take; a process may have no environment at all
 _LIMIT = 900.0  # seconds; QEMU's own are 180 on a machine that does nothing else
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 AS_A_WHOLE = "(as a whole)"
 #: In the environment of all that a test starts: the process of ours that runs it.
 _OURS = "QMPSHIM_UPSTREAM"
+_MARK = re.compile(rb"(?:^|\0)" + _OURS.encode() + rb"=([^\0]*)")
 _stopped = threading.Event()
 _TAP = re.compile(r"(?m)^(not ok|ok) (?:\d+ )?(.+?)( +# SKIP.*)?$")
 _LEFT_OUT = re.compile(r"(?m)^# *(\[case not run\].*)$")
@@ -209,15 +213,32 @@ def end_leftovers() -> None:
 
 
 def _end(which: Callable[[str], bool]) -> None:
-    """Kill the processes with such a mark."""
-    found = re.compile(rb"(?:^|\0)" + _OURS.encode() + rb"=([^\0]*)")
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            mark = found.search(entry.read_bytes())
-            if mark is not None and which(mark[1].decode(errors="replace")):
-                os.kill(int(entry.parent.name), signal.SIGKILL)
-        except (OSError, ValueError):  # it is gone, or another user's
-            continue
+    """Kill the processes with such a mark, and wait until they have ended."""
+    deadline = os.times().elapsed + _ENDING
+    while os.times().elapsed < deadline:
+        # All of them: whoever forks while one looks is found by the next look.
+        if not [entry for entry in Path("/proc").glob("[0-9]*") if _kill(entry, which)]:
+            return
+        time.sleep(_SHORT_LOOK)
+
+
+def _kill(entry: Path, which: Callable[[str], bool]) -> bool:
+    """Kill the process of a directory in /proc if it has such a mark.
+
+    :returns: whether it is to be looked at again: it was killed, or is just at an exec, when it
+        has a program and its environment reads as empty
+    """
+    try:
+        environment = (entry / "environ").read_bytes()
+        if not environment:
+            return (entry / "exe").exists()  # neither a thread of the kernel nor a zombie
+        mark = _MARK.search(environment)
+        if mark is None or not which(mark[1].decode(errors="replace")):
+            return False
+        os.kill(int(entry.name), signal.SIGKILL)
+        return True
+    except OSError:  # it is gone, or another user's
+        return False
 
 
 def parts_of(output: str) -> dict[str, str]:
