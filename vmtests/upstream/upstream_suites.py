@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from upstream_programs import Programs
 from upstream_source import Tree
+
+from qmpshim.machine.host.marks import Marked
 
 #: An iotest speaks QMP when it starts a QEMU through iotests.py, or from bash with a QMP monitor
 #: or through common.qemu (whose tests speak either QMP or HMP).
@@ -25,14 +26,12 @@ SPEAKS_QMP = re.compile(
 #: Formats that tests are run with; each with the first that it is written for.
 FORMATS = ("qcow2", "raw")
 _LOOK = 0.2  # seconds between two looks at whether a running test is to be ended
-_SHORT_LOOK = 0.01  # seconds between two looks at whether what was killed has ended
-_ENDING = 2.0  # seconds that this may take; a process may have no environment at all
+_ENDING = 10.0  # seconds, at most, that what was killed takes to end
 _LIMIT = 900.0  # seconds; QEMU's own are 180 on a machine that does nothing else
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 AS_A_WHOLE = "(as a whole)"
 #: In the environment of all that a test starts: the process of ours that runs it.
 _OURS = "QMPSHIM_UPSTREAM"
-_MARK = re.compile(rb"(?:^|\0)" + _OURS.encode() + rb"=([^\0]*)")
 _stopped = threading.Event()
 _TAP = re.compile(r"(?m)^(not ok|ok) (?:\d+ )?(.+?)( +# SKIP.*)?$")
 _LEFT_OUT = re.compile(r"(?m)^# *(\[case not run\].*)$")
@@ -177,7 +176,7 @@ def run_program(words: Sequence[str], env: Mapping[str, str], place: Path) -> Ou
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            _end(lambda one: one == mark)  # some make sessions of their own
+            Marked(_OURS, mark.__eq__).end(_ENDING)  # some make sessions of their own
         out.seek(0)
         err.seek(0)
         output = out.read().decode(errors="replace")
@@ -209,36 +208,7 @@ def stop() -> None:
 
 def end_leftovers() -> None:
     """End what tests started whose runner was killed."""
-    _end(lambda mark: not Path(f"/proc/{mark.partition(':')[0]}").exists())
-
-
-def _end(which: Callable[[str], bool]) -> None:
-    """Kill the processes with such a mark, and wait until they have ended."""
-    deadline = os.times().elapsed + _ENDING
-    while os.times().elapsed < deadline:
-        # All of them: whoever forks while one looks is found by the next look.
-        if not [entry for entry in Path("/proc").glob("[0-9]*") if _kill(entry, which)]:
-            return
-        time.sleep(_SHORT_LOOK)
-
-
-def _kill(entry: Path, which: Callable[[str], bool]) -> bool:
-    """Kill the process of a directory in /proc if it has such a mark.
-
-    :returns: whether it is to be looked at again: it was killed, or is just at an exec, when it
-        has a program and its environment reads as empty
-    """
-    try:
-        environment = (entry / "environ").read_bytes()
-        if not environment:
-            return (entry / "exe").exists()  # neither a thread of the kernel nor a zombie
-        mark = _MARK.search(environment)
-        if mark is None or not which(mark[1].decode(errors="replace")):
-            return False
-        os.kill(int(entry.name), signal.SIGKILL)
-        return True
-    except OSError:  # it is gone, or another user's
-        return False
+    Marked(_OURS, lambda mark: not Path(f"/proc/{mark.partition(':')[0]}").exists()).end(_ENDING)
 
 
 def parts_of(output: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Statu
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.errors import HostError, QmpshimError, os_errors
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.marks import Marked
 from qmpshim.machine.host.safe_path import our_python
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 from qmpshim.model.check.verdict import Verdict
@@ -32,6 +33,7 @@ from qmpshim.model.check.verdict import Verdict
 OUTCOME, RESULTS = "outcome.json", "results"
 _MARK = "QMPSHIM_CASE"
 _GLANCE = 0.2  # seconds between two looks at a case
+_ENDING = 10.0  # seconds, at most, that what was killed takes to end
 _MOST_KEPT = 64 << 20  # bytes of bundles and images that one case may leave in the results
 
 
@@ -94,7 +96,8 @@ class _Watched:
 
     def __init__(self, order: Order, directory: Path, temporary: Path) -> None:
         self.order, self.directory, self.temporary = order, directory, temporary
-        self.mark = uuid.uuid4().hex
+        mark = uuid.uuid4().hex
+        self._marked = Marked(_MARK, mark.__eq__)
         words = (str(directory / "order"), str(directory))
         with (directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
@@ -102,7 +105,7 @@ class _Watched:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "TMPDIR": str(temporary), _MARK: self.mark},
+                env={**os.environ, "TMPDIR": str(temporary), _MARK: mark},
                 start_new_session=True,
             )
 
@@ -140,7 +143,7 @@ class _Watched:
     def _gluttony(self) -> CaseOutcome | None:
         """A finding, when memory or disk are eaten up."""
         case = self.order.case
-        sizes = {pid: _resident(pid) for pid in self._processes()}
+        sizes = {pid: _resident(pid) for pid in self._marked.pids()}
         if sum(sizes.values()) > case.memory:
             eater = max(sizes, key=lambda pid: sizes[pid])
             text = (
@@ -164,28 +167,11 @@ class _Watched:
         )
         return CaseOutcome(Status.DIVERGED, text, (finding,))
 
-    def _processes(self) -> list[int]:
-        mark = f"{_MARK}={self.mark}".encode()
-        found = []
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdecimal():
-                continue
-            with contextlib.suppress(OSError), open(f"/proc/{entry.name}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
-
     def end(self) -> None:
-        """End what still runs. What is started meanwhile is ended in the next round."""
+        """End what still runs. A janitor of a workspace ends by itself, its directory with ours."""
         self.process.kill()
         self.process.wait()
-        deadline = time.monotonic() + 10.0
-        while (left := self._processes()) and time.monotonic() < deadline:
-            for pid in left:
-                # A janitor of a workspace ends by itself, and its directory with ours.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+        self._marked.end(_ENDING)
 
 
 def _resident(pid: int) -> int:
