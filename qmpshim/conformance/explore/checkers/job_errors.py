@@ -14,7 +14,7 @@ from errno import EIO, ENOSPC
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.point_in_time import disk_of, may_be_of_job
 from qmpshim.conformance.explore.harness.choices import CUTS, failures
-from qmpshim.conformance.explore.harness.events import Note
+from qmpshim.conformance.explore.harness.events import JobPaused, Note
 from qmpshim.conformance.explore.harness.operations import command
 from qmpshim.conformance.explore.harness.push import (
     JobError,
@@ -91,7 +91,7 @@ def paused_job_obeys(end: End) -> RealViolation | None:
         cause = Cause(CauseKind.WRONG_ANSWER, verb, error.desc)
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
     end.history.given_up = verb is Verb.JOB_CANCEL
-    end.history.events.append(Note(f"afterwards: {verb.replace('_', ' ')}"))
+    end.history.events += [JobPaused(), Note(f"afterwards: {verb.replace('_', ' ')}")]
     return None
 
 

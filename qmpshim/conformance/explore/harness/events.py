@@ -26,6 +26,7 @@ class What(StrEnum):
     CUT = "cut"
     ARRIVES = "arrives"
     ENDS = "ends"
+    PAUSED = "paused"
     NOTE = "note"
 
     @property
@@ -145,6 +146,22 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPaused:
+    """An error has paused the backup job; at this moment an operation starts, or all have ended."""
+
+    what = What.PAUSED
+    op = None
+
+    @property
+    def text(self) -> str:
+        """The event to read."""
+        return "an error has paused the backup job"
+
+    def __str__(self) -> str:
+        return f"    {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A remark that no schedule takes and that belongs to no operation."""
 
@@ -157,7 +174,7 @@ class Note:
         return self.text
 
 
-Event: TypeAlias = Started | Completed | Failed | Arrived | Ended | Note
+Event: TypeAlias = Started | Completed | Failed | Arrived | Ended | JobPaused | Note
 
 #: How a connection that was cut goes on, as bundles have it.
 _CUTS: dict[int, str] = {Cut.FOR_GOOD: "for good", Cut.RECONNECT: "it may be made again"}
@@ -173,8 +190,8 @@ def event_to_json(event: Event) -> list[Any]:
             return [what, op, "", str(operation)]
         case Ended(op, answer):
             return [what, op, "", answer_to_json(answer)]
-        case Note(text):
-            return [what, None, "", text]
+        case JobPaused() | Note():
+            return [what, None, "", event.text]
         case Failed(io, fault):
             return [what, io.op, str(io), _CUTS.get(fault) or f"with errno {fault}"]
     return [what, event.op, str(event.io), ""]
@@ -194,6 +211,8 @@ def _event(what: What, op: Any, io: str, text: str, ops: Sequence[Operation]) ->
     match what:
         case What.NOTE:
             return Note(text)
+        case What.PAUSED:
+            return JobPaused()
         case What.START if int(op) >= len(ops):  # the scenario was edited, and the record was not
             return Note(f"start {op}: {text}")
         case What.START:

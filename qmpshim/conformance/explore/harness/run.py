@@ -22,6 +22,7 @@ from qmpshim.conformance.explore.harness.events import (
     Completed,
     Ended,
     Failed,
+    JobPaused,
     Note,
     Started,
 )
@@ -225,6 +226,7 @@ class RealRun:
         now.started.add(index)
         if self.scenario.stops and paused_by_error(self.machine, self.scenario, now):
             now.paused.add(index)
+            now.events.append(JobPaused())
         now.events.append(Started(index, op))
         self.pool.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])

@@ -27,7 +27,6 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import (
     OF_BITMAPS,
     arrivals,
-    is_of_job,
     symptom_of,
 )
 from qmpshim.errors import InputError
@@ -55,13 +54,6 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if finding.cause.kind in (CauseKind.JOB_ACTION, CauseKind.JOB_STATE) or (
-        scenario.stops and failures(finding.schedule) and is_of_job(finding.cause)
-    ):
-        raise InputError(
-            "a script does not predict a job that an error has paused: `qmpshim replay` shows the "
-            "finding"
-        )
     if topology.disks > 1:
         raise InputError("a script has one disk: `qmpshim replay` shows the finding")
     if topology.begins_late and _is_of_pull(finding):

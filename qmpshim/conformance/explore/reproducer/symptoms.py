@@ -11,13 +11,18 @@ A symptom is a dictionary with a ``kind``, which the templates know (``templates
 * ``setup``: this ``operation`` of the setup has this ``answer``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
   operation's; ``status``: so does replication's status in the end;
+* ``job state``: where the operations ended with these ``answers``, as below, ``what`` QEMU reports
+  of the job is none of what is ``predicted``;
+* ``job action``: where they did, the job does at an error of the ``disk`` none of what is
+  ``predicted``: ``ignore``, ``stop``, ``report``;
 * ``requests``: these requests are made, which must not be yet;
 * ``new data``: the guest reads what one of these operations wrote;
 * ``orders``: what was seen fits none of the ends that the model gives for each order;
 * ``target``: a backup job has ended in one of the ``endings``, and its target is the disk at none
   of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
   completed, None where it has nothing. They are those of the ``answers`` (a command is ``ok`` or
-  ``refused``) of operations that began when those ``before`` had ended;
+  ``refused``) of operations that began when those ``before`` had ended, of those named in
+  ``paused`` while an error had paused the job;
 * ``bitmaps``: the secondary disk's dirty bitmaps are at none of the ``points`` as they must be, of
   those where the job has the ``ending`` (None: no job has ended) and ``target`` that were seen, as
   above. There are other ``bitmaps``, or one names a ``granule`` (of so many sectors) that it may
@@ -50,8 +55,14 @@ from qmpshim.conformance.explore.checkers.point_in_time import (
     possible,
 )
 from qmpshim.conformance.explore.checkers.pulled_bitmaps import touched
-from qmpshim.conformance.explore.harness.choices import failures
-from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
+from qmpshim.conformance.explore.harness.choices import Cut, failures
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Ended,
+    JobPaused,
+    Note,
+    Started,
+)
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.folder import known_findings
@@ -65,7 +76,7 @@ from qmpshim.model.answers import (
     answer_to_json,
 )
 from qmpshim.model.chain.behaviour import behaviour_of
-from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind, Phase
+from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import Ending
@@ -75,14 +86,7 @@ from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 Symptom: TypeAlias = dict[str, Any]
 _UNKNOWN: Symptom = {"kind": "unknown"}
 OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
-#: What shows itself in how a job ended, or in what it left.
-_OF_JOBS = (*OF_BITMAPS, CauseKind.NO_POINT_IN_TIME, CauseKind.JOB_ENDS)
 _NOWADAYS = (10, 0, 0)  # the version of a finding without one
-
-
-def is_of_job(cause: Cause) -> bool:
-    """Whether a cause is about a backup job's end, its target, or bitmaps."""
-    return cause.kind in _OF_JOBS or cause.subject == "target"
 
 
 def symptom_of(finding: Finding) -> Symptom:
@@ -127,6 +131,10 @@ def symptom_of(finding: Finding) -> Symptom:
             return _answers(finding)
         case CauseKind.JOB_ENDS:
             return _ending(finding)
+        case CauseKind.JOB_STATE:
+            return _of_job(finding, "job state", "what")
+        case CauseKind.JOB_ACTION:
+            return _of_job(finding, "job action", "disk")
         case kind if kind in OF_BITMAPS:
             return _bitmaps(finding)
         case CauseKind.NO_POINT_IN_TIME:
@@ -252,29 +260,65 @@ def _ending(finding: Finding) -> Symptom:
     return {"kind": "ending", "ending": finding.cause.detail, **_way(finding)}
 
 
-def _way(finding: Finding) -> Symptom:
-    """The answers, and what came before what."""
-    answers, precedence = _ended(finding)
+def _of_job(finding: Finding, kind: str, subject: str) -> Symptom:
+    cause = finding.cause
     return {
+        "kind": kind,
+        subject: cause.subject,
+        "predicted": [*cause.predicted],
+        **_way(finding),
+    }
+
+
+def _failures(finding: Finding) -> Failures:
+    """What failed, as far as it matters to what is possible; what paused the job among it."""
+    fails = failures(finding.schedule)
+    paused = _paused(finding)
+    gone = any(step.fault == Cut.FOR_GOOD for step in fails)
+    return Failures(
+        bool(fails),
+        may_end_job(finding.scenario, fails),
+        frozenset(op for op in paused if op is not None),
+        gone and None in paused,
+    )
+
+
+def _paused(finding: Finding) -> list[int | None]:
+    """The operations that started while an error had paused the job; None: it was so in the end."""
+    after = [*finding.events[1:], Note("")]
+    pairs = zip(finding.events, after, strict=True)
+    return [
+        following.op if isinstance(following, Started) else None
+        for event, following in pairs
+        if isinstance(event, JobPaused)
+    ]
+
+
+def _way(finding: Finding) -> Symptom:
+    """The answers, what came before what, and where an error had paused the job."""
+    answers, precedence = _ended(finding)
+    way: Symptom = {
         "answers": [
             "refused" if op.is_command and answer != OK else answer_to_json(answer)
             for op, answer in zip(finding.scenario.ops, answers, strict=True)
         ],
         "before": [sorted(over) for over in precedence],
     }
+    if finding.scenario.stops:
+        way["paused"] = [op for op in _paused(finding) if op is not None]
+    return way
 
 
 def _target(finding: Finding) -> Symptom:
     """How a job may have ended, and what its target may hold, by the changes before T0."""
     answers, precedence = _ended(finding)
-    fails = failures(finding.schedule)
     points = possible(
         finding.scenario,
         behaviour_of(_version(finding)),
         tuple(answers),
         tuple(precedence),
         None,
-        Failures(bool(fails), may_end_job(finding.scenario, fails)),
+        _failures(finding),
     )
     jobs = [one for one in points if one.t0]
     if not jobs:
@@ -311,7 +355,6 @@ def _bitmaps_of_jobs(finding: Finding) -> Symptom:
     """By how the job ended and what was changed before T0, what each bitmap may name."""
     scenario = finding.scenario
     answers, precedence = _ended(finding)
-    fails = failures(finding.schedule)
     beside = beside_transaction(scenario, precedence)
     points: list[dict[str, Any]] = []
     for ending in (None, *Ending):
@@ -321,7 +364,7 @@ def _bitmaps_of_jobs(finding: Finding) -> Symptom:
             tuple(answers),
             tuple(precedence),
             ending,
-            Failures(bool(fails), may_end_job(scenario, fails)),
+            _failures(finding),
         ):
             target = [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
             for bitmaps in one.bitmaps:
