@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.workload import pattern
+from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.build import closing, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
-from vmtests.support.gate import of
+from vmtests.support.gate import Misbehaviour, of
 
 #: The bitmap that begins with the pull.
 SINCE = {"node": "secondary", "name": "b1"}
@@ -84,6 +87,15 @@ def counted_late(machine: GatedMachine, named: NamedIo) -> None:
         machine.call("block-dirty-bitmap-clear", {"node": "secondary", "name": "b0"})
 
 
+@of("secondary", "write")
+def forgotten(machine: GatedMachine, named: NamedIo) -> None:
+    """Each bitmap that is not in use is cleared when a write has ended."""
+    _done(machine, named)
+    for name in sorted(_bitmaps(machine) - {""}):
+        with contextlib.suppress(CommandFailed):
+            machine.call("block-dirty-bitmap-clear", {"node": "secondary", "name": name})
+
+
 @of("secondary", "read")
 def stale(machine: GatedMachine, named: NamedIo) -> None:
     """What is copied for the snapshot is the data of the beginning, and not of T0."""
@@ -113,8 +125,15 @@ def _once_written(*lines: str) -> str:
     return _WRITTEN + "".join(f"            {line}\n" for line in lines)
 
 
+#: What a script does in each step, and how its disks answer.
+_STEP = "        take(step)\n        settle()\n"
+_ANSWER = "images[r.image].perform(r)"
 #: The same in an exported script: what it does after each step.
-IN_SCRIPT = {
+_AFTER_STEP = {
+    forgotten: _once_written(
+        'for name in ("b0", "b1"):',
+        '    qmp.call("block-dirty-bitmap-clear", node="secondary", name=name)',
+    ),
     cleared: _once_written('need("block-dirty-bitmap-clear", node="secondary", name="b1")'),
     stopped: _once_written('need("block-dirty-bitmap-disable", node="secondary", name="b1")'),
     recorded: _once_written(
@@ -127,3 +146,13 @@ IN_SCRIPT = {
         'clients["guest status"] = StatusClient(at("nbd"), "guest", ["b0"])',
     ),
 }
+
+
+def in_script(storage: Misbehaviour, script: str) -> str:
+    """The script with a QEMU, or with disks, that misbehave in the same way."""
+    place, wrong = _STEP, _STEP + _AFTER_STEP.get(storage, "")
+    if storage is stale:
+        place, old = _ANSWER, "pattern(1, r.guest, r.length // SECTOR)"
+        wrong = f"{old} if (r.image, r.op) == ('secondary', READ) and live else {_ANSWER}"
+    assert script.count(place) == 1
+    return script.replace(place, wrong)

@@ -55,9 +55,27 @@ def pulled_bitmaps_hold(end: End) -> RealViolation | None:
     wrong = wrong or state_differs(left[FIRST], recording=False, busy=_is_offered(end))
     if wrong is not None:
         return wrong
-    marks = Marks(end.scenario, end.history.answers, end.history.precedence, start, _is_lost(end))
-    found = [marks.differ(left, one, end.outcome) for one in fitting_points(end)]
+    marks = Marks(end.scenario, end.history.answers, end.history.precedence, start)
+    found = []
+    for point in fitting_points(end):
+        since = 0 if _is_lost(end) else changed(end.outcome.secondary, point.owners)
+        found.append(_differ(left, marks.named(point), since, end.scenario.size))
     return None if None in found or not found else found[0]
+
+
+def _differ(
+    left: Mapping[str, BitmapLeft], named: Named, changes: int, size: int
+) -> RealViolation | None:
+    """How the bitmaps differ from what is predicted.
+
+    :param changes: sectors that are not as they were at T0
+    """
+    since = named.since | changes
+    return (
+        granules_differ(left[FIRST], named.first, named.may_be_first, size)
+        or granules_differ(left[NEW], since, since | named.may_be_since, size)
+        or granules_differ(_joined(left[FIRST], left[NEW]), named.either, span(0, size), size)
+    )
 
 
 def _others(left: Collection[str], names: Sequence[str]) -> RealViolation | None:
@@ -110,24 +128,35 @@ def _sectors(ops: Iterable[Operation]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """What both bitmaps must and may name, in sectors.
+
+    :ivar since: beside what the disk does not hold as it was
+    :ivar either: what one of both must name
+    """
+
+    first: int
+    may_be_first: int
+    since: int
+    may_be_since: int
+    either: int
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """The changes that bitmaps must and may name, where operation *start* has started the pull.
 
     :ivar answers: by operation
     :ivar precedence: by operation, those that come before it
-    :ivar lost: what the disk holds in the end is not known: see :func:`_is_lost`
     """
 
     scenario: RealScenario
     answers: Sequence[Answer]
     precedence: Sequence[frozenset[int]]
     start: int
-    lost: bool
 
-    def differ(
-        self, left: Mapping[str, BitmapLeft], point: Point, outcome: Outcome
-    ) -> RealViolation | None:
-        """How the bitmaps differ from what is predicted for a point in time; None: they do not."""
+    def named(self, point: Point) -> Named:
+        """What is predicted for a point in time."""
         scenario, setup = self.scenario, self.scenario.setup
         changes = {n: op for n, op in enumerate(scenario.ops) if op.changes}
         drained = self.precedence[self.start]
@@ -137,16 +166,10 @@ class Marks:
         first |= _sectors(op for n, op in done.items() if n in drained)
         may_be_first = _sectors(op for op in setup if op.changes)
         may_be_first |= _sectors(op for n, op in changes.items() if n not in late)
-        since = 0 if self.lost else changed(outcome.secondary, point.owners)
-        since |= _sectors(op for n, op in done.items() if n not in point.before)
+        since = _sectors(op for n, op in done.items() if n not in point.before)
         may_be_since = _sectors(op for n, op in changes.items() if n not in drained)
         either = _sectors(op for n, op in done.items() if n in point.before and n not in drained)
-        size = scenario.size
-        return (
-            granules_differ(left[FIRST], first, first | may_be_first, size)
-            or granules_differ(left[NEW], since, since | may_be_since, size)
-            or granules_differ(_joined(left[FIRST], left[NEW]), either, span(0, size), size)
-        )
+        return Named(first, first | may_be_first, since, since | may_be_since, either)
 
     def _is_done(self, index: int) -> bool:
         """Whether an operation was done, and marked for certain."""

@@ -102,6 +102,11 @@ class Finding:
     may_need: tuple[str, ...] = ()
 
     @property
+    def version(self) -> tuple[int, ...]:
+        """The version of its QEMU; a recent one where that is not recorded."""
+        return tuple(self.build.get("version", ())) or (10, 0, 0)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """What happened, as text."""
         return tuple(map(str, self.events))

@@ -25,7 +25,6 @@ from qmpshim.conformance.explore.harness.choices import Cut, Fail, Start, failur
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import (
-    OF_BITMAPS,
     arrivals,
     symptom_of,
 )
@@ -35,7 +34,6 @@ from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.parts import DirtyBitmap
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.topology import Topology
-from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
@@ -56,16 +54,12 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     topology = scenario.topology
     if topology.disks > 1:
         raise InputError("a script has one disk: `qmpshim replay` shows the finding")
-    if topology.begins_late and _is_of_pull(finding):
-        raise InputError(
-            "a script does not predict what a pull leaves that an operation starts: "
-            "`qmpshim replay` shows the finding"
-        )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
         "form": scenario.form,
         "parts": _first_parts(topology).parts_to_json(),
+        "offers": _offers(topology),
         "drains": [do for do in topology.commands if topology.drains(do)],
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
         "bitmaps": {
@@ -98,15 +92,15 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     return _fill("nbd.py.in", case)
 
 
-def _is_of_pull(finding: Finding) -> bool:
-    """Whether a finding is about a frozen bitmap, or about the T0 of a pull."""
-    of_bitmap = any(op.verb is Verb.DIRTY_BITMAP for op in finding.scenario.ops)
-    return of_bitmap or finding.cause.kind in (*OF_BITMAPS, CauseKind.NO_POINT_IN_TIME)
-
-
 def _first_parts(topology: Topology) -> Topology:
     """A chain without the exports that operations make."""
     return replace(topology, parts=topology.first) if topology.begins_late else topology
+
+
+def _offers(topology: Topology) -> list[dict[str, Any]]:
+    """The exports that operations make."""
+    parts = topology.offering if topology.begins_late else ()
+    return replace(topology, parts=parts).parts_to_json()
 
 
 def _making(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:

@@ -23,19 +23,49 @@ from qmpshim.machine.builds.programs import write_programs
 from qmpshim.model.check.cause import CauseKind
 from vmtests.support.backups import point_of
 from vmtests.support.gate import Misbehaviour
-from vmtests.support.pulls import IN_SCRIPT, cleared, recorded, stopped
+from vmtests.support.pulls import cleared, forgotten, in_script, recorded, stale, stopped
 from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
 
-_STEP = "        take(step)\n        settle()\n"
+#: By name: the form and the scenario, what is wrong, and what is found.
 CASES = {
-    "read": ("primary_write+guest_dirty_bitmap,bitmap=ends", recorded, CauseKind.WRONG_DATA),
-    "frozen": ("primary_write+status,bitmap=ends", recorded, CauseKind.BITMAP_EXCEEDS),
+    "read": (
+        "backup",
+        "primary_write+guest_dirty_bitmap,bitmap=ends",
+        recorded,
+        CauseKind.WRONG_DATA,
+    ),
+    "frozen": ("backup", "primary_write+status,bitmap=ends", recorded, CauseKind.BITMAP_EXCEEDS),
     "active": (
+        "backup",
         "primary_write+primary_zero,relation=before,bitmap=middle",
         cleared,
         CauseKind.BITMAP_MISSES,
     ),
-    "state": ("primary_write+guest_block_status,bitmap=empty", stopped, CauseKind.BITMAP_STATE),
+    "state": (
+        "backup",
+        "primary_write+guest_block_status,bitmap=empty",
+        stopped,
+        CauseKind.BITMAP_STATE,
+    ),
+    # An operation starts the pull.
+    "late view": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write",
+        stale,
+        CauseKind.WRONG_DATA,
+    ),
+    "late bitmap": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write",
+        forgotten,
+        CauseKind.BITMAP_MISSES,
+    ),
+    "late query": (
+        "pull",
+        "primary_write+start,third=start_then_dirty_bitmap",
+        forgotten,
+        CauseKind.WRONG_DATA,
+    ),
 }
 
 
@@ -48,11 +78,11 @@ def _index(choice: RealChoice) -> int:
     return choice.op if isinstance(choice, Start) else 0
 
 
-def taken(name: str, release: Misbehaviour, build: Build) -> Finding:
+def taken(form: str, name: str, release: Misbehaviour, build: Build) -> Finding:
     """What is found with such a storage."""
     pool = QemuPool(build)
     try:
-        scenario = point_of("backup", name)
+        scenario = point_of(form, name)
         system = RealSystem(pool, scenario, release=release)
         system.reset()
         while system.enabled():
@@ -72,22 +102,21 @@ def taken(name: str, release: Misbehaviour, build: Build) -> Finding:
 def test_wrong_bitmaps_are_seen_by_a_script(
     name: str, each_build: Build, reproducer: Reproducer, tmp_path: Path
 ) -> None:
-    scenario, storage, kind = CASES[name]
-    finding = taken(scenario, storage, each_build)
+    form, scenario, storage, kind = CASES[name]
+    finding = taken(form, scenario, storage, each_build)
     assert finding.cause.kind is kind
     write_programs(each_build, tmp_path)
     programs = [str(tmp_path / name) for name in (EMULATOR, "qemu-img")]
     script = export_script(finding)
-    assert script.count(_STEP) == 1
-    status, output = reproducer(script.replace(_STEP, _STEP + IN_SCRIPT[storage]), *programs)
+    status, output = reproducer(in_script(storage, script), *programs)
     assert status == SEEN and "never sent" not in output, output
     status, output = reproducer(script, *programs)
     assert status == NOT_SEEN and "never sent" not in output, output
 
 
 def test_a_bundle_shows_wrong_bitmaps_again(qemu_build: Build, tmp_path: Path) -> None:
-    scenario, storage, _ = CASES["read"]
-    finding = taken(scenario, storage, qemu_build)
+    form, scenario, storage, _ = CASES["read"]
+    finding = taken(form, scenario, storage, qemu_build)
     again = load_finding(save_finding(tmp_path / "bundle", finding))
     assert again.scenario == finding.scenario
     assert replay_schedule(again, qemu_build, storage).shows(again)
