@@ -239,7 +239,7 @@ class CommandFailed(MachineError):
     """QMP answered a command with an error object.
 
     :param command: the QMP command's name
-    :param error_class: QEMU's error class, e.g. ``GenericError``
+    :param error_class: QEMU's error class, e.g. ``GenericError``; the human monitor has none
     :param desc: QEMU's text
     """
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.evidence import (
+    AcknowledgedAlone,
+    Answered,
     DiskLeft,
     DisksDiffer,
     Evidence,
@@ -189,7 +191,7 @@ class MirrorForgets(Pair):
         _put(self.secondary.disk, 1 << 20, b"not mirrored")
 
 
-class Answered(Pair):
+class AnswerChanged(Pair):
     """QMP answers of one side to ``query-xen-replication-status`` are changed on their way."""
 
     misbehaving = "secondary"
@@ -207,7 +209,7 @@ class Answered(Pair):
         qemu.execute = execute  # type: ignore[method-assign]
 
 
-class SaysAllIsWell(Answered):
+class SaysAllIsWell(AnswerChanged):
     """The primary does not report that its writes do not arrive."""
 
     misbehaving = "primary"
@@ -313,7 +315,7 @@ MUTANTS = [
     Mutant(HiddenBroken, Verdict.CORRUPTION, "hidden disk", evidence=Unsound("hidden")),
     Mutant(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view", evidence=GuestSees()),
     Mutant(
-        Answered,
+        AnswerChanged,
         Verdict.ERROR_CONTRACT,
         f"{STATUS} secondary",
         evidence=ReplicationStatus("secondary", False),
@@ -325,7 +327,10 @@ MUTANTS = [
         Failover.CUT,
         evidence=ReplicationStatus("primary", True),
     ),
-    Mutant(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
+    Mutant(
+        *(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
+        evidence=AcknowledgedAlone(),
+    ),
     Mutant(
         WrongDisk,
         Verdict.LOST_WRITE,
@@ -355,6 +360,7 @@ MUTANTS = [
     Mutant(
         *(Refused, Verdict.ERROR_CONTRACT, "start of replication"),
         cause="xen-set-replication: Block replication .*",
+        evidence=Answered(None, "Block replication is running or done"),
     ),
     Mutant(
         *(NeverCommits, Verdict.HANG, "failover (primary)", Failover.PRIMARY),

@@ -129,6 +129,16 @@ class DiskLeft(msgspec.Struct, frozen=True, tag="left"):
     side: str
 
 
+class AcknowledgedAlone(msgspec.Struct, frozen=True, tag="alone"):
+    """A write of the primary's guest that was answered while the link is silent."""
+
+
+class GuestReports(msgspec.Struct, frozen=True, tag="guest"):
+    """A side's guest, which has to find what it wrote, and whose writes have to succeed."""
+
+    side: str
+
+
 class ReplicationStatus(msgspec.Struct, frozen=True, tag="status"):
     """Whether ``query-xen-replication-status`` of a side has to report an error."""
 
@@ -151,5 +161,7 @@ Evidence = (
     | DisksDiffer
     | GuestSees
     | DiskLeft
+    | AcknowledgedAlone
+    | GuestReports
     | ReplicationStatus
 )

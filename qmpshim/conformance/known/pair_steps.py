@@ -6,7 +6,11 @@ the run was. Of one with a guest there are steps where COLO alone shows it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from qmpshim.conformance.compare.evidence import (
+    AcknowledgedAlone,
+    Answered,
     DiskLeft,
     DisksDiffer,
     GuestSees,
@@ -57,18 +61,20 @@ if not deadlocked and taken < {checkpoints}:
 conclude(deadlocked, "checkpoints: %d; the primary answers: %s" % (taken, not deadlocked))
 """
 _SIDES = {"primary": "qmp", "secondary": "secondary"}  # their monitors
-#: The steps of a failover; it is judged in the second.
+#: The steps of a failover: what is lost, and what the side does that is left.
 _FAILOVERS = {
-    Failover.NONE: (),
     Failover.PRIMARY: ("lose_primary()", "secondary_takes_over()"),
-    Failover.SECONDARY: ("lose_secondary(killed=True)", "primary_goes_on()"),
-    Failover.CUT: ("lose_secondary(killed=False)", "primary_goes_on()"),
+    Failover.SECONDARY: ("lose_secondary()", "primary_goes_on()"),
+    Failover.CUT: ("lose_link()", "primary_goes_on()"),
+    Failover.STALL: ("stall_link()", "primary_goes_on()"),
+    Failover.CUT_LATE: ("lose_link()", "late_checkpoint()"),
 }
 
 
 def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
-    """What a script does, as Python, with what ``steps.py.in``, ``colo.py.in`` and ``pair.py.in``
-    have; :data:`~.meaning.TO_WRITE` where it has to be written by hand.
+    """What a script does, as Python, with what the templates ``steps.py.in``, ``colo.py.in``,
+    ``pair.py.in`` and those beside it have; :data:`~.meaning.TO_WRITE` where it has to be written
+    by hand.
     """
     needs = "with COLO" if plan.colo else "with the replication and the quorum driver"
     return (
@@ -93,50 +99,111 @@ def _of_colo(plan: PairPlan, cause: Cause) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Judges:
+    """What looks for it: at checkpoints, when a side or the link is lost, after the failover."""
+
+    rounds: str = ""
+    lost: str = ""
+    left: str = ""
+
+    @property
+    def needs_failover(self) -> bool:
+        """Whether only a failover shows it."""
+        return bool(self.lost or self.left)
+
+
 def _of_disks(plan: PairPlan, shown: Shown) -> str:
     """Where both have disks, and no virtual machine; else ``""``."""
     if plan.colo and plan.guest != "none":
         return ""
-    if plan.resume or plan.moment or plan.failover not in _FAILOVERS:
+    expected, judges = _expected(shown), _judges(shown)
+    if not expected and judges == _Judges():
         return ""
-    expected = expectation(shown.divergence)
-    before, after = _judges(shown)
-    if not (expected or before or after):
+    if judges.needs_failover and plan.failover is Failover.NONE:
         return ""
-    if expected and shown.cause.subject in _SIDES:
-        expected = [f"watch({shown.cause.subject})", *expected]
-    failover = _FAILOVERS[plan.failover]
-    reported = isinstance(shown.divergence and shown.divergence.evidence, ReplicationStatus)
+    needs = f"{'COLO, ' if plan.colo else ''}the replication and the quorum driver"
     lines = [
-        "# A QEMU with the replication and the quorum driver",
+        f"# A QEMU with {needs}",
         f"SIZE, CLUSTER = {plan.size}, {plan.cluster}",
         f"start_pair(colo={plan.colo}, seed={plan.seed})",
+        *(["open_channel()"] if plan.moment else []),
         *expected,
-        "begin_replication()",
-        f"judges[:] = [{before}]",
-        f"rounds({plan.checkpoints}, {plan.writes})",
-        *failover[:1],
-        f"judges[:] = [{after}]",
-        *(["judge()"] if reported else failover[1:]),
+        *_round(plan, shown, judges),
+        *_failover(plan, judges),
+        *_resumed(plan, shown, judges),
         'conclude(False, "all is as it has to be")',
     ]
     return "\n".join(lines) + "\n"
 
 
-def _judges(shown: Shown) -> tuple[str, str]:
-    """What looks for it at checkpoints, and what after a failover; ``""`` for nothing."""
+def _round(plan: PairPlan, shown: Shown, judges: _Judges, *at_once: str) -> list[str]:
+    """Replication from its start, with all its checkpoints."""
+    of_a_side = shown.cause.subject in _SIDES and bool(_expected(shown))
+    return [
+        *_judged_by(judges.rounds),
+        *at_once,
+        *([f"watch({shown.cause.subject})"] if of_a_side else []),
+        "begin_replication()",
+        f"rounds({plan.checkpoints}, {plan.writes})",
+    ]
+
+
+def _failover(plan: PairPlan, judges: _Judges) -> list[str]:
+    if plan.failover is Failover.NONE:
+        return []
+    lose, go_on = _FAILOVERS[plan.failover]
+    if plan.moment:
+        lose = f'lose_primary_at("{plan.moment}")'
+    if judges.lost and plan.failover is Failover.STALL:
+        return [*_judged_by(judges.lost), lose]
+    if judges.lost:
+        return [lose, *_judged_by(judges.lost), "judge()"]
+    ended = ["judges.clear()"] if judges.rounds else []
+    return [*ended, lose, *_judged_by(judges.left), go_on]
+
+
+def _resumed(plan: PairPlan, shown: Shown, judges: _Judges) -> list[str]:
+    """The same with a new secondary, which has to begin with the same disk."""
+    if not plan.resume or judges.needs_failover:
+        return []
+    survivor = "secondary" if plan.failover is Failover.PRIMARY else "primary"
+    at_once = ["judge()"] if judges.rounds == "disks_differ" else []
+    return [f"resume({survivor})", *_round(plan, shown, judges, *at_once)]
+
+
+def _judged_by(judge: str) -> list[str]:
+    return [f"judges[:] = [{judge}]"] if judge else []
+
+
+def _expected(shown: Shown) -> list[str]:
+    """What is looked for where a side ends, hangs or refuses something."""
+    found = shown.divergence
+    match found and found.evidence:
+        case Answered(None, str(text)):
+            return [f"expect_refusal({text!r})"]
+        case Answered(None, int(number)):
+            return [f'expect_refusal("errno {number}")']
+    return expectation(found)
+
+
+def _judges(shown: Shown) -> _Judges:
+    if shown.cause.kind is CauseKind.PAIR_WRITES_LEFT_OUT:
+        return _Judges(left="disks_differ")
     found = shown.divergence
     match found and found.evidence:
         case DisksDiffer():
-            return "disks_differ", ""
+            return _Judges("disks_differ")
         case GuestSees():
-            return "guest_sees", ""
+            return _Judges("guest_sees")
         case Unsound(image):
-            return f'broken("{image}")', ""
+            return _Judges(f'broken("{image}")')
         case ReplicationStatus(side, False):
-            return f"reports({side}, False)", ""
+            return _Judges(f'reports("{side}", False)')
         case ReplicationStatus(side, True):
-            return "", f"reports({side}, True)"
+            return _Judges(lost=f'reports("{side}", True)')
+        case AcknowledgedAlone():
+            return _Judges(lost="answered_early")
         case DiskLeft(side):
-            return "", f"{side}_differs"
-    return "", ""
+            return _Judges(left=f"{side}_differs")
+    return _Judges()

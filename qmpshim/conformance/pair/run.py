@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence, verdict_of
-from qmpshim.conformance.compare.evidence import ReplicationStatus
+from qmpshim.conformance.compare.evidence import (
+    AcknowledgedAlone,
+    Answered,
+    Evidence,
+    ReplicationStatus,
+)
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.guest_log import BootWorkload
@@ -20,7 +25,7 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
 from qmpshim.conformance.pair.post_mortem import PostMortem
 from qmpshim.conformance.pair.workload import ExportWorkload, PairWorkload, Stuck
-from qmpshim.errors import MachineError
+from qmpshim.errors import CommandFailed, IOFailed, MachineError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
@@ -156,7 +161,7 @@ class PairRun(ABC):
             await self._stuck(stuck.where, stuck.predicted, stuck.cause)
         except MachineError as error:
             cause = Cause(CauseKind.PAIR_FAILS, detail=str(error))
-            await self._stuck(self.doing, "success", cause, verdict_of(error))
+            await self._stuck(self.doing, "success", cause, verdict_of(error), _refusal(error))
         finally:
             self.workload.close()
             await self.pair.close()
@@ -168,7 +173,12 @@ class PairRun(ABC):
         return outcome
 
     async def _stuck(
-        self, where: str, predicted: str, seen: Cause | None, verdict: Verdict = Verdict.HANG
+        self,
+        where: str,
+        predicted: str,
+        seen: Cause | None,
+        verdict: Verdict = Verdict.HANG,
+        evidence: Evidence | None = None,
     ) -> None:
         check_space(self.directory)  # QEMU stops a guest whose write finds no room
         post_mortem = PostMortem(self.pair)
@@ -176,7 +186,9 @@ class PairRun(ABC):
         verdict, cause = post_mortem.cause(seen, verdict)
         checkpoint = self.model.checkpoints
         divergence = Divergence(
-            verdict, where, checkpoint, predicted, str(cause), post_mortem.ending()
+            *(verdict, where, checkpoint, predicted, str(cause)),
+            ending=post_mortem.ending(),
+            evidence=evidence if cause is seen else None,
         )
         for line in post_mortem.lines:
             self.step(line)
@@ -300,6 +312,7 @@ class PairRun(ABC):
                         self.model.checkpoints,
                         "no write is acknowledged while the secondary does not have it",
                         "one was",
+                        evidence=AcknowledgedAlone(),
                     )
                 ]
             )
@@ -333,3 +346,13 @@ class PairRun(ABC):
             for member in self.pair.members
             if (error := await member.replication_error()) is not None
         ]
+
+
+def _refusal(error: MachineError) -> Evidence | None:
+    """What QEMU answered, if it refused a QMP command or a write."""
+    match error:
+        case CommandFailed(error_class=of_qmp) if of_qmp:
+            return Answered(None, error.desc)
+        case IOFailed():
+            return Answered(None, error.errno)
+    return None

@@ -160,7 +160,7 @@ class ColoNode:
         """
         output = str(await self.qemu.execute("human-monitor-command", {"command-line": line}))
         if output.strip():
-            raise CommandFailed(line.split()[0], "GenericError", output.strip())
+            raise CommandFailed(line.split()[0], "", output.strip())
 
     async def until_event(self, name: str, since: int, what: str) -> None:
         """Wait for an event after the *since*-th.

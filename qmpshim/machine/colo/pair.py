@@ -217,7 +217,7 @@ class Pair:
             await self.primary.human(f"drive_del {FORWARD}")
         nodes = await self.primary.qemu.execute("query-named-block-nodes")
         if any(node.get("node-name") == FORWARD for node in nodes):
-            raise CommandFailed("drive_del", "GenericError", f"{FORWARD} is still there")
+            raise CommandFailed("drive_del", "", f"{FORWARD} is still there")
 
     async def do(self, member: ColoNode, operation: str) -> None:
         """Run the command that does an operation of block replication on one side, by its role.

@@ -38,8 +38,17 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
 _TEMPLATES = Path(__file__).with_name("templates")
-#: What steps may call beside what is in ``steps.py.in``; each before what it calls itself.
-_LIBRARIES = ("points.py.in", "pair.py.in", "colo.py.in")
+#: What steps may call beside what is in ``steps.py.in``; each before what it calls itself. A pair's
+#: guests have the same functions: of them the one is there that the steps themselves begin with.
+_LIBRARIES = (
+    "points.py.in",
+    "pair_none.py.in",
+    "resume.py.in",
+    "failover.py.in",
+    "channel.py.in",
+    "pair.py.in",
+    "colo.py.in",
+)
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -116,9 +125,9 @@ def steps_script(title: str, steps: str) -> str:
     """A reproducer that takes a few steps, one after another, as a program.
 
     :param steps: in Python, in terms of ``templates/steps.py.in``, of ``colo.py.in`` (two
-        machines), ``pair.py.in`` (with their disks) and ``points.py.in`` (disks with bitmaps):
-        what they call of these three is there. The first line is a comment: ``# A QEMU`` and what
-        it must have.
+        machines), ``pair.py.in`` (with their disks), ``points.py.in`` (disks with bitmaps) and the
+        others of :data:`_LIBRARIES`: those are there of which they call something. The first line
+        is a comment: ``# A QEMU`` and what it must have.
     :raises InputError: they are no Python
     """
     try:
