@@ -26,6 +26,7 @@ class Use(StrEnum):
     INCREMENTAL_BACKUP = "incremental-backup"
     BITMAPS = "bitmaps"
     NBD_EXPORT = "nbd-export"
+    QUORUM = "quorum"
 
     @property
     def words(self) -> str:
@@ -47,6 +48,7 @@ _USES = {
     Use.INCREMENTAL_BACKUP: "incremental backup",
     Use.BITMAPS: "dirty bitmaps",
     Use.NBD_EXPORT: "NBD export",
+    Use.QUORUM: "a quorum of disks that vote",
 }
 
 

@@ -26,8 +26,9 @@ from qmpshim.machine.builds.build import Build, resolve
 from vmtests.support.broken_builds import make
 
 
-def test_each_use_but_the_primary_has_one() -> None:
-    assert set(Use) - {use for one in WORKLOADS for use in one.uses} == {Use.COLO_PRIMARY}
+def test_each_use_without_a_quorum_has_one() -> None:
+    without = {Use.COLO_PRIMARY, Use.QUORUM}
+    assert set(Use) - {use for one in WORKLOADS for use in one.uses} == without
 
 
 def test_a_sound_build_does_them(each_build: Build) -> None:

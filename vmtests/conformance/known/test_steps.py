@@ -61,6 +61,11 @@ REPAIRED = {
     # what the defect is made of in the script -> the same script where QEMU has none of it
     "directed/copy-fails": ('(hidden="write_aio")', "()", UNTESTED),
     "directed/blkdebug-small-discard": ("align=4096", "align=512", NOT_SEEN),
+    "directed/quorum-rewrite-beside-write": (
+        'rewrite-corrupted": True',
+        'rewrite-corrupted": False',
+        NOT_SEEN,
+    ),
     "directed/start-bad-top-twice": ("range(2)", "range(1)", NOT_SEEN),
     "directed/start-fails": ("empty_image_prepare", "snapshot_create_free", UNTESTED),
     "verify/stop-always-fails": ("failover=False", "failover=True", NOT_SEEN),

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import sources as sources
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed import timeouts as timeouts
+from qmpshim.conformance.explore.directed import votes as votes
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
@@ -169,6 +170,15 @@ DIRECTED: tuple[Directed, ...] = (
     _case("reads-wait-for-copy", True, ranges.reads_beside_copy, form="backup", size=2 * SIZE),
     _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
     _case("quorum-fails", True, monitor.failed_quorum, form="primary"),
+    _case("quorum-votes", True, votes.most_votes, form="push"),
+    _case("quorum-votes-fail", True, votes.failed_votes, form="push"),
+    _case("quorum-rewrites", True, votes.rewritten, form="push"),
+    _case("quorum-rewrite-fails", True, votes.rewrite_fails, form="push"),
+    _case("quorum-rewrite-beside-write", True, votes.write_beside_rewrite, form="push"),
+    _case("quorum-changes-children", True, votes.changed_children, form="push"),
+    _case("quorum-child-leaves", True, votes.child_leaves_beside_write, form="push"),
+    _case("quorum-zeroes", True, votes.zeroes_by_votes, form="push"),
+    _case("quorum-compares", True, votes.compared, form="push"),
     _case("parts-of-blocks", True, ranges.padded, form="push"),
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
     _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),

@@ -62,6 +62,20 @@ def open_image(machine: GatedMachine, name: str, **options: Any) -> None:
     machine.call("blockdev-add", {**words, **options})
 
 
+def add_disk(machine: GatedMachine, name: str, size: int = SIZE) -> None:
+    """Open one more raw disk, which holds the data of operation 1.
+
+    :param name: of its node, and of the image at the gate
+    :param size: bytes
+    """
+    machine.stores[name] = store = MemoryStore(size)
+    store.write(0, bytes(pattern.data_of(1, 0, size // SECTOR)))
+    machine.gate.add(name, store)
+    file = {**machine.gate.blockdev(name), "discard": "unmap"}
+    words = {"driver": "raw", "node-name": name, "discard": "unmap", "file": file}
+    machine.call("blockdev-add", words)
+
+
 def add_client(machine: GatedMachine, node: str) -> None:
     """Export a node, writable, under its own name, and connect to it."""
     names = {"type": "nbd", "id": node, "name": node, "node-name": node}

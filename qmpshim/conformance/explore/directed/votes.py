@@ -1,0 +1,469 @@
+"""Directed cases about a quorum whose children vote (``read-pattern=quorum``): block/quorum.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from errno import EIO, ENOSPC
+from typing import Any
+
+from qmpshim.conformance.explore.directed.tools import (
+    COUNT,
+    SIZE,
+    Broken,
+    add_client,
+    add_disk,
+    answered,
+    comes,
+    events,
+    fails,
+    held,
+    read,
+    remove_client,
+    written,
+)
+from qmpshim.conformance.explore.harness.io_naming import owners
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import BuildError
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.machine.nbd.status_client import StatusClient
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
+
+_THREE = ("one", "two", "three")
+_BAD, _LOST = "QUORUM_REPORT_BAD", "QUORUM_FAILURE"
+_ZEROES_AS_DATA = (Nbd.WRITE_ZEROES, Nbd.WRITE)  # up to 5.2 a quorum has no zeroes
+_HAS_ZEROES = (6, 0)
+_CHANGE = "x-blockdev-change"
+_NUMBERED = {f"children.{number}": name for number, name in enumerate(_THREE)}
+
+
+def most_votes(machine: GatedMachine) -> None:
+    """What most children hold is read, if there are enough of them for the vote; else the read
+    fails. An event names the child that holds something else, or the disk that has no majority,
+    and the sectors. Without rewrite-corrupted no child is changed.
+    """
+    _open(machine, _THREE, 2)
+    for number, name in enumerate(_THREE, 2):
+        _spoil(machine, name, number, 1)
+        _reads(machine, 1, 0, COUNT)
+        _expect_events(machine, {_BAD: [_bad("read", name, 0, COUNT)]}, f"{name} differs")
+        _reads(machine, 1, 2, 2)
+        _expect_events(machine, {}, "a read of sectors in which all agree")
+        _expect_disks(machine, name, [1, number, 1])
+        _spoil(machine, name, 1, 1)
+    for number, name in enumerate(_THREE, 1):
+        _spoil(machine, name, number, 1)
+    errno = machine.clients["votes"].call(Nbd.READ, SECTOR, SECTOR).errno
+    if errno != EIO:
+        text = f"a read of a sector in which all children differ answers with errno {errno}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a read without a majority")
+    _expect_events(machine, {_LOST: [_lost(1, 1)]}, "all children differ")
+
+
+def failed_votes(machine: GatedMachine) -> None:
+    """A child that fails has no vote. A request fails where too few are left, with the error that
+    most children have; an event names each child that failed, and one the disk whose request did.
+    """
+    for op in (Nbd.READ, Nbd.WRITE, Nbd.WRITE_ZEROES):
+        names = [f"{name}-of-{op.name.lower()}" for name in _THREE]  # events are limited by name
+        one, two, three = names
+        _open(machine, names, 2)
+        for name, errno in ((one, EIO), (two, ENOSPC), (three, EIO)):
+            _fail(machine, op, {name: errno}, 0)
+            kind = "read" if op is Nbd.READ else "write"
+            _expect_events(machine, {_BAD: [_bad(kind, name, 0, COUNT)]}, f"{name} fails", names)
+        _fail(machine, op, {one: EIO, two: ENOSPC, three: ENOSPC}, ENOSPC)
+        _fail(machine, op, {one: ENOSPC, two: ENOSPC, three: EIO}, ENOSPC)
+        _fail(machine, op, {two: EIO, three: EIO}, EIO)
+        if op is Nbd.READ:
+            _spoil(machine, two, 2, 1)
+            _fail(machine, op, {one: EIO}, EIO)  # the two that are left do not agree
+        _comes_event(machine, _lost(0, COUNT), f"a {op.name.lower()} by votes fails")
+        remove_client(machine, "votes")
+        machine.call("blockdev-del", {"node-name": "votes"})
+
+
+def _fail(machine: GatedMachine, op: Nbd, errors: Mapping[str, int], wanted: int) -> None:
+    """Some children fail a request of the first cluster, which must end with *wanted*."""
+    machine.qmp.events.clear()
+    data = bytes(pattern.data_of(1, 0, COUNT)) if op is Nbd.WRITE else b""
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is op or (op, io.op) == _ZEROES_AS_DATA)
+    cookie = machine.clients["votes"].send(op, 0, 0 if data else COUNT * SECTOR, data)
+    machine.settle()
+    what = f"a {op.name.lower()} of which {', '.join(errors)} fail"
+    waiting = held(machine, what, len(_THREE))
+    machine.gate.open()
+    for io in waiting:
+        if io.image in errors:
+            machine.gate.fail(io, errors[io.image])
+        else:
+            machine.gate.release(io)
+    if (errno := answered(machine, "votes", cookie, what)) != wanted:
+        text = f"{what} ends with errno {errno}, not {wanted}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"the error of a {op.name.lower()} by votes")
+    if op is Nbd.READ and not wanted:
+        _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
+
+
+def rewritten(machine: GatedMachine) -> None:
+    """With rewrite-corrupted each child that holds something else than the majority is given that,
+    before the read is answered. The children take writes for that, though nothing else writes.
+    """
+    five = (*_THREE, "four", "five")
+    _open(machine, five, 3, **{"rewrite-corrupted": True})
+    for different in (("one",), ("five",), ("two", "four"), ("one", "five")):
+        for number, name in enumerate(different, 2):
+            _spoil(machine, name, number, 1)
+        machine.settle()
+        machine.gate.hold(lambda io: io.op is Nbd.WRITE)
+        cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
+        machine.settle()
+        what = f"a read where {' and '.join(different)} differ"
+        waiting = held(machine, what, len(different))
+        if {io.image for io in waiting} != {*different}:
+            text = f"{what}: {waiting} are rewritten"
+            raise Broken(Verdict.CONTENT, text, "which children are rewritten")
+        for io in waiting:
+            machine.settle()
+            if cookie in machine.clients["votes"].answers:
+                text = f"{what} is answered before all of them are rewritten"
+                raise Broken(Verdict.ORDER, text, "a read overtakes what it rewrites")
+            machine.gate.release(io)
+        machine.gate.open()
+        if errno := answered(machine, "votes", cookie, what):
+            text = f"{what} fails with errno {errno}, though most children agree"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a read that rewrites fails")
+        _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
+        for name in five:
+            _expect_disks(machine, name, [1] * COUNT)
+
+
+def rewrite_fails(machine: GatedMachine) -> None:
+    """A child that cannot be rewritten stays as it is, and the read succeeds nevertheless."""
+    _open(machine, _THREE, 2, **{"rewrite-corrupted": True})
+    _spoil(machine, "two", 2, 1)
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
+    cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
+    machine.settle()
+    (rewrite,) = held(machine, "a read that rewrites a child", 1)
+    machine.gate.open()
+    machine.gate.fail(rewrite, EIO)
+    if errno := answered(machine, "votes", cookie, "a read whose rewrite failed"):
+        text = f"a read whose rewrite failed ends with errno {errno}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a rewrite's error is the reader's")
+    _expect_disks(machine, "two", [1, 2, 1])
+
+
+def write_beside_rewrite(machine: GatedMachine) -> None:
+    """A write that was answered stays, though reads were under way beside it that give children
+    what most have.
+    """
+    _open(machine, _THREE, 2, **{"rewrite-corrupted": True})
+    client = machine.clients["votes"]
+    reads = []
+    for late in ("three", "two"):
+        machine.settle()
+        machine.gate.hold(_is_read_of(late))
+        reads.append(client.send(Nbd.READ, 0, SECTOR))
+        machine.settle()
+    waiting = held(machine, "two reads of a quorum", 2)
+    written(machine, "votes", 2, 0, 1)
+    machine.gate.open()
+    for cookie, io in zip(reads, waiting, strict=True):
+        machine.gate.release(io)
+        if errno := answered(machine, "votes", cookie, "a read beside a write"):
+            text = f"a read beside a write fails with errno {errno}, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a read beside a write by votes fails")
+    found = owners(read(machine, "votes", 0, 1), 0)
+    if found != [2]:
+        text = "a write was answered, and a read after it gives what was there before"
+        raise Broken(Verdict.LOST_WRITE, text, "a write beside rewrites is lost")
+
+
+def _is_read_of(name: str) -> Callable[[HeldIO], bool]:
+    return lambda io: io.op is Nbd.READ and io.image == name
+
+
+def changed_children(machine: GatedMachine) -> None:
+    """A child that is added is written and read as the others, one that is removed is not any more;
+    no fewer are left than the vote needs. What cannot be added or removed is refused.
+    """
+    _open(machine, _THREE, 2)
+    add_disk(machine, "four")
+    _change(machine, node="four")
+    _expect_children(machine, {**_NUMBERED, "children.3": "four"})
+    for words in (
+        {"node": "one"},  # it has a parent
+        {"node": "nowhere"},
+        {"child": "children.4"},
+        {"child": "children.3", "node": "secondary"},
+        {},
+    ):
+        fails(machine, _CHANGE, {"parent": "votes", **words})
+    _writes(machine, 2, {"one", "two", "three", "four"})
+    _change(machine, child="children.3")
+    _expect_children(machine, _NUMBERED)
+    _writes(machine, 3, {"one", "two", "three"})
+    machine.gate.store("four").write(0, bytes(pattern.data_of(3, 0, COUNT)))
+    _change(machine, node="four")
+    _expect_children(machine, {**_NUMBERED, "children.3": "four"})
+    _change(machine, child="children.0")
+    _writes(machine, 4, {"two", "three", "four"})
+    _reads(machine, 4, 0, COUNT)
+    _change(machine, child="children.2")
+    _writes(machine, 5, {"two", "four"})
+    _reads(machine, 5, 0, COUNT)
+    for left in ("children.1", "children.3"):
+        fails(machine, _CHANGE, {"parent": "votes", "child": left})
+    _spoil(machine, "two", 6, 1)
+    if machine.clients["votes"].call(Nbd.READ, 0, COUNT * SECTOR).errno != EIO:
+        text = "two children that differ give a majority"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a read without a majority")
+
+
+def child_leaves_beside_write(machine: GatedMachine) -> None:
+    """A child is removed, and one added, while a write is under way: that ends, on those children
+    that it began on, and what comes after it is on the children that are there then.
+    """
+    _open(machine, _THREE, 2)
+    add_disk(machine, "four")
+    _change_beside_write(machine, 2, [*_THREE], node="four")
+    _change_beside_write(machine, 3, [*_THREE, "four"], child="children.0")
+    _writes(machine, 4, {"two", "three", "four"})
+
+
+def _change_beside_write(
+    machine: GatedMachine, number: int, children: list[str], **words: str
+) -> None:
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
+    cookie = machine.clients["votes"].send(
+        Nbd.WRITE, 0, 0, bytes(pattern.data_of(number, 0, COUNT))
+    )
+    machine.settle()
+    held(machine, "a write to a quorum", len(children))
+    command = machine.qmp.send(_CHANGE, {"parent": "votes", **words})
+    machine.settle()
+    machine.gate.open()
+    machine.gate.release_all()
+    if errno := answered(machine, "votes", cookie, "a write beside a change of children"):
+        text = f"a write beside a change of children fails with errno {errno}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a write beside a change of children")
+    comes(machine, lambda: command in machine.qmp.answers, _CHANGE)
+    for name in children:
+        _expect_disks(machine, name, [number] * COUNT)
+
+
+def zeroes_by_votes(machine: GatedMachine) -> None:
+    """Zeroes may leave a hole in all children, if the writer lets them, and none where a child
+    cannot keep that apart. A quorum reports zeroes where all children do, and only there.
+    """
+    _open(machine, _THREE, 2, discard="unmap")
+    if machine.version < _HAS_ZEROES:
+        raise BuildError("up to 5.2 a quorum writes zeroes as data")
+    _expect_holes(machine, True)
+    null = {"driver": "null-co", "node-name": "null", "size": SIZE, "read-zeroes": True}
+    machine.call("blockdev-add", null)
+    for words, may in (({"node": "null"}, False), ({"child": "children.3"}, True)):
+        _change(machine, **words)
+        _expect_holes(machine, may)
+    written(machine, "votes", 1, 0, COUNT)
+    half = COUNT // 2
+    for name, count in (("one", COUNT), ("two", half), ("three", COUNT)):
+        machine.settle()
+        machine.gate.store(name).zero(0, count * SECTOR)
+    _expect_status(machine, [(half, True), (SIZE // SECTOR - half, False)])
+    for name in ("one", "two", "three"):
+        machine.gate.store(name).zero(0, SIZE)
+    _expect_status(machine, [(SIZE // SECTOR, True)])
+    machine.gate.store("two").write(half * SECTOR, bytes(pattern.data_of(1, half, 1)))
+    machine.gate.hold(lambda io: io.op is Nbd.BLOCK_STATUS and io.image == "three")
+    client = _status_client(machine)
+    cookie = client.send(Nbd.BLOCK_STATUS, 0, half * SECTOR)
+    machine.settle()
+    (query,) = held(machine, "block status of a quorum", 1)
+    machine.gate.open()
+    machine.gate.fail(query, EIO)
+    comes(machine, lambda: cookie in client.answers, "block status of a quorum")
+    if client.answers[cookie].errno == 0 and _extents(client.answers[cookie].data)[0][1]:
+        text = "a quorum reports zeroes, though it does not know of one child"
+        raise Broken(Verdict.CONTENT, text, "status of a quorum whose child fails")
+    client.close()
+
+
+def compared(machine: GatedMachine) -> None:
+    """With blkverify two children that are equal are read as either; no child can be added."""
+    _open(machine, ("one", "two"), 2, blkverify=True)
+    _reads(machine, 1, 0, COUNT)
+    written(machine, "votes", 2, 0, COUNT)
+    _reads(machine, 2, 0, COUNT)
+    add_disk(machine, "three")
+    fails(machine, _CHANGE, {"parent": "votes", "node": "three"})
+    verify = {"driver": "quorum", "node-name": "other", "vote-threshold": 2, "blkverify": True}
+    for more in (
+        {"children": ["three"], "vote-threshold": 1},
+        {"children": ["three", "secondary"], "vote-threshold": 1},
+        {"children": ["three", "secondary"], "rewrite-corrupted": True},
+    ):
+        fails(machine, "blockdev-add", {**verify, **more})
+
+
+def _change(machine: GatedMachine, **words: str) -> None:
+    machine.settle()
+    machine.call(_CHANGE, {"parent": "votes", **words})
+
+
+def _writes(machine: GatedMachine, number: int, names: set[str]) -> None:
+    """What is written to the first cluster is on these disks, and on no other."""
+    written(machine, "votes", number, 0, COUNT)
+    machine.settle()
+    for name in (*_THREE, "four"):
+        found = owners(bytes(machine.gate.store(name).read(0, COUNT * SECTOR)), 0)
+        if (found == [number] * COUNT) is not (name in names):
+            text = f"a write to {sorted(names)}: the disk {name} holds operation {found[0]}"
+            raise Broken(Verdict.CONTENT, text, "children that are written")
+
+
+def _expect_children(machine: GatedMachine, wanted: Mapping[str, str]) -> None:
+    graph = machine.call("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    edges = [edge for edge in graph["edges"] if names[edge["parent"]] == "votes"]
+    found = {edge["name"]: names[edge["child"]] for edge in edges}
+    if found != wanted:
+        text = f"the children of the quorum are {found}, not {dict(wanted)}"
+        raise Broken(Verdict.PROTOCOL, text, "children of a quorum")
+
+
+def _expect_holes(machine: GatedMachine, may: bool) -> None:
+    """Zeroes that may leave a hole reach the disks as such, or as zeroes that may not."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is Nbd.WRITE_ZEROES)
+    cookie = machine.clients["votes"].send(Nbd.WRITE_ZEROES, 0, COUNT * SECTOR)
+    machine.settle()
+    zeroes = held(machine, "zeroes through a quorum", len(_THREE))
+    machine.gate.open()
+    for io in zeroes:
+        machine.gate.release(io)
+    if errno := answered(machine, "votes", cookie, "zeroes through a quorum"):
+        text = f"zeroes through a quorum fail with errno {errno}, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "zeroes through a quorum fail")
+    if {io.no_hole for io in zeroes} != {not may}:
+        text = f"zeroes that may leave a hole reach the disks as {zeroes}"
+        raise Broken(Verdict.ALLOCATION, text, "zeroes below a quorum")
+
+
+def _expect_status(machine: GatedMachine, wanted: list[tuple[int, bool]]) -> None:
+    """The disk is in these parts of so many sectors, which are zeroes or not."""
+    client = _status_client(machine)
+    found: list[tuple[int, bool]] = []
+    at = 0
+    while at < SIZE:
+        answer = client.call(Nbd.BLOCK_STATUS, at, SIZE - at)
+        for length, zero in _extents(answer.data):
+            at += length
+            if found and found[-1][1] == zero:
+                length += found.pop()[0] * SECTOR
+            found.append((length // SECTOR, zero))
+    client.close()
+    if found != wanted:
+        text = f"a quorum reports {found}, in sectors and whether they are zeroes, not {wanted}"
+        raise Broken(Verdict.ALLOCATION, text, "block status of a quorum")
+
+
+def _status_client(machine: GatedMachine) -> StatusClient:
+    machine.settle()
+    return StatusClient(machine.event_loop, machine.workspace.path / "nbd", "votes")
+
+
+def _extents(data: bytes) -> list[tuple[int, bool]]:
+    """Bytes of each extent, and whether it is zeroes."""
+    numbers = [int.from_bytes(data[n : n + 4], "big") for n in range(0, len(data), 4)]
+    states = zip(numbers[::2], numbers[1::2], strict=True)
+    return [(length, bool(state & STATE_ZERO)) for length, state in states]
+
+
+def _open(machine: GatedMachine, names: Sequence[str], threshold: int, **options: Any) -> None:
+    """A quorum ``votes`` of disks that all hold the data of operation 1, and a client of it."""
+    for name in names:
+        add_disk(machine, name)
+    words = {"driver": "quorum", "node-name": "votes", "children": list(names)}
+    machine.call("blockdev-add", {**words, "vote-threshold": threshold, **options})
+    add_client(machine, "votes")
+
+
+def _spoil(machine: GatedMachine, name: str, number: int, sector: int) -> None:
+    """A sector of a disk is changed below QEMU."""
+    machine.settle()
+    machine.gate.store(name).write(sector * SECTOR, bytes(pattern.data_of(number, sector, 1)))
+
+
+def _reads(machine: GatedMachine, number: int, start: int, count: int) -> None:
+    """All sectors that are read are of one operation; events of before are forgotten."""
+    machine.qmp.events.clear()
+    _expect_owners(
+        *(read(machine, "votes", start, count), [number] * count, "a read by votes"), start
+    )
+
+
+def _expect_owners(data: bytes, wanted: list[int], what: str, start: int = 0) -> None:
+    if owners(data, start) != wanted:
+        text = f"{what} gives {owners(data, start)}, not {wanted}"
+        raise Broken(Verdict.CONTENT, text, "data of a quorum's read")
+
+
+def _expect_disks(machine: GatedMachine, name: str, wanted: list[int]) -> None:
+    """The first sectors of a disk are of these operations."""
+    machine.settle()
+    data = bytes(machine.gate.store(name).read(0, len(wanted) * SECTOR))
+    if owners(data, 0) != wanted:
+        text = f"the child {name} holds {owners(data, 0)}, not {wanted}"
+        raise Broken(Verdict.CONTENT, text, "data of a quorum's child")
+
+
+def _bad(kind: str, name: str, start: int, count: int) -> tuple[Any, ...]:
+    return kind, name, start, count
+
+
+def _lost(start: int, count: int) -> tuple[Any, ...]:
+    return "votes", start, count
+
+
+def _expect_events(
+    machine: GatedMachine,
+    wanted: Mapping[str, list[tuple[Any, ...]]],
+    what: str,
+    names: Sequence[str] = _THREE,
+) -> None:
+    """Since the last look QEMU has sent these events about the quorum of these, and no others.
+
+    QEMU sends one a second that names a child, and one a second that names the quorum; what comes
+    between waits, and only the last of it is sent then.
+    """
+    bad = [
+        _bad(one["type"], one["node-name"], one["sector-num"], one["sectors-count"])
+        for one in events(machine, _BAD)
+        if one["node-name"] in names
+    ]
+    found = {_BAD: bad, _LOST: _failures(machine)}
+    machine.qmp.events.clear()
+    if found != {_BAD: wanted.get(_BAD, []), _LOST: wanted.get(_LOST, [])}:
+        text = f"{what}: the events are {found}, not {dict(wanted)}"
+        raise Broken(Verdict.PROTOCOL, text, "events of a quorum")
+
+
+def _comes_event(machine: GatedMachine, wanted: tuple[Any, ...], what: str) -> None:
+    """An event that a request failed comes, if not at once."""
+    comes(machine, lambda: wanted in _failures(machine), f"{what}: its {_LOST}")
+    machine.qmp.events.clear()
+
+
+def _failures(machine: GatedMachine) -> list[tuple[Any, ...]]:
+    return [
+        (one["reference"], one["sector-num"], one["sectors-count"])
+        for one in events(machine, _LOST)
+    ]

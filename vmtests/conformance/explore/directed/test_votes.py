@@ -1,0 +1,166 @@
+"""The directed cases about a quorum that votes see what they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EIO
+from typing import Any
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Mutant, expect_finding, run_mutant
+from vmtests.support.mutants.clients import client_with, on_connect
+from vmtests.support.mutants.disks import nothing_held, succeeding
+from vmtests.support.mutants.qmp import Arguments, answering, asking, asking_otherwise
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+CHANGE = "x-blockdev-change"
+
+
+def quorum_with(**changes: Any) -> Mutant:
+    """Each quorum is opened with other options."""
+
+    def change(name: str, arguments: Arguments) -> Arguments:
+        own = name == "blockdev-add" and arguments["driver"] == "quorum"
+        return {**arguments, **changes} if own else arguments
+
+    return asking_otherwise(change)
+
+
+def one_bad_event_more(machine: GatedMachine) -> None:
+    """Each time that events are looked at a child is reported as bad."""
+
+    def more(version: Any) -> Any:
+        data = {"type": "read", "node-name": "one", "sector-num": 0, "sectors-count": 1}
+        machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": data})
+        return version
+
+    answering("query-version", more)(machine)
+
+
+def other_store(one: str, other: str) -> Mutant:
+    """What is done to a disk, or seen of it, is another one's."""
+
+    def mutant(machine: GatedMachine) -> None:
+        store = machine.gate.store
+        machine.gate.store = (  # type: ignore[method-assign]
+            lambda name: store(other if name == one else name)
+        )
+
+    return mutant
+
+
+def answered_at_once(errno: int) -> Mutant:
+    """Each read of the quorum is answered before its children have been."""
+
+    def change(client: NonBlockingNbd) -> None:
+        send = client.send
+
+        def at_once(op: Nbd, *words: Any) -> int:
+            cookie = send(op, *words)
+            if op is Nbd.READ:
+                client.answers[cookie] = NbdAnswer(errno, b"")
+            return cookie
+
+        client.send = at_once  # type: ignore[method-assign, assignment]
+
+    return on_connect("votes", change)
+
+
+def failing_when_done(op: Nbd) -> Mutant:
+    """A request of the quorum's client fails in the end."""
+
+    def change(client: NonBlockingNbd) -> None:
+        send, take = client.send, client._take
+        cookies: list[int] = []
+
+        def sent(one: Nbd, *words: Any) -> int:
+            cookie = send(one, *words)
+            if one is op:
+                cookies.append(cookie)
+            return cookie
+
+        def taken(data: bytes) -> None:
+            take(data)
+            for cookie in cookies:
+                if cookie in client.answers:
+                    client.answers[cookie] = NbdAnswer(EIO, b"")
+
+        client.send, client._take = sent, taken  # type: ignore[method-assign, assignment]
+
+    return on_connect("votes", change)
+
+
+def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
+    """Some changes of children are not made, and say success."""
+    return asking_otherwise(
+        lambda name, arguments: None if name == CHANGE and words(arguments) else arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant", "verdict", "cause"),
+    [
+        ("quorum-votes", quorum_with(**{"vote-threshold": 1}), ERROR_CONTRACT,
+         "a read without a majority"),
+        ("quorum-votes", quorum_with(**{"read-pattern": "fifo"}), Verdict.CONTENT,
+         "data of a quorum's read"),
+        ("quorum-votes", quorum_with(**{"rewrite-corrupted": True}), Verdict.CONTENT,
+         "data of a quorum's child"),
+        ("quorum-votes", one_bad_event_more, Verdict.PROTOCOL, "events of a quorum"),
+        ("quorum-votes-fail", quorum_with(**{"vote-threshold": 1}), ERROR_CONTRACT,
+         "the error of a read by votes"),
+        ("quorum-votes-fail", quorum_with(**{"vote-threshold": 3}), ERROR_CONTRACT,
+         "the error of a read by votes"),
+        ("quorum-votes-fail", succeeding, Verdict.PROTOCOL, "events of a quorum"),
+        ("quorum-votes-fail", nothing_held, Verdict.ORDER, "a read of which one-of-read fail"),
+        ("quorum-rewrites", quorum_with(**{"rewrite-corrupted": False}), Verdict.ORDER,
+         "a read where one differ: other I/O"),
+        ("quorum-rewrites", other_store("one", "two"), Verdict.CONTENT,
+         "which children are rewritten"),
+        ("quorum-rewrites", answered_at_once(0), Verdict.ORDER,
+         "a read overtakes what it rewrites"),
+        ("quorum-rewrites", failing_when_done(Nbd.READ), ERROR_CONTRACT,
+         "a read that rewrites fails"),
+        ("quorum-rewrites", other_store("three", "hidden"), Verdict.CONTENT,
+         "data of a quorum's child"),
+        ("quorum-rewrite-fails", succeeding, Verdict.CONTENT, "data of a quorum's child"),
+        ("quorum-rewrite-fails", answered_at_once(EIO), ERROR_CONTRACT,
+         "a rewrite's error is the reader's"),
+        ("quorum-rewrite-beside-write", failing_when_done(Nbd.READ), ERROR_CONTRACT,
+         "a read beside a write by votes fails"),
+        ("quorum-changes-children", asking(CHANGE), Verdict.PROTOCOL, "children of a quorum"),
+        ("quorum-changes-children", change_swallowed(lambda words: "two" in words.values()
+                                                     or words == {"parent": "votes"}),
+         ERROR_CONTRACT, f"{CHANGE} fails silently"),
+        ("quorum-changes-children",
+         change_swallowed(lambda words: words.get("child") == "children.2"), Verdict.CONTENT,
+         "children that are written"),
+        ("quorum-changes-children", quorum_with(**{"vote-threshold": 1}), ERROR_CONTRACT,
+         f"{CHANGE} fails silently"),
+        ("quorum-child-leaves", failing_when_done(Nbd.WRITE), ERROR_CONTRACT,
+         "a write beside a change of children"),
+        ("quorum-child-leaves", nothing_held, Verdict.ORDER, "a write to a quorum: other I/O"),
+        ("quorum-zeroes", asking(CHANGE), Verdict.ALLOCATION, "zeroes below a quorum"),
+        ("quorum-zeroes", other_store("two", "one"), Verdict.ALLOCATION,
+         "block status of a quorum"),
+        ("quorum-zeroes", succeeding, Verdict.CONTENT, "status of a quorum whose child fails"),
+        ("quorum-compares", asking(CHANGE), ERROR_CONTRACT, f"{CHANGE} fails silently"),
+        ("quorum-compares", client_with("votes", Nbd.WRITE, NbdAnswer(0, b"")), Verdict.CONTENT,
+         "data of a quorum's read"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, mutant, verdict, cause, qemu_build)
+
+
+def test_a_write_stays_where_nothing_is_rewritten(qemu_build: Build) -> None:
+    sound = quorum_with(**{"rewrite-corrupted": False})
+    assert run_mutant("quorum-rewrite-beside-write", sound, qemu_build) is None
