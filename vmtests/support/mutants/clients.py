@@ -130,3 +130,32 @@ def without_flags(export: str, *ops: Nbd) -> Mutant:
         )
 
     return on_connect(export, change)
+
+
+class _Answers(dict[int, NbdAnswer]):
+    """Answers of a client, some of which become another one."""
+
+    def __init__(self, answer: NbdAnswer) -> None:
+        super().__init__()
+        self.answer = answer
+        self.cookies: set[int] = set()
+
+    def __setitem__(self, cookie: int, answer: NbdAnswer) -> None:
+        super().__setitem__(cookie, self.answer if cookie in self.cookies else answer)
+
+
+def client_ending(export: str, op: Nbd, answer: NbdAnswer) -> Mutant:
+    """Requests of a kind have this answer, when QEMU's has come."""
+
+    def change(client: NonBlockingNbd) -> None:
+        send, answers = client.send, _Answers(answer)
+
+        def sent(one: Nbd, *words: Any) -> int:
+            cookie = send(one, *words)
+            if one is op:
+                answers.cookies.add(cookie)
+            return cookie
+
+        client.send, client.answers = sent, answers  # type: ignore[method-assign, assignment]
+
+    return on_connect(export, change)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
+from qmpshim.conformance.explore.directed import ejected as ejected
 from qmpshim.conformance.explore.directed import filters as filters
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
@@ -190,6 +191,9 @@ DIRECTED: tuple[Directed, ...] = (
     _case("snapshot-of-nothing", True, storage.snapshot_of_nothing, form="push"),
     _case("blkdebug-small-discard", True, storage.small_discard, form="push"),
     _case("ejected-target", True, storage.ejected_target, form="push"),
+    _case("ejected-beside-requests", True, ejected.beside_requests, form="push"),
+    _case("ejected-beside-copy", True, ejected.beside_copy, form="push"),
+    _case("ejected-by-copy", True, ejected.beside_copy_to_it, form="push", size=ejected.DISK),
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),
     _case("replication-refused", True, replication.refused),
@@ -207,6 +211,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("snapshot-discard-stays", True, filters.discarded_stays, form="fleecing", size=2 * SIZE),
     _case("snapshot-has-a-name", True, filters.named_as_its_disk, form="fleecing"),
     _case("snapshot-refuses-changes", True, filters.changes_refused, form="fleecing"),
+    _case("snapshot-of-smaller-disk", True, filters.shrunk, form="fleecing"),
     _case("filter-refused", True, filters.refused, form="fleecing"),
     _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),
     _case("timeout-breaks-write", True, timeouts.breaks_write, form="fleecing", options=_SHORT),

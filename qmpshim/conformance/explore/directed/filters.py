@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from errno import EIO
 
 from qmpshim.conformance.explore.directed.tools import (
@@ -15,10 +16,12 @@ from qmpshim.conformance.explore.directed.tools import (
     fails,
     held,
     read,
+    remove_client,
     written,
 )
 from qmpshim.conformance.explore.harness.io_naming import owners, tags
 from qmpshim.conformance.workload import pattern
+from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol.transmission import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
@@ -214,6 +217,20 @@ def discarded_stays(machine: GatedMachine) -> None:
         if read(machine, "guest", start, COUNT) != bytes(pattern.data_of(1, start, COUNT)):
             text = "the rest of the snapshot is not the old data"
             raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
+
+
+def shrunk(machine: GatedMachine) -> None:
+    """A disk below a filter is made smaller, as far as QEMU lets that be done: of what is gone a
+    reader of the snapshot gets the old data, or an error.
+    """
+    remove_client(machine, "primary")  # with an export QEMU refuses it; with a guest's device not
+    with contextlib.suppress(CommandFailed):
+        machine.call("block_resize", {"node-name": "filter", "size": CLUSTER})
+    for start in (0, COUNT):
+        answer = machine.clients["guest"].call(Nbd.READ, start * SECTOR, CLUSTER)
+        if not answer.errno and answer.data != bytes(pattern.data_of(1, start, COUNT)):
+            text = f"the snapshot of a disk that became smaller has other data at sector {start}"
+            raise Broken(Verdict.ISOLATION, text, "the snapshot of a smaller disk")
 
 
 def kept_holes(machine: GatedMachine) -> None:

@@ -11,7 +11,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding, since
+from vmtests.support.directed import Mutant, expect_finding, run_mutant, since
 from vmtests.support.mutants.clients import (
     answered_early,
     client_with,
@@ -32,7 +32,7 @@ from vmtests.support.mutants.disks import (
     spoilt_store,
     succeeding,
 )
-from vmtests.support.mutants.qmp import Arguments, answering, asking_otherwise
+from vmtests.support.mutants.qmp import Arguments, answering, asking, asking_otherwise
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
@@ -100,6 +100,8 @@ def whatever_at_errors(name: str, arguments: Arguments) -> Arguments:
          Verdict.PROTOCOL, "the file name of a snapshot"),
         ("snapshot-refuses-changes", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
          Verdict.ISOLATION, "a snapshot after a change that it refused"),
+        ("snapshot-of-smaller-disk", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
+         Verdict.ISOLATION, "the snapshot of a smaller disk"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),
@@ -122,3 +124,7 @@ def test_a_case_sees(
     name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
     expect_finding(name, mutant, verdict, cause, qemu_build)
+
+
+def test_the_snapshot_of_a_disk_that_stays_as_large_can_be_read(qemu_build: Build) -> None:
+    assert run_mutant("snapshot-of-smaller-disk", asking("block_resize"), qemu_build) is None

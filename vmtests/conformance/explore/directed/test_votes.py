@@ -14,11 +14,12 @@ from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding, run_mutant
-from vmtests.support.mutants.clients import client_with, on_connect
+from vmtests.support.mutants.clients import client_ending, client_with, on_connect
 from vmtests.support.mutants.disks import nothing_held, succeeding
 from vmtests.support.mutants.qmp import Arguments, answering, asking, asking_otherwise
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+FAILED = NbdAnswer(EIO, b"")
 CHANGE = "x-blockdev-change"
 
 
@@ -72,30 +73,6 @@ def answered_at_once(errno: int) -> Mutant:
     return on_connect("votes", change)
 
 
-def failing_when_done(op: Nbd) -> Mutant:
-    """A request of the quorum's client fails in the end."""
-
-    def change(client: NonBlockingNbd) -> None:
-        send, take = client.send, client._take
-        cookies: list[int] = []
-
-        def sent(one: Nbd, *words: Any) -> int:
-            cookie = send(one, *words)
-            if one is op:
-                cookies.append(cookie)
-            return cookie
-
-        def taken(data: bytes) -> None:
-            take(data)
-            for cookie in cookies:
-                if cookie in client.answers:
-                    client.answers[cookie] = NbdAnswer(EIO, b"")
-
-        client.send, client._take = sent, taken  # type: ignore[method-assign, assignment]
-
-    return on_connect("votes", change)
-
-
 def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
     """Some changes of children are not made, and say success."""
     return asking_otherwise(
@@ -125,14 +102,14 @@ def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
          "which children are rewritten"),
         ("quorum-rewrites", answered_at_once(0), Verdict.ORDER,
          "a read overtakes what it rewrites"),
-        ("quorum-rewrites", failing_when_done(Nbd.READ), ERROR_CONTRACT,
+        ("quorum-rewrites", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
          "a read that rewrites fails"),
         ("quorum-rewrites", other_store("three", "hidden"), Verdict.CONTENT,
          "data of a quorum's child"),
         ("quorum-rewrite-fails", succeeding, Verdict.CONTENT, "data of a quorum's child"),
         ("quorum-rewrite-fails", answered_at_once(EIO), ERROR_CONTRACT,
          "a rewrite's error is the reader's"),
-        ("quorum-rewrite-beside-write", failing_when_done(Nbd.READ), ERROR_CONTRACT,
+        ("quorum-rewrite-beside-write", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
          "a read beside a write by votes fails"),
         ("quorum-changes-children", asking(CHANGE), Verdict.PROTOCOL, "children of a quorum"),
         ("quorum-changes-children", change_swallowed(lambda words: "two" in words.values()
@@ -143,7 +120,7 @@ def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
          "children that are written"),
         ("quorum-changes-children", quorum_with(**{"vote-threshold": 1}), ERROR_CONTRACT,
          f"{CHANGE} fails silently"),
-        ("quorum-child-leaves", failing_when_done(Nbd.WRITE), ERROR_CONTRACT,
+        ("quorum-child-leaves", client_ending("votes", Nbd.WRITE, FAILED), ERROR_CONTRACT,
          "a write beside a change of children"),
         ("quorum-child-leaves", nothing_held, Verdict.ORDER, "a write to a quorum: other I/O"),
         ("quorum-zeroes", asking(CHANGE), Verdict.ALLOCATION, "zeroes below a quorum"),
