@@ -47,12 +47,10 @@ def _cache_bytecode(config: pytest.Config) -> None:
     """Python started by the tests reads bytecode, also where none is to be written here.
 
     Compiling takes longer than all else that most of those hundreds of processes do.  The workers
-    of xdist inherit it from the session that starts them.
+    of xdist inherit it from the session that starts them, and the next session finds it.
     """
-    if sys.dont_write_bytecode:
-        place = tempfile.TemporaryDirectory(prefix="qmpshim-bytecode-")
-        config.add_cleanup(place.cleanup)
-        os.environ["PYTHONPYCACHEPREFIX"] = place.name
+    if sys.dont_write_bytecode and config.cache is not None:
+        os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
         del os.environ["PYTHONDONTWRITEBYTECODE"]
 
 
