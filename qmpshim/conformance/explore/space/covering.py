@@ -136,12 +136,23 @@ class Space:
         return self._possible[key]
 
     def tuples(self, strength: int) -> Iterator[Tuple]:
-        """Every possible tuple of a strength."""
+        """Every possible tuple of a strength.
+
+        What a point contains that was found for another tuple is possible, and nothing is that
+        contains something impossible: most tuples need no search.
+        """
+        met: set[Tuple] = set()
+        smaller = set(self.tuples(strength - 1)) if strength > 1 else {()}
         for names in itertools.combinations(self.dimensions, strength):
-            for values in itertools.product(*(one.values for one in names)):
-                pairs = tuple(zip((one.name for one in names), values, strict=True))
-                if self.possible(pairs):
-                    yield pairs
+            for pairs in itertools.product(*([(one.name, v) for v in one.values] for one in names)):
+                if pairs not in met:
+                    if not smaller.issuperset(itertools.combinations(pairs, strength - 1)):
+                        continue
+                    point = self.complete(dict(pairs))
+                    if point is None:
+                        continue
+                    met.update(self.tuples_of(point, strength))
+                yield pairs
 
     def tuples_of(self, point: Point, strength: int) -> Iterator[Tuple]:
         """The tuples that a point contains."""
