@@ -66,6 +66,19 @@ class Allocated(msgspec.Struct, frozen=True, tag="allocation"):
     allowed: tuple[str, ...]
 
 
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """What a disk holds in the end, the guest's end reads then, or an operation has read.
+
+    :ivar where: ``hidden``, ``secondary``, ...; ``view``; or the operation's index
+    :ivar start: first sector
+    :ivar allowed: the owners that there may be, by sector, None for whatever it is
+    """
+
+    where: str | int
+    start: int
+    allowed: tuple[tuple[int | None, ...], ...]
+
+
 class Unsound(msgspec.Struct, frozen=True, tag="check"):
     """An image in which ``qemu-img check`` finds something."""
 
@@ -152,6 +165,7 @@ Evidence = (
     | InFiles
     | NotInFile
     | Allocated
+    | Held
     | Unsound
     | JobEnded
     | JobSilent

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from qmpshim.conformance.compare.evidence import Allocated, Held
 from qmpshim.conformance.explore.checkers.orders import Order, keeps_to, orders_of
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
@@ -276,17 +277,31 @@ class LinearizabilityChecker:
                 return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
             case Observable(Aspect.DATA, int(index), cell):
                 op = self.scenario.ops[index]
-                return self._wrong_data(f"{op} returns", op.name, wrong, cell, index)
+                at = max(self.cells[cell][0], op.start)
+                evidence = _held(index, at, wrong)
+                return self._wrong_data(f"{op} returns", op.name, wrong, cell, index, evidence)
             case Observable(Aspect.DISK, name, cell):
                 what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
-                return self._wrong_data(what, str(name), wrong, cell, None)
+                evidence = _held(name, self.cells[cell][0], wrong)
+                return self._wrong_data(what, str(name), wrong, cell, None, evidence)
             case Observable(Aspect.ALLOCATION, name, cluster):
                 there = Alloc(wrong.observed).name.lower()
                 kinds = tuple(Alloc(want).name.lower() for want in sorted(wrong.predicted))
                 text = f"cluster {cluster} of the {name} disk is {there}"
                 text += f", predicted {' or '.join(kinds)}"
                 cause = Cause(CauseKind.ALLOCATION, str(name), there, kinds)
-                return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
+                allowed = tuple(
+                    kind.name.lower()
+                    for kind in (Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA)
+                    if any(Alloc(want).admits(kind) for want in wrong.predicted)
+                )
+                return RealViolation(
+                    Verdict.ALLOCATION,
+                    text,
+                    cluster=cluster,
+                    cause=cause,
+                    evidence=Allocated(str(name), cluster, allowed),
+                )
         assert one.aspect is Aspect.STATUS
         wanted = " or ".join(sorted(map(str, wrong.predicted)))
         text = f"replication's status at the end is {wrong.observed!r}, predicted {wanted}"
@@ -327,7 +342,13 @@ class LinearizabilityChecker:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def _wrong_data(
-        self, what: str, name: str, wrong: Unexplained, cell: int, index: int | None
+        self,
+        what: str,
+        name: str,
+        wrong: Unexplained,
+        cell: int,
+        index: int | None,
+        evidence: Held,
     ) -> RealViolation:
         start, end = self.cells[cell]
         kinds = [self._kind(owner) for owner in wrong.observed]
@@ -341,7 +362,8 @@ class LinearizabilityChecker:
         where = f"sectors {start}..{end - 1}"
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(predicted)}"
         cause = Cause(CauseKind.WRONG_DATA, name, kinds[0], tuple(predicted))
-        return RealViolation(verdict, text, index, start // self.scenario.cluster, cause=cause)
+        cluster = start // self.scenario.cluster
+        return RealViolation(verdict, text, index, cluster, cause=cause, evidence=evidence)
 
     def _kind(self, owner: int | None) -> str:
         """Whose data: one of :class:`Whose`, or of which operation of the setup."""
@@ -370,6 +392,14 @@ class LinearizabilityChecker:
             guest = self.scenario.ops[index].is_guest
             return Whose.GUEST if guest else Whose.NEW
         return Whose.PROBE
+
+
+def _held(where: str | int, start: int, wrong: Unexplained) -> Held:
+    """Data that no order explains; of what may be data nothing more is known."""
+    allowed = {
+        tuple(None if owner == NOT_ZEROES else owner for owner in want) for want in wrong.predicted
+    }
+    return Held(where, start, tuple(sorted(allowed, key=str)))
 
 
 def answers_fit_no_order(seen: Outcome) -> RealViolation:

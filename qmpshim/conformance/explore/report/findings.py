@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import qmpshim
+from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import integers, strings
+from qmpshim.conformance.compare.evidence import Evidence
 from qmpshim.conformance.explore.harness.choices import (
     RealChoice,
     choice_from_json,
@@ -76,6 +78,7 @@ class Finding:
     :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
     :ivar all_io: qcow2's own I/O is held, too
     :ivar needs: what of its scenario is not the default, and not seen without
+    :ivar evidence: what was seen, as data, where a script can look for it
     :ivar may_need: what was not found out to be needed or not
     :ivar allocation: what the setup left in each qcow2 image, as in :mod:`~.setup_state`; empty:
         not recorded
@@ -100,6 +103,7 @@ class Finding:
     ending: Exit | None = None
     needs: tuple[str, ...] = ()
     may_need: tuple[str, ...] = ()
+    evidence: Evidence | None = None
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -160,6 +164,7 @@ class Finding:
             **({"ending": str(self.ending)} if self.ending is not None else {}),
             **({"needs": list(self.needs)} if self.needs else {}),
             **({"may_need": list(self.may_need)} if self.may_need else {}),
+            **({"evidence": encode(self.evidence)} if self.evidence is not None else {}),
         }
 
 
@@ -192,7 +197,17 @@ def finding_from_json(value: Any) -> Finding:
             _ending(value),
             strings(value.get("needs", [])),
             strings(value.get("may_need", [])),
+            _evidence(value.get("evidence")),
         )
+
+
+def _evidence(value: Any) -> Evidence | None:
+    """What was seen, as data; findings from before this was kept have none.
+
+    :raises InputError: it is none
+    """
+    kind = cast("type[Evidence]", Evidence)
+    return None if value is None else decode(kind, value, "evidence of a finding")
 
 
 def _choice(value: Any, operations: int) -> RealChoice:
@@ -280,4 +295,5 @@ def _alone(sighting: Sighting) -> Finding:
         sighting.events,
         ending=violation.ending,
         all_io=sighting.all_io,
+        evidence=violation.evidence,
     )

@@ -1,6 +1,6 @@
 """Symptoms of what depends on a point in time: what a job does and leaves, snapshots, bitmaps.
 
-What is predicted is for one way that an execution may take (:func:`_way`): another one has other
+What is predicted is for one way that an execution may take (:func:`way_of`): another one has other
 points in time. The kinds are described in :mod:`.symptoms`.
 """
 
@@ -55,7 +55,7 @@ def _ended(finding: Finding) -> tuple[list[Answer], list[frozenset[int]]]:
 
 def ending_symptom(finding: Finding) -> Symptom:
     """How a job ended."""
-    return {"kind": "ending", "ending": finding.cause.detail, **_way(finding)}
+    return {"kind": "ending", "ending": finding.cause.detail, **way_of(finding)}
 
 
 def job_symptom(finding: Finding, kind: str, subject: str) -> Symptom:
@@ -64,7 +64,7 @@ def job_symptom(finding: Finding, kind: str, subject: str) -> Symptom:
         "kind": kind,
         subject: cause.subject,
         "predicted": [*cause.predicted],
-        **_way(finding),
+        **way_of(finding),
     }
 
 
@@ -92,7 +92,7 @@ def _paused(finding: Finding) -> list[int | None]:
     ]
 
 
-def _way(finding: Finding) -> Symptom:
+def way_of(finding: Finding) -> Symptom:
     """The answers, what came before what, and where an error had paused the job."""
     answers, precedence = _ended(finding)
     way: Symptom = {
@@ -124,7 +124,7 @@ def target_symptom(finding: Finding) -> Symptom:
     endings = set().union(*(one.endings for one in jobs))
     return {
         "kind": "target",
-        **_way(finding),
+        **way_of(finding),
         "endings": sorted(ending.name.lower() for ending in endings if ending is not None),
         "points": [
             [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
@@ -151,7 +151,7 @@ def snapshot_symptom(finding: Finding) -> Symptom:
         "kind": "snapshot",
         "reads": _reads(finding, start),
         "points": [_owners(point) for point in _points(finding)],
-        **_way(finding),
+        **way_of(finding),
     }
 
 
@@ -235,7 +235,7 @@ def _bitmaps_of_late_pull(finding: Finding, start: int) -> Symptom:
         "granule": GRANULARITY,
         "unit": scenario.granule,
         "points": points,
-        **_way(finding),
+        **way_of(finding),
     }
 
 
@@ -278,7 +278,7 @@ def _bitmaps_of_jobs(finding: Finding) -> Symptom:
         "granule": GRANULARITY,
         "unit": scenario.granule,
         "points": points,
-        **_way(finding),
+        **way_of(finding),
     }
 
 

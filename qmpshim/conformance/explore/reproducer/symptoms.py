@@ -17,6 +17,9 @@ A symptom is a dictionary with a ``kind``, which the templates know (``templates
   ``predicted``: ``ignore``, ``stop``, ``report``;
 * ``requests``: these requests are made, which must not be yet;
 * ``new data``: the guest reads what one of these operations wrote;
+* ``held``: ``where`` (a disk, the ``view`` in the end, what an operation read) there is from sector
+  ``start`` on none of what is ``allowed``, where the operations ended as below;
+* ``allocation``: a ``cluster`` of an ``image`` is of none of the kinds ``allowed``, where they did;
 * ``orders``: what was seen fits none of the ends that the model gives for each order;
 * ``target``: a backup job has ended in one of the ``endings``, and its target is the disk at none
   of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
@@ -43,6 +46,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from qmpshim.conformance.compare.evidence import Allocated, Held
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import (
     NODE_DESCRIPTION,
@@ -66,6 +70,7 @@ from qmpshim.conformance.explore.reproducer.point_symptoms import (
     job_symptom,
     snapshot_symptom,
     target_symptom,
+    way_of,
 )
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.model.answers import (
@@ -140,8 +145,24 @@ def symptom_of(finding: Finding) -> Symptom:
             | CauseKind.ANSWERS_FIT_NO_ORDER
             | CauseKind.DISKS_DIFFER
         ):
-            return _orders(finding)
+            found = _orders(finding)
+            return _seen_as_data(finding) if found is UNKNOWN else found
+        case CauseKind.ALLOCATION:
+            return _seen_as_data(finding)
     return UNKNOWN
+
+
+def _seen_as_data(finding: Finding) -> Symptom:
+    """What the finding itself has of what was seen."""
+    match finding.evidence:
+        case Held(where, start, allowed):
+            name = where if isinstance(where, str) else f"read {where}"
+            found: Symptom = {"kind": "held", "where": name, "start": start, "allowed": allowed}
+        case Allocated(image, cluster, kinds):
+            found = {"kind": "allocation", "image": image, "cluster": cluster, "allowed": kinds}
+        case _:
+            return UNKNOWN
+    return {**found, **way_of(finding)}
 
 
 def _crash(finding: Finding) -> Symptom:
