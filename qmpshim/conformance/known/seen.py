@@ -17,6 +17,7 @@ class Standing(StrEnum):
 
     NOTHING = "nothing known"
     HARMLESS = "known and harmless"
+    CONDITIONAL = "known, and serious only outside ordinary use"
     UNEXPLAINED = "not explained"
     NOT_RELIABLE = "not reliable"
 
@@ -68,6 +69,8 @@ def standing(found: Iterable[SeenFinding]) -> Standing:
         return Standing.NOT_RELIABLE
     if any(one.entry is None for one in all_found):
         return Standing.UNEXPLAINED
+    if any(one.severity.serious for one in all_found):
+        return Standing.CONDITIONAL
     return Standing.HARMLESS if all_found else Standing.NOTHING
 
 
@@ -97,11 +100,16 @@ def assessed(found: Iterable[SeenFinding]) -> str:
 def _sentence(found: list[SeenFinding]) -> str:
     bad = worst(found)
     if bad is None:
-        known = sum(one.entry is not None for one in found)
-        harmless = f"{known} known and harmless finding(s)"
-        if unexplained := len(found) - known:
-            outside = f"{unexplained} against QEMU's documented rules, not explained"
-            return f"{harmless}, {outside}" if known else outside
-        return harmless if known else "nothing known was seen"
+        known = [one for one in found if one.entry is not None]
+        serious = [one for one in known if one.severity.serious]
+        parts = []
+        if harmless := len(known) - len(serious):
+            parts.append(f"{harmless} known and harmless finding(s)")
+        if serious:
+            when = {one.meaning.trigger.words: None for one in serious if one.meaning}
+            parts.append(f"{len(serious)} known and serious {' or '.join(when)}")
+        if unexplained := len(found) - len(known):
+            parts.append(f"{unexplained} against QEMU's documented rules, not explained")
+        return ", ".join(parts) or "nothing known was seen"
     hit = ", ".join(use.words for use in worst_by_use(found)) or "what was tried here"
     return f"NOT RELIABLE for {hit}: {bad.severity.words}: {bad.text}"

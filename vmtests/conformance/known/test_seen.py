@@ -15,6 +15,7 @@ from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.known.folder import write_up, write_ups
+from qmpshim.conformance.known.meaning import Trigger
 from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
@@ -26,13 +27,34 @@ def of(one: WriteUp) -> SeenFinding:
 
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_a_known_finding_stands_for_what_it_means(one: WriteUp) -> None:
-    bad = one.meaning.disqualifies
-    assert standing([of(one)]) is (Standing.NOT_RELIABLE if bad else Standing.HARMLESS)
+    bad, serious = one.meaning.disqualifies, one.meaning.severity.serious
     text = assessed([of(one)])
+    if bad:
+        assert standing([of(one)]) is Standing.NOT_RELIABLE
+    elif serious:
+        assert standing([of(one)]) is Standing.CONDITIONAL
+        assert text == f"1 known and serious {one.meaning.trigger.words}"
+    else:
+        assert standing([of(one)]) is Standing.HARMLESS
+        assert text == "1 known and harmless finding(s)"
     assert text.startswith("NOT RELIABLE for ") is bad
     if bad:
         assert one.title in text and one.meaning.severity.words in text
         assert all(use.words in text for use in one.meaning.affects)
+
+
+def test_what_is_serious_under_conditions_is_not_called_harmless() -> None:
+    """Beside what is harmless, and beside what is not explained."""
+    ones = [one for one in write_ups() if not one.meaning.disqualifies]
+    serious = [one for one in ones if one.meaning.severity.serious]
+    mild = next(one for one in ones if one not in serious)
+    assert {one.meaning.trigger for one in serious} >= {Trigger.TWO_FAILURES, Trigger.MISUSE}
+    text = assessed([of(mild), *map(of, serious)])
+    start = f"1 known and harmless finding(s), {len(serious)} known and serious "
+    assert text.startswith(start) and Trigger.TWO_FAILURES.words in text
+    assert standing([of(mild), of(serious[0])]) is Standing.CONDITIONAL
+    outside = SeenFinding(Verdict.CRASH, "x", contract=False)
+    assert standing([of(serious[0]), outside]) is Standing.UNEXPLAINED
 
 
 def test_the_worst_is_named() -> None:
