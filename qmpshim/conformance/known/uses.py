@@ -39,6 +39,8 @@ CASES: dict[str, tuple[Use, ...]] = {
     "copy-fills-clusters": _BACKUP,
     "ejected-target": _BACKUP,
     "throttled-job-obeys": _BACKUP,
+    "large-requests": (Use.NBD_EXPORT, Use.BITMAPS),
+    "large-requests-are-copied": (Use.FLEECING,),
     "ejected-beside-requests": (Use.NBD_EXPORT,),
     "ejected-beside-copy": (Use.FLEECING,),
     "ejected-by-copy": (Use.FLEECING,),

@@ -14,6 +14,7 @@ from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.directed import ejected as ejected
 from qmpshim.conformance.explore.directed import filters as filters
 from qmpshim.conformance.explore.directed import jobs as jobs
+from qmpshim.conformance.explore.directed import large as large
 from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import primary as primary
 from qmpshim.conformance.explore.directed import ranges as ranges
@@ -182,6 +183,8 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-compares", True, votes.compared, form="push"),
     _case("parts-of-blocks", True, ranges.padded, form="push"),
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
+    _case("large-requests", True, large.requests, form="push"),
+    _case("large-requests-are-copied", True, large.copied, form="push"),
     _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
     _case("flush-is-durable", True, ranges.durable_flush, form="push"),

@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.directed.tools import (
     COUNT,
     Broken,
     add_client,
+    add_filter,
     add_image,
     answered,
     held,
@@ -22,7 +23,6 @@ from qmpshim.conformance.explore.directed.tools import (
 )
 from qmpshim.conformance.explore.harness.io_naming import tags
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import OptionMissing
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.events import HeldIO
@@ -88,7 +88,7 @@ def beside_copy(machine: GatedMachine) -> None:
         name, spare, over = (f"{op.name.lower()}-{one}" for one in ("image", "spare", "filter"))
         _add_broken_image(machine, name)
         add_image(machine, spare, DISK)
-        _add_filter(machine, over, name, spare)
+        add_filter(machine, over, name, spare)
         client = machine.clients[over]
         machine.settle()
         machine.gate.hold(_copies_to(spare))
@@ -113,7 +113,7 @@ def beside_copy_to_it(machine: GatedMachine) -> None:
     """
     table = _add_broken_image(machine, "image", backing="secondary")
     remove_client(machine, "primary")
-    _add_filter(machine, "filter", "secondary", "image")
+    add_filter(machine, "filter", "secondary", "image")
     add_client(machine, "image")
     machine.settle()
     machine.gate.hold(_reads_table("image", table))
@@ -133,19 +133,6 @@ def beside_copy_to_it(machine: GatedMachine) -> None:
     if bytes(machine.gate.store("secondary").read(0, CLUSTER)) != old:
         text = "what could not be copied is changed all the same"
         raise Broken(Verdict.ORDER, text, "a change without its copy")
-
-
-def _add_filter(machine: GatedMachine, name: str, disk: str, target: str) -> None:
-    """Open a filter and export it, writable.
-
-    :raises OptionMissing: this QEMU has none
-    """
-    words = {"driver": "copy-before-write", "node-name": name, "file": disk, "target": target}
-    words["discard"] = "unmap"
-    if machine.schema.lacking("blockdev-add", words):
-        raise OptionMissing("this QEMU has no copy-before-write")
-    machine.call("blockdev-add", words)
-    add_client(machine, name)
 
 
 def _reads_table(image: str, offset: int) -> Callable[[HeldIO], bool]:

@@ -83,6 +83,19 @@ def add_client(machine: GatedMachine, node: str) -> None:
     machine.connect(node)
 
 
+def add_filter(machine: GatedMachine, name: str, disk: str, target: str) -> None:
+    """Open a copy-before-write, export it, writable, and connect to it.
+
+    :raises OptionMissing: this QEMU has none
+    """
+    words = {"driver": "copy-before-write", "node-name": name, "file": disk, "target": target}
+    words["discard"] = "unmap"
+    if machine.schema.lacking("blockdev-add", words):
+        raise OptionMissing("this QEMU has no copy-before-write")
+    machine.call("blockdev-add", words)
+    add_client(machine, name)
+
+
 def has_snapshots(machine: GatedMachine) -> bool:
     """Whether this QEMU has the driver snapshot-access (7.0 on)."""
     return not machine.schema.lacking("blockdev-add", _snapshot_of("secondary"))
