@@ -44,7 +44,16 @@ def test_where_they_are_tried_decides_nothing(qemu: MutatedQemu, tmp_path: Path)
 def test_a_workload_runs_or_is_refused_aloud(workflow: str, qemu_build: Build) -> None:
     """It shows nothing on the QEMU that is no mutant; a wrong command of ours is no answer."""
     if workflow == "replication":
-        assert verified(qemu_build.binary, workflow) == ""
+        assert verified(qemu_build.binary, workflow, qemu_build.binary) == ""
         return
     with pytest.raises(HostError, match="--workflow"):
-        verified(qemu_build.binary, workflow)
+        verified(qemu_build.binary, workflow, qemu_build.binary)
+
+
+def test_a_busy_host_kills_nothing(qemu_build: Build, tmp_path: Path) -> None:
+    """A workload that takes too long on a sound QEMU as well shows nothing."""
+    slow = tmp_path / qemu_build.binary.name
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {qemu_build.binary} "$@"\n')
+    slow.chmod(0o755)
+    assert verified(slow, "replication", slow, 1.0) == ""
+    assert "no end in 1 s" in verified(slow, "replication", Path("/bin/true"), 1.0)

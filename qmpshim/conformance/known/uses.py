@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "iothread-client-leaves": _EXPORT,
     "fua-is-durable": _EXPORT,
     "flush-is-durable": _EXPORT,
+    "flush-waits-for-flush": _EXPORT,
     "quorum-refused": (Use.QUORUM, Use.COLO_PRIMARY),
     "quorum-fails": (Use.QUORUM, Use.COLO_PRIMARY),
     "quorum-flush-fails": (Use.QUORUM, Use.COLO_PRIMARY),
@@ -66,6 +67,8 @@ CASES: dict[str, tuple[Use, ...]] = {
     "quorum-zeroes": (Use.QUORUM,),
     "quorum-compares": (Use.QUORUM,),
     "parts-of-blocks": _EXPORT,
+    "parts-of-blocks-read-fails": (Use.NBD_EXPORT,),
+    "parts-of-blocks-write-fails": (Use.NBD_EXPORT,),
     "discard-in-part": _EXPORT,
     "blkdebug-small-discard": (Use.NBD_EXPORT,),
 }

@@ -61,6 +61,7 @@ REPAIRED = {
     # what the defect is made of in the script -> the same script where QEMU has none of it
     "directed/copy-fails": ('(hidden="write_aio")', "()", UNTESTED),
     "directed/blkdebug-small-discard": ("align=4096", "align=512", NOT_SEEN),
+    "directed/parts-of-blocks-read-fails": ('"iotype": "read"', '"iotype": "flush"', NOT_SEEN),
     "directed/quorum-rewrite-beside-write": (
         'rewrite-corrupted": True',
         'rewrite-corrupted": False',

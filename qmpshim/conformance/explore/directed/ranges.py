@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from errno import EIO
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
@@ -33,6 +34,8 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
+_BLOCK = 8  # sectors of a block
+_EDGE = _BLOCK + 3  # a sector inside one
 _READS = 8  # more than wait for a copy at first
 _BITMAP = {"node": "image", "name": "changed"}
 
@@ -206,13 +209,8 @@ def padded(machine: GatedMachine) -> None:
     """On a disk with blocks of 4096 bytes what is around data, zeroes and discards of sectors
     stays.
     """
-    block, end = 8, SIZE // SECTOR  # sectors
-    # Without opt-discard a discard of part of a block ends QEMU (directed/blkdebug-small-discard).
-    sizes = {"align": block * SECTOR, "opt-discard": block * SECTOR}
-    words = {"driver": "blkdebug", "node-name": "blocks", "discard": "unmap", **sizes}
-    remove_client(machine, "primary")
-    machine.call("blockdev-add", {**words, "image": "secondary"})
-    add_client(machine, "blocks")
+    block, end = _BLOCK, SIZE // SECTOR
+    _add_blocks(machine)
     client, owners = machine.clients["blocks"], [1] * end
     for number, (op, start, count) in enumerate(
         (
@@ -243,6 +241,70 @@ def padded(machine: GatedMachine) -> None:
     if wrong:
         text = f"requests of parts of blocks leave other data in sectors {wrong}"
         raise Broken(Verdict.CONTENT, text, "parts of blocks")
+
+
+def padded_read_fails(machine: GatedMachine) -> None:
+    """On a disk with blocks of 4096 bytes a request of sectors fails when what is around it cannot
+    be read.
+    """
+    _add_blocks(machine)
+    _fail_each(machine, Nbd.WRITE, Nbd.READ, 2)
+    _fail_each(machine, Nbd.WRITE_ZEROES, Nbd.READ, 2)
+
+
+def padded_write_fails(machine: GatedMachine) -> None:
+    """On a disk with blocks of 4096 bytes a request of sectors fails when a part of it cannot be
+    written; what is around it stays.
+    """
+    _add_blocks(machine)
+    _fail_each(machine, Nbd.WRITE, Nbd.WRITE, 1)
+    _fail_each(machine, Nbd.WRITE_ZEROES, Nbd.WRITE, 2)
+    _fail_each(machine, Nbd.WRITE_ZEROES, Nbd.WRITE_ZEROES, 1)
+
+
+def _add_blocks(machine: GatedMachine) -> None:
+    """Open a disk with blocks of 4096 bytes, ``blocks``, and connect to its export."""
+    # Without opt-discard a discard of part of a block ends QEMU (directed/blkdebug-small-discard).
+    sizes = {"align": _BLOCK * SECTOR, "opt-discard": _BLOCK * SECTOR}
+    words = {"driver": "blkdebug", "node-name": "blocks", "discard": "unmap", **sizes}
+    remove_client(machine, "primary")
+    machine.call("blockdev-add", {**words, "image": "secondary"})
+    add_client(machine, "blocks")
+
+
+def _fail_each(machine: GatedMachine, op: Nbd, part: Nbd, count: int) -> None:
+    """Each I/O of a kind that a request has fails in turn: so must the request.
+
+    :param count: how many there are of this kind
+    """
+    around = [n for n in range(SIZE // SECTOR) if n not in range(_EDGE, _EDGE + 3 * _BLOCK)]
+    for failing in range(count):
+        data = bytes(pattern.data_of(2, _EDGE, 3 * _BLOCK)) if op is Nbd.WRITE else b""
+        length = 0 if data else 3 * _BLOCK * SECTOR
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary")
+        cookie = machine.clients["blocks"].send(op, _EDGE * SECTOR, length, data)
+        machine.settle()
+        what = f"a {op.name.lower()} of parts of blocks"
+        parts = 0
+        while waiting := machine.gate.held:
+            if waiting[0].op is part and parts == failing:
+                machine.gate.fail(waiting[0], EIO)
+            else:
+                machine.gate.release(waiting[0])
+            parts += waiting[0].op is part
+            machine.settle()
+        machine.gate.open()
+        if parts <= failing:
+            text = f"{what} has {parts} I/Os of the kind {part.name.lower()}, not {count}"
+            raise Broken(Verdict.ORDER, text, "I/Os of a request of parts of blocks")
+        if not answered(machine, "blocks", cookie, what):
+            text = f"{what} succeeds, though a {part.name.lower()} for it failed"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"a failed {part.name.lower()} of {what}")
+        found = owners_of(read(machine, "blocks", 0, SIZE // SECTOR), 0)
+        if wrong := [sector for sector in around if found[sector] != 1]:
+            text = f"{what} that failed leaves other data in sectors {wrong}"
+            raise Broken(Verdict.LOST_WRITE, text, "what is around a failed request")
 
 
 def resized(machine: GatedMachine) -> None:
@@ -324,6 +386,26 @@ def durable_fua(machine: GatedMachine) -> None:
     for op, cookie in _changes(machine, CMD_FUA):
         _succeeds(machine, cookie, f"a {op} with FUA")
         _is_durable(machine, f"a {op} with FUA")
+
+
+def flushes_in_line(machine: GatedMachine) -> None:
+    """Several flushes at once end, each by itself: one that fails is the only one that does."""
+    client, flushes = machine.clients["primary"], []
+    written(machine, "primary", 2, 0, 1)
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is Nbd.FLUSH)
+    for _ in range(3):
+        flushes.append(client.send(Nbd.FLUSH))
+        machine.settle()
+    first, *others = held(machine, "flushes")
+    machine.gate.open()
+    machine.gate.fail(first, EIO)
+    for io in others:
+        machine.gate.release(io)
+    errnos = [answered(machine, "primary", cookie, "one of several flushes") for cookie in flushes]
+    if sorted(errnos) != [0, 0, EIO]:
+        text = f"of several flushes, one of which failed on the disk, the errnos are {errnos}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a flush that fails beside another")
 
 
 def durable_flush(machine: GatedMachine) -> None:

@@ -16,6 +16,7 @@ from vmtests.support.directed import Mutant, expect_finding
 from vmtests.support.mutants.clients import (
     DONE,
     blocks_discarded,
+    client_ending,
     client_with,
     copied_zeroes,
     without_flags,
@@ -25,8 +26,10 @@ from vmtests.support.mutants.disks import (
     REFUSED,
     never_open,
     nothing_held,
+    on_failure,
     on_release,
     spoilt_store,
+    succeeding,
 )
 from vmtests.support.mutants.qmp import answering, asking, not_recording, not_shrunk
 
@@ -80,6 +83,16 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
         ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * CLUSTER))),
          Verdict.CONTENT, "parts of blocks"),
         ("parts-of-blocks", blocks_discarded, Verdict.CONTENT, "parts of blocks"),
+        ("parts-of-blocks-read-fails", nothing_held, Verdict.ORDER,
+         "I/Os of a request of parts of blocks"),
+        ("parts-of-blocks-read-fails", client_ending("blocks", Nbd.WRITE, NbdAnswer(5, b"")),
+         Verdict.LOST_WRITE, "what is around a failed request"),
+        ("parts-of-blocks-write-fails", succeeding, ERROR_CONTRACT,
+         "a failed write of a write of parts of blocks"),
+        ("parts-of-blocks-write-fails", on_failure, Verdict.LOST_WRITE,
+         "what is around a failed request"),
+        ("flush-waits-for-flush", nothing_held, Verdict.ORDER, "flushes: other I/O"),
+        ("flush-waits-for-flush", succeeding, ERROR_CONTRACT, "a flush that fails beside another"),
         ("bitmap-is-stored", asking("block-dirty-bitmap-add", persistent=False), PROTOCOL,
          "a bitmap that was stored after write 1"),
         ("bitmap-is-stored", answering("query-named-block-nodes", not_recording), PROTOCOL,
