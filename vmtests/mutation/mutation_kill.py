@@ -236,9 +236,9 @@ def _commanded(
                 timeout=limit,
             )
         except subprocess.TimeoutExpired:
-            if sound is not None and _commanded(sound, command, limit):
-                return ""
-            return f"{command[0]}: no end in {limit:g} s"
+            found = f"{command[0]}: no end in {limit:g} s"
+            busy = sound is not None and _commanded(sound, command, limit) == found
+            return "" if busy else found
     if done.returncode == HostError.exit_code:
         raise HostError(f"{' '.join(command)}: {done.stderr.decode().strip()}")
     return f"{command[0]}: exit status {done.returncode}" if done.returncode == 1 else ""

@@ -56,4 +56,3 @@ def test_a_busy_host_kills_nothing(qemu_build: Build, tmp_path: Path) -> None:
     slow.write_text(f'#!/bin/sh\nsleep 2\nexec {qemu_build.binary} "$@"\n')
     slow.chmod(0o755)
     assert verified(slow, "replication", slow, 1.0) == ""
-    assert "no end in 1 s" in verified(slow, "replication", Path("/bin/true"), 1.0)
