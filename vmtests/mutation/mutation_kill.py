@@ -37,7 +37,7 @@ _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
 _SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "1s")
 #: Of `verify`; of bitmaps and of several disks only these have anything to do with.
 _WORKFLOWS = ("backup", "replication", "bitmaps", "push", "pull")
-_VERIFY_LIMIT = 60.0
+_VERIFY_LIMIT = 120.0
 _CHECK_LIMIT = 900.0
 _QMPSHIM = Path(sys.executable).with_name("qmpshim")
 _FAULTS = (EIO, ENOSPC, *Cut)

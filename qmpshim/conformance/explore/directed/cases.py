@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.directed import primary as primary
 from qmpshim.conformance.explore.directed import ranges as ranges
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import sources as sources
+from qmpshim.conformance.explore.directed import starts as starts
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed import timeouts as timeouts
 from qmpshim.conformance.explore.directed import votes as votes
@@ -147,6 +148,10 @@ DIRECTED: tuple[Directed, ...] = (
     _case("io-before-start", True, replication.not_running),
     _case("start-without-backend", True, replication.no_backend),
     _case("start-read-only", True, replication.read_only, options=(("hidden", "read-only", True),)),
+    _case("start-read-only-secondary", True, starts.read_only_secondary),
+    _case("start-named-above", True, starts.named_above),
+    _case("start-disks-in-use", False, starts.disks_in_use),
+    _case("close-in-failover", False, starts.closed_in_failover),
     _case("job-progress", True, monitor.job_progress),
     _case("sizes-stay", True, monitor.sizes_stay),
     _case("write-threshold", True, monitor.write_threshold),

@@ -35,13 +35,14 @@ def refused(machine: GatedMachine) -> None:
     """A filter is refused where its options contradict each other, have a value that there is not,
     or name a bitmap that does not exist or is of a disk of another size; else it is made.
     """
-    children = "file.driver=null-co,target.driver=null-co"
-    for drive, more, there in (
-        ("bad", ",bitmap=name,bitmap.node=node", False),
-        ("bad", ",on-cbw-error=explode", False),
-        ("good", "", True),
+    children = "driver=copy-before-write,file.driver=null-co,target.driver=null-co"
+    for drive, given, there in (
+        ("bad", f"{children},bitmap=name,bitmap.node=node", False),
+        ("bad", f"{children},on-cbw-error=explode", False),
+        ("bad", "driver=snapshot-access", False),
+        ("good", children, True),
     ):
-        words = f"if=none,id={drive},driver=copy-before-write,{children}{more}"
+        words = f"if=none,id={drive},{given}"
         machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
         if any(one["device"] == drive for one in machine.call("query-block")) is not there:
             text = f"a drive with the options {words} is {'not ' * there}made"

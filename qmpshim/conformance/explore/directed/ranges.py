@@ -332,7 +332,9 @@ def resized(machine: GatedMachine) -> None:
 
 
 def edges_of_bitmap(machine: GatedMachine) -> None:
-    """A bitmap names each granule of which a sector was changed, and none that is only touched."""
+    """A bitmap names each granule of which a sector was changed, and none that is only touched.
+    Its own name is less than 1024 bytes long (qapi/block-core.json).
+    """
     granule = 8  # sectors
     words = {"node": "secondary", "name": "changed", "granularity": granule * SECTOR}
     machine.call("block-dirty-bitmap-add", words)
@@ -349,6 +351,8 @@ def edges_of_bitmap(machine: GatedMachine) -> None:
         client.call(op, start * SECTOR, length, payload)
         named += granules * granule * SECTOR
         expect_bitmaps(machine, "secondary", [named], f"after a {op.name.lower()} of sectors")
+    machine.call("block-dirty-bitmap-add", {"node": "hidden", "name": "n" * 1023})
+    fails(machine, "block-dirty-bitmap-add", {"node": "hidden", "name": "n" * 1024})
 
 
 def stored_bitmap(machine: GatedMachine) -> None:

@@ -76,11 +76,21 @@ def add_disk(machine: GatedMachine, name: str, size: int = SIZE) -> None:
     machine.call("blockdev-add", words)
 
 
-def add_client(machine: GatedMachine, node: str) -> None:
-    """Export a node, writable, under its own name, and connect to it."""
-    names = {"type": "nbd", "id": node, "name": node, "node-name": node}
+def add_client(machine: GatedMachine, node: str, export: str = "") -> None:
+    """Export a node, writable, and connect to it.
+
+    :param export: its name; by default the node's
+    """
+    name = export or node
+    names = {"type": "nbd", "id": name, "name": name, "node-name": node}
     machine.call("block-export-add", {**names, "writable": True})
-    machine.connect(node)
+    machine.connect(name)
+
+
+def add_reader(machine: GatedMachine, node: str) -> None:
+    """Export a node, read-only, as ``reader``."""
+    names = {"type": "nbd", "id": "reader", "name": "reader", "node-name": node}
+    machine.call("block-export-add", names)
 
 
 def add_filter(machine: GatedMachine, name: str, disk: str, target: str) -> None:

@@ -31,7 +31,14 @@ from vmtests.support.mutants.disks import (
     spoilt_store,
     succeeding,
 )
-from vmtests.support.mutants.qmp import answering, asking, not_recording, not_shrunk
+from vmtests.support.mutants.qmp import (
+    Arguments,
+    answering,
+    asking,
+    asking_otherwise,
+    not_recording,
+    not_shrunk,
+)
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
@@ -41,6 +48,14 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
     """The third write is on the disk already."""
     data = bytes(pattern.data_of(5, 64, 128))
     machine.stores["secondary"].write(CLUSTER // 2, data)
+
+
+def _shortened(name: str, arguments: Arguments) -> Arguments:
+    return {**arguments, "name": "s"} if len(arguments.get("name", "")) > 1023 else arguments
+
+
+#: A bitmap may have any name.
+any_name = asking_otherwise(_shortened)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
         ("reads-wait-for-copy", COPIED_WRONG, Verdict.ISOLATION, "a read of the target beside"),
         ("bitmap-names-edges", asking("block-dirty-bitmap-add", granularity=512), PROTOCOL,
          "a bitmap after a write of sectors"),
+        ("bitmap-names-edges", any_name, ERROR_CONTRACT, "block-dirty-bitmap-add fails silently"),
         ("parts-of-blocks", client_with("blocks", Nbd.WRITE_ZEROES, NbdAnswer(5, b"")),
          ERROR_CONTRACT, "a request of sectors fails"),
         ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * CLUSTER))),

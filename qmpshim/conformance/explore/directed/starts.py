@@ -1,0 +1,120 @@
+"""Directed cases about a secondary's start on chains that are opened otherwise, and its end."""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.directed.tools import (
+    COUNT,
+    FAILOVER,
+    PATIENCE,
+    START,
+    Broken,
+    add_client,
+    add_filter,
+    add_reader,
+    fails,
+    held,
+    read,
+    remove_client,
+    written,
+)
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+
+_FILTER = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
+
+
+def closed_in_failover(machine: GatedMachine) -> None:
+    """The filter is closed while a failover commits: the commit ends, and what the guest wrote
+    stays in the disks it was in.
+    """
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, COUNT)
+    written(machine, "guest", 3, 16, 8)
+    remove_client(machine, "guest")
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    machine.call("xen-set-replication", FAILOVER)
+    machine.settle()
+    held(machine, "failover")
+    number = machine.qmp.send("blockdev-del", {"node-name": "top"})
+    machine.settle()
+    machine.gate.open()
+    machine.gate.release_all()
+    machine.qmp.wait("blockdev-del", number, PATIENCE)
+    machine.qmp.take("blockdev-del", number)
+    add_client(machine, "active")
+    _expect(machine, "active", 16, 8, 3, "the guest's data after its filter was closed")
+
+
+def named_above(machine: GatedMachine) -> None:
+    """A filter whose top-id names a node above it starts, and the guest sees its disk there."""
+    remove_client(machine, "guest")
+    machine.call("blockdev-del", {"node-name": "top"})
+    machine.call("blockdev-add", {**_FILTER, "top-id": "above"})
+    machine.call("blockdev-add", {"driver": "raw", "node-name": "between", "file": "top"})
+    machine.call("blockdev-add", {"driver": "raw", "node-name": "above", "file": "between"})
+    add_client(machine, "above")
+    machine.call("xen-set-replication", START)
+    for number in (2, 3):
+        written(machine, "primary", number, 0, COUNT)
+        _expect(machine, "above", 0, COUNT, number - 1, "what is seen above a filter")
+        machine.settle()
+        machine.call("xen-colo-do-checkpoint")
+
+
+def read_only_secondary(machine: GatedMachine) -> None:
+    """Starting makes a secondary disk writable that was opened read-only."""
+    for name in ("guest", "primary"):
+        remove_client(machine, name)
+    for name in ("top", "active", "hidden", "secondary"):
+        machine.call("blockdev-del", {"node-name": name})
+    _reopen(machine, "secondary", "raw", **{"read-only": True})
+    _reopen(machine, "hidden", "qcow2", backing="secondary")
+    _reopen(machine, "active", "qcow2", backing="hidden")
+    machine.call("blockdev-add", {**_FILTER, "top-id": "top"})
+    add_reader(machine, "secondary")
+    for read_only in (True, False):
+        machine.settle()
+        nodes = machine.call("query-named-block-nodes", {"flat": True})
+        if [one["ro"] for one in nodes if one["node-name"] == "secondary"] != [read_only]:
+            when = "before" if read_only else "after"
+            text = f"{when} the start a secondary disk that was read-only is not as it should be"
+            raise Broken(Verdict.PROTOCOL, text, "a secondary disk that was read-only")
+        if read_only:
+            machine.call("xen-set-replication", START)
+
+
+def disks_in_use(machine: GatedMachine) -> None:
+    """Starting is refused while another user of the hidden or of the secondary disk lets nothing be
+    written to it; and it starts when that has gone.
+    """
+    remove_client(machine, "primary")
+    add_reader(machine, "secondary")
+    for disk in ("hidden", "secondary"):
+        null = {"driver": "null-co", "node-name": "nowhere", "size": machine.shape.size}
+        machine.call("blockdev-add", null)
+        add_filter(machine, "other", disk, "nowhere")
+        fails(machine, "xen-set-replication", START)
+        remove_client(machine, "other")
+        for name in ("other", "nowhere"):
+            machine.call("blockdev-del", {"node-name": name})
+    add_client(machine, "secondary", "primary")
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, COUNT)
+    _expect(machine, "guest", 0, COUNT, 1, "the view after starts that were refused")
+
+
+def _reopen(machine: GatedMachine, name: str, driver: str, **options: object) -> None:
+    file = {**machine.gate.blockdev(name), "discard": "unmap"}
+    words = {"driver": driver, "node-name": name, "discard": "unmap", "file": file}
+    machine.call("blockdev-add", {**words, **options})
+
+
+def _expect(
+    machine: GatedMachine, side: str, start: int, count: int, number: int, what: str
+) -> None:
+    if read(machine, side, start, count) != bytes(pattern.data_of(number, start, count)):
+        text = f"{what} is not that of operation {number}"
+        raise Broken(Verdict.CONTENT, text, what)
