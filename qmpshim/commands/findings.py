@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qmpshim.conformance.known.tracker import (
     diagram_of,
     script_of,
     steps_of,
+    takes_guest,
     tracker_text,
 )
 from qmpshim.conformance.known.write_ups import WriteUp
@@ -154,6 +156,11 @@ def _report(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.attach)
     if args.attach is not None:
         write_file(args.attach, script.encode())
+    if takes_guest(one):
+        print(
+            "attach the guest's kernel and initramfs, too: `qmpshim guest build` says where",
+            file=sys.stderr,
+        )
     text = tracker_text(one, args.attach.name if args.attach else "")
     args.document.judges = False
     args.document.result = {"finding": one.name, "text": text, "script": script}

@@ -294,7 +294,12 @@ def test_steps_of_a_pair_see_what_is_written_up(
 
 def test_steps_that_cannot_be_made_are_left_to_the_author(tmp_path: Path) -> None:
     """Until they are written there is no script, which the suite refuses."""
-    draft = filled(drafted(tmp_path, DIRECTORY / "pair" / "checkpoint-after-lost-writes.json"))
+    case = json.loads((DIRECTORY / "pair" / "checkpoint-after-lost-writes.json").read_text())[
+        "case"
+    ]
+    case["findings"] = [{"verdict": "allocation", "cause": "allocation: hidden disk"}]
+    (tmp_path / "pair.json").write_text(json.dumps(case))
+    draft = filled(drafted(tmp_path, tmp_path))
     value = json.loads(draft.read_text())
     draft.write_text(json.dumps(value | {"side": "primary"}))
     steps = draft.with_suffix(".py.in")

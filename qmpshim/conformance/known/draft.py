@@ -33,6 +33,7 @@ from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
 
+_PROMISE = f"{TO_WRITE}: what QEMU promises instead, one sentence."
 _STEP = f"{TO_WRITE}: what is done to see it, a sentence each."
 
 
@@ -61,6 +62,7 @@ def _of_workload(case: AnyCase) -> dict[str, Any]:
     return {
         **_head(text, uses, found.verdict, Trigger.LOAD, _seen(case.build)),
         "versions": {},
+        "expected": _PROMISE,
         "steps": [_STEP],
         "reason": TO_WRITE,
         "source": TO_WRITE,
@@ -106,6 +108,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
         "versions": {},
         "side": TO_WRITE,
         "accel": plan.accel,
+        "expected": _PROMISE,
         "observed": str(wanted.cause),
         "steps": [_STEP],
         "reason": TO_WRITE,

@@ -1,11 +1,12 @@
 """Steps of a stand-alone script, made of the plan of a pair and of what was found with it.
 
-A pair without virtual machines does what its plan does, with the same writes; it is judged where
-the run was. Of one with a guest there are steps where COLO alone shows it.
+The script does what the plan does, with the same guest or, without one, the same writes; it is
+judged where the run was. Where COLO alone shows it there are no disks.
 """
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from qmpshim.conformance.compare.evidence import (
@@ -13,6 +14,7 @@ from qmpshim.conformance.compare.evidence import (
     Answered,
     DiskLeft,
     DisksDiffer,
+    GuestReports,
     GuestSees,
     ReplicationStatus,
     Unsound,
@@ -20,6 +22,7 @@ from qmpshim.conformance.compare.evidence import (
 from qmpshim.conformance.known.conclusions import by_hand, expectation
 from qmpshim.conformance.pair.bundle import Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
+from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.model.check.cause import Cause, CauseKind
 
 #: COLO with a guest that writes to its memory without end, or without one.
@@ -86,16 +89,19 @@ def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
 
 def _of_colo(plan: PairPlan, cause: Cause) -> str:
     """Where COLO alone shows it, without disks; else ``""``."""
-    guest, accel = _GUESTS.get(plan.guest, ""), plan.accel == "tcg" or plan.guest == "none"
-    if not plan.colo or plan.failover is not Failover.NONE or not guest or not accel:
+    if not plan.colo or not (plan.accel == "tcg" or plan.guest == "none"):
         return ""
-    begin = f"# A QEMU with COLO\n{guest}begin_colo(qmp, secondary)\n"
+    begin = "# A QEMU with COLO\n{}begin_colo(qmp, secondary)\n"
     match cause.kind:
-        case CauseKind.PAIR_MIGRATION:
+        case CauseKind.PAIR_MIGRATION if not plan.resume:  # it is the first, whatever the guest
+            guest = _GUESTS["none" if plan.guest == "none" else "boot"]
             side, status = _SIDES[cause.subject], cause.detail.partition(" ")[0]
-            return begin + _UNTIL_IT_ENDS.format(side=side, role=cause.subject, status=status)
-        case CauseKind.PAIR_DEADLOCKED if cause.subject == "primary" and plan.guest != "none":
-            return begin + _UNTIL_IT_DEADLOCKS.format(checkpoints=plan.checkpoints)
+            steps = _UNTIL_IT_ENDS.format(side=side, role=cause.subject, status=status)
+            return begin.format(guest) + steps
+        case CauseKind.PAIR_DEADLOCKED if cause.subject == "primary" and plan.guest == "boot":
+            if plan.failover is Failover.NONE:
+                steps = _UNTIL_IT_DEADLOCKS.format(checkpoints=plan.checkpoints)
+                return begin.format(_GUESTS["boot"]) + steps
     return ""
 
 
@@ -110,13 +116,11 @@ class _Judges:
     @property
     def needs_failover(self) -> bool:
         """Whether only a failover shows it."""
-        return bool(self.lost or self.left)
+        return not self.rounds and bool(self.lost or self.left)
 
 
 def _of_disks(plan: PairPlan, shown: Shown) -> str:
-    """Where both have disks, and no virtual machine; else ``""``."""
-    if plan.colo and plan.guest != "none":
-        return ""
+    """Where both have disks; ``""``: it is not known what to look for."""
     expected, judges = _expected(shown), _judges(shown)
     if not expected and judges == _Judges():
         return ""
@@ -126,8 +130,7 @@ def _of_disks(plan: PairPlan, shown: Shown) -> str:
     lines = [
         f"# A QEMU with {needs}",
         f"SIZE, CLUSTER = {plan.size}, {plan.cluster}",
-        f"start_pair(colo={plan.colo}, seed={plan.seed})",
-        *(["open_channel()"] if plan.moment else []),
+        *_start(plan),
         *expected,
         *_round(plan, shown, judges),
         *_failover(plan, judges),
@@ -137,15 +140,46 @@ def _of_disks(plan: PairPlan, shown: Shown) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _round(plan: PairPlan, shown: Shown, judges: _Judges, *at_once: str) -> list[str]:
-    """Replication from its start, with all its checkpoints."""
+def _start(plan: PairPlan) -> list[str]:
+    match _guest(plan):
+        case "none":
+            channel = ["open_channel()"] if plan.moment else []
+            return [f"start_pair(colo={plan.colo}, seed={plan.seed})", *channel]
+        case "boot":
+            guest = BootGuest()
+            *code, last = textwrap.wrap(guest.code().hex(), 80)
+            return [
+                "start_boot_pair(",
+                *(f'    "{line}"' for line in code),
+                f'    "{last}",',
+                f"    blocks={guest.blocks}, base={guest.base}, delay={guest.delay}, "
+                f'accel="{plan.accel}",',
+                ")",
+            ]
+    booting = plan.guest == "linux-booting"
+    return [f'start_linux_pair(seed={plan.seed}, accel="{plan.accel}", booting={booting})']
+
+
+def _guest(plan: PairPlan) -> str:
+    """What writes."""
+    return plan.guest if plan.colo else "none"
+
+
+def _round(plan: PairPlan, shown: Shown, judges: _Judges, again: bool = False) -> list[str]:
+    """Replication from its start, with all its checkpoints.
+
+    :param again: with a new secondary, which has to begin with the same disk
+    """
     of_a_side = shown.cause.subject in _SIDES and bool(_expected(shown))
+    guest = _guest(plan)
     return [
-        *_judged_by(judges.rounds),
-        *at_once,
+        *(_judged_by(judges.rounds) if not again or judges.left != judges.rounds else []),
+        *(["judge()"] if again and judges.rounds == "disks_differ" else []),
         *([f"watch({shown.cause.subject})"] if of_a_side else []),
         "begin_replication()",
+        *(["run_program()"] if guest.startswith("linux") and not again else []),
         f"rounds({plan.checkpoints}, {plan.writes})",
+        *(["by_the_clock()"] if guest != "none" else []),
     ]
 
 
@@ -159,17 +193,17 @@ def _failover(plan: PairPlan, judges: _Judges) -> list[str]:
         return [*_judged_by(judges.lost), lose]
     if judges.lost:
         return [lose, *_judged_by(judges.lost), "judge()"]
+    if judges.left == judges.rounds:
+        return [lose, go_on]
     ended = ["judges.clear()"] if judges.rounds else []
     return [*ended, lose, *_judged_by(judges.left), go_on]
 
 
 def _resumed(plan: PairPlan, shown: Shown, judges: _Judges) -> list[str]:
-    """The same with a new secondary, which has to begin with the same disk."""
     if not plan.resume or judges.needs_failover:
         return []
     survivor = "secondary" if plan.failover is Failover.PRIMARY else "primary"
-    at_once = ["judge()"] if judges.rounds == "disks_differ" else []
-    return [f"resume({survivor})", *_round(plan, shown, judges, *at_once)]
+    return [f"resume({survivor})", *_round(plan, shown, judges, again=True)]
 
 
 def _judged_by(judge: str) -> list[str]:
@@ -204,6 +238,8 @@ def _judges(shown: Shown) -> _Judges:
             return _Judges(lost=f'reports("{side}", True)')
         case AcknowledgedAlone():
             return _Judges(lost="answered_early")
+        case GuestReports(side):
+            return _Judges(f'complains("{side}")', left=f'complains("{side}")')
         case DiskLeft(side):
             return _Judges(left=f"{side}_differs")
     return _Judges()

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
-from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
+from qmpshim.conformance.explore.reproducer.export import (
+    export_script,
+    steps_script,
+    takes_linux,
+)
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.matching import ExplorerWriteUp, WorkloadWriteUp
 from qmpshim.conformance.known.meaning import TO_WRITE, Upstream
@@ -46,13 +50,23 @@ def script_of(entry: WriteUp) -> str:
         seen = (features_of(tuple(map(int, v.split(".")))) for v in entry.meaning.seen)
         drains = checkpoints and any(one.checkpoint_drains for one in seen)
         return export_script(finding, breakpoints=not drains)
+    return steps_script(entry.title, _written_steps(entry))
+
+
+def takes_guest(entry: WriteUp) -> bool:
+    """Whether its script takes a Linux guest, which has to be attached to a report, too."""
+    return entry.kind != "explore" and takes_linux(_written_steps(entry))
+
+
+def _written_steps(entry: WriteUp) -> str:
+    """What is beside a write-up that has no schedule."""
     try:
         steps = steps_of(entry.path).read_text()
     except OSError as error:
         raise InputError(f"{entry.name} has no steps to make a script of: {error}") from error
     if TO_WRITE in steps:
         raise InputError(f"{steps_of(entry.path)}: the steps have to be written")
-    return steps_script(entry.title, steps)
+    return steps
 
 
 def steps_of(path: Path) -> Path:
@@ -119,9 +133,16 @@ def _fix(entry: WriteUp) -> str:
 
 def _steps(entry: WriteUp, attached: str) -> str:
     name = attached or "reproducer.py"
+    more, needs = "", "QEMU alone"
+    if takes_guest(entry):
+        more = " KERNEL INITRAMFS"
+        needs = (
+            "QEMU, and the small Linux whose program writes to the virtual machine's disk: KERNEL "
+            "and INITRAMFS are attached"
+        )
     how = (
-        f"    python3 {name} QEMU-SYSTEM-BINARY QEMU-IMG\n\n"
-        "It needs Python 3 and QEMU alone. It exits with 1 where it sees the defect, with 0 where "
+        f"    python3 {name} QEMU-SYSTEM-BINARY QEMU-IMG{more}\n\n"
+        f"It needs Python 3 and {needs}. It exits with 1 where it sees the defect, with 0 where "
         "it does not, with 125 where this QEMU cannot be tested in this way."
     )
     if attached:

@@ -193,10 +193,8 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     :raises KeyError, TypeError, ValueError, re.error, InputError: one is missing, wrong or not
         filled in
     """
-    if any(TO_WRITE in str(value[name]) for name in ("title", "reason", "source")):
-        raise ValueError("title, reason and source have to be written")
-    if TO_WRITE in str(value.get("steps", ())):
-        raise ValueError("the steps have to be written")
+    if unwritten := [name for name, field in value.items() if TO_WRITE in str(field)]:
+        raise ValueError(f"{', '.join(unwritten)} have to be written")
     inside = path.is_relative_to(DIRECTORY)
     since, fixed = (str(value["versions"].get(name, "")) for name in ("since", "fixed"))
     _numbers(since or "0"), _numbers(fixed or "999")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import DiskLeft, GuestReports
 from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.model import PairModel
@@ -145,6 +146,7 @@ class BootWorkload(PairWorkload):
                     self.model.checkpoints,
                     f"write {line.number} reads back as written" if wrong else "writes succeed",
                     "it read something else" if wrong else f"write {line.number} failed",
+                    evidence=GuestReports(self.pair.role(log.member)),
                 )
 
     async def promoted(self) -> None:
@@ -174,4 +176,5 @@ class BootWorkload(PairWorkload):
                 self.model.checkpoints,
                 f"write {lost[0]} of {last}, promised up to {promised}",
                 f"{len(lost)} of {len(newest)} blocks are not as they were acknowledged",
+                evidence=DiskLeft(self.pair.role(member)),
             )

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import DiskLeft, GuestReports
 from qmpshim.conformance.guest.program import (
     GuestMisreported,
     ProgramReport,
@@ -211,7 +212,10 @@ class LinuxWorkload(PairWorkload):
             if account.wrong is not None:
                 verdict, predicted, observed = account.wrong
                 where = f"guest of the {account.member.name}"
-                yield Divergence(verdict, where, self.model.checkpoints, predicted, observed)
+                yield Divergence(
+                    *(verdict, where, self.model.checkpoints, predicted, observed),
+                    evidence=GuestReports(self.pair.role(account.member)),
+                )
 
     async def promoted(self) -> None:
         """Nothing: the guest goes on by itself."""
@@ -243,6 +247,7 @@ class LinuxWorkload(PairWorkload):
                 f"{describe_owner(int(owners[lost[0]]))} in sector {lost[0]}, "
                 f"after operation {last}",
                 f"{len(lost)} sectors are not as they were acknowledged",
+                evidence=DiskLeft(self.pair.role(member)),
             )
 
     def close(self) -> None:

@@ -155,9 +155,14 @@ class BootGuest:
         """QEMU's options for it; its output goes to the file *console*; it takes no input."""
         return ["-m", "64", "-smp", "1", "-debugcon", f"file:{console}"]
 
+    @staticmethod
+    def code() -> bytes:
+        """What the boot sector begins with: the same for all parameters."""
+        return _machine_code() + _DATA
+
     def sector(self) -> bytes:
         """The boot sector."""
-        code = _machine_code() + _DATA
+        code = self.code()
         parameters = struct.pack("<III", self.blocks - 1, self.base, self.delay)
         return code.ljust(_PARAMETERS, b"\0") + parameters + _SIGNATURE
 

@@ -19,6 +19,7 @@ from qmpshim.conformance.compare.evidence import (
     DiskLeft,
     DisksDiffer,
     Evidence,
+    GuestReports,
     GuestSees,
     ReplicationStatus,
     Unsound,
@@ -30,10 +31,12 @@ from qmpshim.conformance.pair.bundle import Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import Exit
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.programs import write_programs
+from qmpshim.machine.guest.image import GuestImage
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.pairs import LostWrite, colo_works, go
-from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
+from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
 
 _CHECKPOINT = '        command(secondary, "xen-colo-do-checkpoint")\n'
 _REQUEST = '    command(primary, "migrate-set-parameters", x_checkpoint_delay=NEVER)\n'
@@ -79,6 +82,10 @@ _REFUSED = "Block replication is running or done"
 
 def plan_of(colo: bool = False, failover: Failover = Failover.NONE, **more: Any) -> PairPlan:
     return PairPlan(colo, "none", checkpoints=2, writes=10, failover=failover, **more)
+
+
+def with_guest(failover: Failover = Failover.NONE, **more: Any) -> PairPlan:
+    return PairPlan(checkpoints=2, writes=10, failover=failover, **more)
 
 
 def _killed_at(message: str, right: str, wrong: str) -> tuple[Shown, PairPlan, tuple[str, str]]:
@@ -178,19 +185,122 @@ CASES: dict[str, tuple[Shown, PairPlan, tuple[str, str]]] = {
 }
 
 
+_JUDGE = "def judge():\n"
+_ABORTS = f"    secondary.process.send_signal(signal.SIGABRT)\n{_REQUEST}"
+WITH_GUEST: dict[str, tuple[Shown, PairPlan, tuple[str, str]]] = {
+    "the disks differ": (
+        *(differs(DisksDiffer()), with_guest()),
+        (_JUDGE, _JUDGE + _overwritten("secondary")),
+    ),
+    "a byte under the secondary's guest": (
+        *(differs(GuestSees()), with_guest()),
+        (_JUDGE, _JUDGE + _overwritten("secondary")),
+    ),
+    "a guest's block is lost": (
+        *(differs(GuestReports("primary")), with_guest()),
+        (
+            _JUDGE,
+            f'{_JUDGE}    open(at("primary"), "r+b").write(boot_sector.ljust(5 << 20, b"\\0"))\n',
+        ),
+    ),
+    "the guest stands still": (
+        *(stuck(CauseKind.PAIR_GUEST_STOPS, Verdict.HANG, subject="primary"), with_guest()),
+        (
+            '    writes("primary", count)\n\n\ndef write_that',
+            '    command(primary, "stop")\n    writes("primary", count)\n\n\ndef write_that',
+        ),
+    ),
+    "the secondary aborts": (ABORTED, with_guest(), (_REQUEST, _ABORTS)),
+    "a silent link is not waited for": (
+        *(differs(AcknowledgedAlone()), with_guest(Failover.STALL)),
+        ("    time.sleep(0.3)\n    judge", "    flows.set()\n    until(answered, '')\n    judge"),
+    ),
+    "killed in a checkpoint": (
+        differs(DiskLeft("secondary")),
+        with_guest(Failover.PRIMARY, moment="vmstate-received"),
+        (FAILED_OVER, _overwritten("secondary") + FAILED_OVER),
+    ),
+    "the new secondary's disk": (
+        *(differs(DisksDiffer()), with_guest(Failover.PRIMARY, resume=True)),
+        ("    attach()\n    meet", _overwritten("secondary.new") + "    attach()\n    meet"),
+    ),
+}
+
+
+WITH_LINUX: dict[str, tuple[Shown, PairPlan, tuple[str, str]]] = {
+    "a byte under the secondary's guest": (
+        *(differs(GuestSees()), with_guest(guest="linux")),
+        (_JUDGE, _JUDGE + _overwritten("secondary")),
+    ),
+    "what the guest reads": (
+        *(differs(GuestReports("primary")), with_guest(guest="linux-booting")),
+        (_JUDGE, f'{_JUDGE}    open(at("primary"), "r+b").write(b"x" * SIZE)\n'),
+    ),
+    "killed in a checkpoint": (
+        differs(DiskLeft("secondary")),
+        with_guest(Failover.PRIMARY, guest="linux", moment="vmstate-loaded"),
+        (FAILED_OVER, _overwritten("secondary") + FAILED_OVER),
+    ),
+    "the new secondary's disk": (
+        *(differs(DisksDiffer()), with_guest(Failover.SECONDARY, guest="linux", resume=True)),
+        ("    attach()\n    meet", _overwritten("secondary.new") + "    attach()\n    meet"),
+    ),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_script_of_a_pair(name: str, qemu_build: Build, reproducer: Reproducer) -> None:
-    shown, plan, (right, wrong) = CASES[name]
-    if plan.colo and not colo_works(qemu_build):
+    if CASES[name][1].colo and not colo_works(qemu_build):
         pytest.skip("COLO does not work on this build (known)")
-    script = steps_script("A title", steps_of_pair(plan, shown))
+    sees_what_is_there(*CASES[name], reproducer)
+
+
+@pytest.mark.parametrize("name", WITH_GUEST)
+def test_a_script_of_a_pair_with_a_guest(
+    name: str, colo_build: tuple[str, ...], reproducer: Reproducer
+) -> None:
+    sees_what_is_there(*WITH_GUEST[name], reproducer, *colo_build)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", WITH_LINUX)
+def test_a_script_of_a_pair_with_linux(
+    name: str, colo_build: tuple[str, ...], image: GuestImage, reproducer: Reproducer
+) -> None:
+    words = (*colo_build, str(image.kernel), str(image.initramfs))
+    sees_what_is_there(*WITH_LINUX[name], reproducer, *words)
+
+
+def test_a_script_with_linux_takes_one(reproducer: Reproducer) -> None:
+    steps = steps_of_pair(with_guest(guest="linux"), differs(DisksDiffer()))
+    script = steps_script("A title", steps)
+    assert "reproducer.py QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS\n" in script
     status, lines = reproducer(script)
+    assert status == UNTESTED and "usage: " in lines
+
+
+@pytest.fixture
+def colo_build(each_build: Build, tmp_path: Path) -> tuple[str, ...]:
+    """QEMU and its qemu-img, if COLO works there with a guest."""
+    if not colo_works(each_build, "boot"):
+        pytest.skip("COLO does not work with a guest on this build (known)")
+    write_programs(each_build, tmp_path)
+    return tuple(str(tmp_path / name) for name in ("qemu-system-x86_64", "qemu-img"))
+
+
+def sees_what_is_there(
+    shown: Shown, plan: PairPlan, change: tuple[str, str], reproducer: Reproducer, *words: str
+) -> None:
+    """Not without a change to the script's pair."""
+    right, wrong = change
+    script = steps_script("A title", steps_of_pair(plan, shown))
+    status, lines = reproducer(script, *words)
     assert status == NOT_SEEN, lines
     assert script.count(right) == 1
     script = script.replace(right, wrong)
-    if "expect_hang" in script:
+    if "\nexpect_hang()\n" in script:
         script = script.replace("PATIENCE = 10 ", "PATIENCE = 2 ")
-    status, lines = reproducer(script)
+    status, lines = reproducer(script, *words)
     assert status == SEEN, lines
 
 
@@ -211,12 +321,11 @@ def test_a_checkpoint_without_writes(qemu_build: Build, reproducer: Reproducer) 
 @pytest.mark.parametrize(
     ("plan", "shown"),
     [
-        (PairPlan(guest="linux"), differs(DisksDiffer())),
         (plan_of(), differs(DiskLeft("primary"))),
         (plan_of(), Shown(Verdict.CONTENT, Cause(CauseKind.PAIR_DIVERGES), True)),
         (plan_of(), stuck(CauseKind.PAIR_FAILS, Verdict.ERROR_CONTRACT)),
     ],
-    ids=["with Linux", "no failover", "no data", "refused by the human monitor"],
+    ids=["no failover", "no data", "refused by the human monitor"],
 )
 def test_what_is_left_to_the_author(plan: PairPlan, shown: Shown) -> None:
     assert TO_WRITE in steps_of_pair(plan, shown)

@@ -43,12 +43,20 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _LIBRARIES = (
     "points.py.in",
     "pair_none.py.in",
+    "pair_boot.py.in",
+    "pair_linux.py.in",
+    "pair_guest.py.in",
     "resume.py.in",
     "failover.py.in",
     "channel.py.in",
     "pair.py.in",
     "colo.py.in",
 )
+
+_ARGUMENTS = "[QEMU-SYSTEM-BINARY [QEMU-IMG]]"
+_WITH_LINUX = """QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS
+
+The last two are a small Linux whose program writes to its disk: `qmpshim guest build` makes it."""
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -143,7 +151,13 @@ def steps_script(title: str, steps: str) -> str:
             more = library + more
             called |= _called(library)
     text = _filled("steps.py.in", case, needs).replace("@MORE@\n", more)
+    text = text.replace("@ARGUMENTS@", _WITH_LINUX if takes_linux(steps) else _ARGUMENTS)
     return text.replace("@STEPS@\n", steps)
+
+
+def takes_linux(steps: str) -> bool:
+    """Whether the script with these steps takes a kernel and an initramfs, too."""
+    return "start_linux_pair" in _called(steps)
 
 
 def _called(steps: str) -> set[str]:
