@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import signal
@@ -146,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(words).parse_args(words)
     except OSError as error:  # what --help, --version and wrong words print cannot be written
         return cannot_write(sys.stdout, error)
+    if not gc.isenabled():  # the entry point's
+        gc.freeze()
+        gc.enable()
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.CRITICAL,
         format="%(relativeCreated)6d ms %(name)s: %(message)s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -179,6 +180,16 @@ def test_words_that_no_command_has(
     status = raised.value.code
     assert isinstance(status, int)
     refuses(subprocess.CompletedProcess([], status, captured.out, captured.err), say)
+
+
+def test_garbage_is_looked_for_while_a_command_runs() -> None:
+    """The entry point leaves that out while modules are imported."""
+    gc.disable()
+    try:
+        assert main(["builds", "list"]) == 0 and gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def test_no_command_and_no_such_command(qmpshim: CommandLine) -> None:

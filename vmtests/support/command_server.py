@@ -63,7 +63,6 @@ class CommandServer:
             texts = [_text(stream.fileno()) for stream in (out, err)]
         return subprocess.CompletedProcess(["qmpshim", *words], status, *texts)
 
-
     def close(self) -> None:
         """End it."""
         self._socket.close()
