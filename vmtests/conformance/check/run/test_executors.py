@@ -49,10 +49,10 @@ arguments = { workflow = "mirror" }
 """
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Any]:
-    """Three worker processes on loopback."""
-    with local_cluster(tmp_path / "scratch", 3) as made:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Three worker processes on loopback, which take seconds to start."""
+    with local_cluster(tmp_path_factory.mktemp("scratch"), 3) as made:
         yield made
 
 
@@ -93,13 +93,14 @@ def test_the_results_do_not_depend_on_the_executor(
     assert len({str(value[2]) for case, value in one.items() if case.startswith("shard")}) == 6
 
 
-def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_build: Build) -> None:
+def test_a_worker_that_dies_costs_its_case(tmp_path: Path, qemu_build: Build) -> None:
     """The worker process itself is killed: what waits for it gets an error, and the run goes on."""
     cases = tuple(
         Case("verify", f"v{n}", {"operations": 60, "size": 1 << 20, "seed": n}) for n in range(4)
     )
     builds = {qemu_build.name: qemu_build}
     with (
+        local_cluster(tmp_path / "scratch", 3) as cluster,
         closing(Cluster(cluster.scheduler_address)) as connected,
         closing(campaign.begin(tmp_path / "out", builds, Suite("s", cases))) as journal,
     ):
