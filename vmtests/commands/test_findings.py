@@ -250,8 +250,8 @@ def test_a_draft_of_what_verify_keeps(
 ) -> None:
     """It is tried as it stands, and by the script that is made beside it."""
     monkeypatch.chdir(tmp_path)
-    words = ("--workflow", "replication", "--build", qemu_build.name)
-    assert main(["verify", "--strict", *words]) == 1
+    words = ("--workflow", "replication", "--ops", "200", "--size", "4M", "--build")
+    assert main(["verify", "--strict", *words, qemu_build.name]) == 1
     (bundle,) = (tmp_path / "qmpshim-bundles").iterdir()
     draft = filled(drafted(tmp_path, bundle))
     written = read(draft)
