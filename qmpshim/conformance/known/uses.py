@@ -59,6 +59,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "quorum-permissions": (Use.QUORUM, Use.COLO_PRIMARY),
     "quorum-votes": (Use.QUORUM,),
     "quorum-votes-fail": (Use.QUORUM,),
+    "quorum-reads-next": (Use.QUORUM, Use.COLO_PRIMARY),
     "quorum-rewrites": (Use.QUORUM,),
     "quorum-rewrite-fails": (Use.QUORUM,),
     "quorum-rewrite-beside-write": (Use.QUORUM,),

@@ -179,6 +179,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-fails", True, monitor.failed_quorum, form="primary"),
     _case("quorum-votes", True, votes.most_votes, form="push"),
     _case("quorum-votes-fail", True, votes.failed_votes, form="push"),
+    _case("quorum-reads-next", True, votes.next_is_read, form="push"),
     _case("quorum-rewrites", True, votes.rewritten, form="push"),
     _case("quorum-rewrite-fails", True, votes.rewrite_fails, form="push"),
     _case("quorum-rewrite-beside-write", True, votes.write_beside_rewrite, form="push"),

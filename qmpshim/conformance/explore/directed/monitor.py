@@ -219,7 +219,8 @@ class _Edges:
 
 
 def quorum_refused(machine: GatedMachine) -> None:
-    """A quorum of disks that differ in size, or with a threshold that cannot be met, is refused.
+    """A quorum of disks that differ in size, of none, or with a threshold that cannot be met, is
+    refused.
 
     One that makes sense is opened and closed, with two children and with three.
     """
@@ -231,6 +232,13 @@ def quorum_refused(machine: GatedMachine) -> None:
         words = {"driver": "quorum", "node-name": "quorum", "children": list(children)}
         return {**words, "vote-threshold": threshold, **more}
 
+    for options in ("vote-threshold=x,children.0=one", "vote-threshold=1,children.x=one"):
+        words = f"if=none,id=bad,driver=quorum,{options}"
+        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
+        if any(one["device"] == "bad" for one in machine.call("query-block")):
+            text = f"a drive with the options {words} is made"
+            raise Broken(Verdict.PROTOCOL, text, "a drive with a quorum and bad options")
+    fails(machine, "blockdev-add", quorum(1))
     fails(machine, "blockdev-add", quorum(1, "one", "larger"))
     fails(machine, "blockdev-add", quorum(3, "one", "other"))
     fails(machine, "blockdev-add", quorum(0, "one", "other"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from errno import EIO, ENOSPC
 from typing import Any
@@ -107,6 +108,42 @@ def _fail(machine: GatedMachine, op: Nbd, errors: Mapping[str, int], wanted: int
         raise Broken(Verdict.ERROR_CONTRACT, text, f"the error of a {op.name.lower()} by votes")
     if op is Nbd.READ and not wanted:
         _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
+
+
+def next_is_read(machine: GatedMachine) -> None:
+    """With read-pattern=fifo the next child is read where one fails; an event names each that
+    fails. The read fails, with the last error, where all of them do.
+    """
+    _open(machine, _THREE, 1, **{"read-pattern": "fifo"})
+    for number, errors in enumerate(((EIO,), (EIO, ENOSPC), (EIO, EIO, ENOSPC)), 1):
+        what = f"a read of which {number} of three children fail"
+        machine.settle()
+        machine.gate.hold(lambda io: io.op is Nbd.READ)
+        cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
+        for name, errno in zip(_THREE, errors, strict=False):
+            machine.settle()
+            (io,) = held(machine, what, 1)
+            if io.image != name:
+                text = f"{what}: {io.image} is read, not {name}"
+                raise Broken(Verdict.ORDER, text, "the child that is read next")
+            machine.gate.fail(io, errno)
+        machine.settle()
+        machine.gate.open()
+        machine.gate.release_all()
+        wanted = errors[-1] if number == len(_THREE) else 0
+        if (errno := answered(machine, "votes", cookie, what)) != wanted:
+            text = f"{what} ends with errno {errno}, not {wanted}"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "the error of a read, one child at a time")
+        if not wanted:
+            _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
+    for name in _THREE:
+        _comes_bad(machine, name)
+
+
+def _comes_bad(machine: GatedMachine, name: str) -> None:
+    """An event that a child's read failed comes, or came, if not at once."""
+    bad = _bad("read", name, 0, COUNT)
+    comes(machine, lambda: bad in _reported(machine), f"a read of {name} fails: its {_BAD}")
 
 
 def rewritten(machine: GatedMachine) -> None:
@@ -337,6 +374,13 @@ def _expect_children(machine: GatedMachine, wanted: Mapping[str, str]) -> None:
     if found != wanted:
         text = f"the children of the quorum are {found}, not {dict(wanted)}"
         raise Broken(Verdict.PROTOCOL, text, "children of a quorum")
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    (name,) = (one["image"]["filename"] for one in nodes if one["node-name"] == "votes")
+    named = json.loads(name.removeprefix("json:")).get("children", [])
+    exports = [child["file"]["export"] for child in named]
+    if exports != [*wanted.values()]:
+        text = f"the quorum's name has the children {exports}, not {[*wanted.values()]}"
+        raise Broken(Verdict.PROTOCOL, text, "children in a quorum's name")
 
 
 def _expect_holes(machine: GatedMachine, may: bool) -> None:
@@ -444,11 +488,7 @@ def _expect_events(
     QEMU sends one a second that names a child, and one a second that names the quorum; what comes
     between waits, and only the last of it is sent then.
     """
-    bad = [
-        _bad(one["type"], one["node-name"], one["sector-num"], one["sectors-count"])
-        for one in events(machine, _BAD)
-        if one["node-name"] in names
-    ]
+    bad = [one for one in _reported(machine) if one[1] in names]
     found = {_BAD: bad, _LOST: _failures(machine)}
     machine.qmp.events.clear()
     if found != {_BAD: wanted.get(_BAD, []), _LOST: wanted.get(_LOST, [])}:
@@ -460,6 +500,13 @@ def _comes_event(machine: GatedMachine, wanted: tuple[Any, ...], what: str) -> N
     """An event that a request failed comes, if not at once."""
     comes(machine, lambda: wanted in _failures(machine), f"{what}: its {_LOST}")
     machine.qmp.events.clear()
+
+
+def _reported(machine: GatedMachine) -> list[tuple[Any, ...]]:
+    return [
+        _bad(one["type"], one["node-name"], one["sector-num"], one["sectors-count"])
+        for one in events(machine, _BAD)
+    ]
 
 
 def _failures(machine: GatedMachine) -> list[tuple[Any, ...]]:

@@ -45,6 +45,9 @@ PROTOCOL = Verdict.PROTOCOL
         ("quorum-permissions", none_taken("secondary"), PROTOCOL,
          "permissions that a filter takes"),
         ("quorum-refused", asking("blockdev-add"), ERROR_CONTRACT, "blockdev-add fails silently"),
+        ("quorum-refused", asking("human-monitor-command", **{
+            "command-line": "drive_add 0 if=none,id=bad,driver=null-co"}), PROTOCOL,
+         "a drive with a quorum and bad options"),
         ("backup-refused", asking("blockdev-backup"), ERROR_CONTRACT,
          "blockdev-backup fails silently"),
         ("backup-refused", answering("query-block-jobs", lambda jobs: [{}]), PROTOCOL,

@@ -80,6 +80,14 @@ def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
     )
 
 
+def _without_children(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**node, "image": {**node["image"], "filename": "json:{}"}} for node in nodes]
+
+
+#: The names of nodes do not have what is below them.
+renamed = answering("query-named-block-nodes", _without_children)
+
+
 @pytest.mark.parametrize(
     ("name", "mutant", "verdict", "cause"),
     [
@@ -96,6 +104,13 @@ def change_swallowed(words: Callable[[Arguments], bool]) -> Mutant:
          "the error of a read by votes"),
         ("quorum-votes-fail", succeeding, Verdict.PROTOCOL, "events of a quorum"),
         ("quorum-votes-fail", nothing_held, Verdict.ORDER, "a read of which one-of-read fail"),
+        ("quorum-reads-next", quorum_with(**{"read-pattern": "quorum"}), Verdict.ORDER,
+         "a read of which 1 of three children fail: other I/O"),
+        ("quorum-reads-next", quorum_with(children=["two", "one", "three"]), Verdict.ORDER,
+         "the child that is read next"),
+        ("quorum-reads-next", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
+         "the error of a read, one child at a time"),
+        ("quorum-changes-children", renamed, Verdict.PROTOCOL, "children in a quorum's name"),
         ("quorum-rewrites", quorum_with(**{"rewrite-corrupted": False}), Verdict.ORDER,
          "a read where one differ: other I/O"),
         ("quorum-rewrites", other_store("one", "two"), Verdict.CONTENT,
