@@ -150,6 +150,8 @@ DIRECTED: tuple[Directed, ...] = (
     _case("start-read-only", True, replication.read_only, options=(("hidden", "read-only", True),)),
     _case("start-read-only-secondary", True, starts.read_only_secondary),
     _case("start-named-above", True, starts.named_above),
+    _case("start-named-elsewhere", False, starts.named_elsewhere),
+    _case("guest-reads-in-failover", True, starts.reads_in_failover),
     _case("start-disks-in-use", False, starts.disks_in_use),
     _case("close-in-failover", False, starts.closed_in_failover),
     _case("job-progress", True, monitor.job_progress),

@@ -223,18 +223,23 @@ def refused(machine: GatedMachine) -> None:
     """A replication filter is refused without a disk, without a mode or with one that there is not,
     with a top-id where there is no sense in it, or without one where there is.
     """
-    for mode in ("", ",mode=tertiary"):
-        options = f"if=none,id=bad,driver=replication,file.driver=null-co{mode}"
+    disk = ",file.driver=null-co"
+    for given in (disk, f"{disk},mode=tertiary", ",mode=primary"):
+        options = f"if=none,id=bad,driver=replication{given}"
         machine.call("human-monitor-command", {"command-line": f"drive_add 0 {options}"})
         if any(one["device"] == "bad" for one in machine.call("query-block")):
             text = f"a drive with the options {options} is made"
             raise Broken(Verdict.PROTOCOL, text, "a drive with a replication filter and no mode")
-    disk = {"driver": "null-co", "node-name": "disk", "size": SIZE}
-    machine.call("blockdev-add", disk)
+    null = {"driver": "null-co", "node-name": "disk", "size": SIZE}
+    machine.call("blockdev-add", null)
     words = {"driver": "replication", "node-name": "filter"}
     fails(machine, "blockdev-add", {**words, "mode": "secondary", "file": "disk"})
     fails(machine, "blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})
-    for good in ({"mode": "primary"}, {"mode": "secondary", "top-id": "filter"}):
+    for good in (
+        {"mode": "primary"},
+        {"mode": "primary", "read-only": True},
+        {"mode": "secondary", "top-id": "filter"},
+    ):
         fails(machine, "blockdev-add", {**words, **good, "file": "nowhere"})
         machine.call("blockdev-add", {**words, **good, "file": "disk"})
         machine.call("blockdev-del", {"node-name": "filter"})

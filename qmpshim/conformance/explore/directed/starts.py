@@ -11,10 +11,12 @@ from qmpshim.conformance.explore.directed.tools import (
     add_client,
     add_filter,
     add_reader,
+    comes,
     fails,
     held,
     read,
     remove_client,
+    status,
     written,
 )
 from qmpshim.conformance.workload import pattern
@@ -62,6 +64,45 @@ def named_above(machine: GatedMachine) -> None:
         _expect(machine, "above", 0, COUNT, number - 1, "what is seen above a filter")
         machine.settle()
         machine.call("xen-colo-do-checkpoint")
+
+
+def named_elsewhere(machine: GatedMachine) -> None:
+    """Starting is refused where top-id names a node that is not above the filter, or one that has
+    another above it; and it starts with a filter that is named as it should be.
+    """
+    null = {"driver": "null-co", "node-name": "elsewhere", "size": machine.shape.size}
+    machine.call("blockdev-add", null)
+    machine.call("blockdev-add", {"driver": "raw", "node-name": "upon", "file": "elsewhere"})
+    remove_client(machine, "guest")
+    for top in ("upon", "active"):
+        machine.call("blockdev-del", {"node-name": "top"})
+        machine.call("blockdev-add", {**_FILTER, "top-id": top})
+        fails(machine, "xen-set-replication", START)  # once: twice is written up
+    machine.call("blockdev-del", {"node-name": "top"})
+    machine.call("blockdev-add", {**_FILTER, "top-id": "top"})
+    add_client(machine, "top")
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, COUNT)
+    _expect(machine, "top", 0, COUNT, 1, "the view after starts that were refused")
+
+
+def reads_in_failover(machine: GatedMachine) -> None:
+    """While a failover commits the guest reads on, and its data is there afterwards."""
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, COUNT)
+    written(machine, "guest", 3, 16, 8)
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    machine.call("xen-set-replication", FAILOVER)
+    machine.settle()
+    held(machine, "failover")
+    _expect(machine, "guest", 16, 8, 3, "the guest's data in a failover")
+    machine.gate.open()
+    machine.gate.release_all()
+    comes(machine, lambda: status(machine) is None, "failover")
+    written(machine, "guest", 4, 20, 8)
+    _expect(machine, "guest", 16, 4, 3, "the guest's data after a failover")
+    _expect(machine, "guest", 20, 8, 4, "the guest's data after a failover")
 
 
 def read_only_secondary(machine: GatedMachine) -> None:

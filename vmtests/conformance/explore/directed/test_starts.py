@@ -12,7 +12,7 @@ from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants.clients import client_with
+from vmtests.support.mutants.clients import DONE, client_with
 from vmtests.support.mutants.disks import nothing_held
 from vmtests.support.mutants.qmp import answering, asking
 
@@ -41,6 +41,15 @@ def zeroes(export: str) -> Mutant:
         ("start-named-above", asking("xen-colo-do-checkpoint"), Verdict.CONTENT,
          "what is seen above a filter"),
         ("start-named-above", asking(START), Verdict.ERROR_CONTRACT, "above read fails"),
+        ("start-named-elsewhere", asking(START), Verdict.ERROR_CONTRACT,
+         f"{START} fails silently"),
+        ("start-named-elsewhere", zeroes("top"), Verdict.CONTENT,
+         "the view after starts that were refused"),
+        ("guest-reads-in-failover", zeroes("guest"), Verdict.CONTENT,
+         "the guest's data in a failover"),
+        ("guest-reads-in-failover", nothing_held, Verdict.ORDER, "failover: other I/O"),
+        ("guest-reads-in-failover", client_with("guest", Nbd.WRITE, DONE), Verdict.CONTENT,
+         "the guest's data in a failover"),
         ("start-disks-in-use", asking(START), Verdict.ERROR_CONTRACT, f"{START} fails silently"),
         ("start-disks-in-use", zeroes("guest"), Verdict.CONTENT,
          "the view after starts that were refused"),
