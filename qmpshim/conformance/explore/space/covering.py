@@ -82,16 +82,16 @@ class Space:
     def broken(self, values: Point) -> Constraint | None:
         """A constraint that these values violate, whatever the missing ones are."""
         for constraint in self.constraints:
-            if all(name in values for name in constraint.dimensions) and not constraint.holds(
-                *(values[name] for name in constraint.dimensions)
-            ):
+            given = [values.get(one) for one in constraint.dimensions]
+            if None not in given and not constraint.holds(*given):
                 return constraint
         return None
 
     def _keeps(self, values: Point, name: str) -> bool:
         """Whether no constraint is violated by the value of one dimension."""
         for names, holds in self._about[name]:
-            if all(one in values for one in names) and not holds(*(values[n] for n in names)):
+            given = [values.get(one) for one in names]
+            if None not in given and not holds(*given):
                 return False
         return True
 

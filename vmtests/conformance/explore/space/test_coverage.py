@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qmpshim.conformance.explore.space.coverage import POSSIBLE, tuples_met
+from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import name_of
 
@@ -13,15 +16,16 @@ def test_the_possible_tuples_are_counted() -> None:
     assert counted == POSSIBLE
 
 
-def test_an_array_meets_every_pair_and_not_every_triple() -> None:
-    pairs, triples = tuples_met([name_of(point) for point in SPACE.covering_array(2)])
+def test_an_array_meets_every_pair_and_not_every_triple(pairs_of_space: Sequence[Point]) -> None:
+    pairs, triples = tuples_met([name_of(point) for point in pairs_of_space])
     assert pairs.met == pairs.possible
     assert 0 < triples.met < triples.possible
 
 
-def test_one_scenario_meets_a_tuple_for_each_choice_of_dimensions() -> None:
-    (point, *_) = SPACE.covering_array(2)
-    pairs, triples = tuples_met([name_of(point)])
+def test_one_scenario_meets_a_tuple_for_each_choice_of_dimensions(
+    pairs_of_space: Sequence[Point],
+) -> None:
+    pairs, triples = tuples_met([name_of(pairs_of_space[0])])
     many = len(SPACE.dimensions)
     assert pairs.met == many * (many - 1) // 2
     assert triples.met == many * (many - 1) * (many - 2) // 6

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.space import grammar
+from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, RELATIONS, SPACE
 from qmpshim.conformance.explore.space.naming import (
     array,
@@ -21,8 +23,8 @@ from qmpshim.conformance.explore.space.naming import (
 from qmpshim.errors import InputError
 
 
-def test_the_array_of_the_grammar_has_every_pair() -> None:
-    points = SPACE.covering_array(2)
+def test_the_array_of_the_grammar_has_every_pair(pairs_of_space: Sequence[Point]) -> None:
+    points = pairs_of_space
     assert [name_of(p) for p in points] == [name_of(p) for p in SPACE.covering_array(2)]
     got = {pairs for point in points for pairs in SPACE.tuples_of(point, 2)}
     for one, other in itertools.combinations(DIMENSIONS, 2):
@@ -31,9 +33,9 @@ def test_the_array_of_the_grammar_has_every_pair() -> None:
             assert (pairs in got) == (SPACE.complete(dict(pairs)) is not None), pairs
 
 
-def test_every_point_is_a_scenario_and_its_name_means_it() -> None:
+def test_every_point_is_a_scenario_and_its_name_means_it(pairs_of_space: Sequence[Point]) -> None:
     rng = random.Random(7)
-    points = SPACE.covering_array(2)
+    points = [*pairs_of_space]
     for _ in range(300):
         start = {one.name: rng.choice(one.values) for one in rng.sample(DIMENSIONS, 4)}
         if found := SPACE.complete(start):
