@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "backup-of-snapshot": (*_BACKUP, Use.FLEECING),
     "bitmap-grows": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "bitmap-names-edges": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    "bitmap-granularity": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "bitmap-is-stored": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "iothread-client-leaves": _EXPORT,
     "fua-is-durable": _EXPORT,

@@ -355,6 +355,26 @@ def edges_of_bitmap(machine: GatedMachine) -> None:
     fails(machine, "block-dirty-bitmap-add", {"node": "hidden", "name": "n" * 1024})
 
 
+def granularity(machine: GatedMachine) -> None:
+    """The granularity of a bitmap is what was given; else that of its disk's clusters, but between
+    4 and 64 KiB, and 64 KiB where there are none (docs/interop/bitmaps.rst).
+    """
+    sizes = {f"image{kib}": kib << 10 for kib in (1, 16, 256)}
+    for name, cluster in sizes.items():
+        add_image(machine, name, SIZE, cluster)
+    wanted = {name: max(4 << 10, min(64 << 10, cluster)) for name, cluster in sizes.items()}
+    for name, size in {**wanted, "secondary": 64 << 10}.items():
+        machine.call("block-dirty-bitmap-add", {"node": name, "name": "own"})
+        given = {"node": name, "name": "given", "granularity": 8 << 10}
+        machine.call("block-dirty-bitmap-add", given)
+        nodes = machine.call("query-named-block-nodes", {"flat": True})
+        (bitmaps,) = (one["dirty-bitmaps"] for one in nodes if one["node-name"] == name)
+        found = {one["name"]: one["granularity"] for one in bitmaps}
+        if found != {"own": size, "given": 8 << 10}:
+            text = f"bitmaps of {name} have the granularities {found}, not {size} and what is given"
+            raise Broken(Verdict.PROTOCOL, text, "granularity of a bitmap")
+
+
 def stored_bitmap(machine: GatedMachine) -> None:
     """A persistent bitmap is in its image when that is closed, and goes on when it is opened."""
     add_image(machine, "image", SIZE)

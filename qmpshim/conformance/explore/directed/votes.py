@@ -232,6 +232,9 @@ def changed_children(machine: GatedMachine) -> None:
     """
     _open(machine, _THREE, 2)
     add_disk(machine, "four")
+    fixed = {"driver": "null-co", "node-name": "fixed", "size": SIZE, "read-only": True}
+    machine.call("blockdev-add", fixed)
+    fails(machine, _CHANGE, {"parent": "votes", "node": "fixed"})
     _change(machine, node="four")
     _expect_children(machine, {**_NUMBERED, "children.3": "four"})
     for words in (

@@ -93,6 +93,8 @@ any_name = asking_otherwise(_shortened)
         ("reads-wait-for-copy", COPIED_WRONG, Verdict.ISOLATION, "a read of the target beside"),
         ("bitmap-names-edges", asking("block-dirty-bitmap-add", granularity=512), PROTOCOL,
          "a bitmap after a write of sectors"),
+        *(("bitmap-granularity", asking("block-dirty-bitmap-add", granularity=size), PROTOCOL,
+           "granularity of a bitmap") for size in (4096, 8192)),
         ("bitmap-names-edges", any_name, ERROR_CONTRACT, "block-dirty-bitmap-add fails silently"),
         ("parts-of-blocks", client_with("blocks", Nbd.WRITE_ZEROES, NbdAnswer(5, b"")),
          ERROR_CONTRACT, "a request of sectors fails"),
