@@ -64,6 +64,7 @@ if not deadlocked and taken < {checkpoints}:
 conclude(deadlocked, "checkpoints: %d; the primary answers: %s" % (taken, not deadlocked))
 """
 _SIDES = {"primary": "qmp", "secondary": "secondary"}  # their monitors
+_AT_ONCE = 20  # so many checkpoints a script takes in the time that it has anyway
 #: The steps of a failover: what is lost, and what the side does that is left.
 _FAILOVERS = {
     Failover.PRIMARY: ("lose_primary()", "secondary_takes_over()"),
@@ -131,6 +132,7 @@ def _of_disks(plan: PairPlan, shown: Shown) -> str:
         f"# A QEMU with {needs}",
         f"SIZE, CLUSTER = {plan.size}, {plan.cluster}",
         *_start(plan),
+        *([f"give_up_after({60 * plan.wanted})"] if plan.wanted > _AT_ONCE else []),
         *expected,
         *_round(plan, shown, judges),
         *_failover(plan, judges),

@@ -6,6 +6,7 @@ What goes wrong is put into the script's own copy of the chain, its link or its 
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from qmpshim.conformance.compare.evidence import (
     Unsound,
 )
 from qmpshim.conformance.explore.reproducer.export import steps_script
+from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.pair_steps import steps_of_pair
+from qmpshim.conformance.known.tracker import takes_guest, tracker_text
 from qmpshim.conformance.pair.bundle import Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import Exit
@@ -269,6 +272,23 @@ def test_a_script_of_a_pair_with_linux(
 ) -> None:
     words = (*colo_build, str(image.kernel), str(image.initramfs))
     sees_what_is_there(*WITH_LINUX[name], reproducer, *words)
+
+
+def test_many_checkpoints_have_the_time_they_need() -> None:
+    few, many = with_guest(resume=True, failover=Failover.PRIMARY), PairPlan(checkpoints=100)
+    assert "give_up_after" not in steps_of_pair(few, differs(DisksDiffer()))
+    assert "\ngive_up_after(6000)\n" in steps_of_pair(many, differs(DisksDiffer()))
+
+
+def test_a_report_of_a_pair_with_linux_attaches_the_guest(tmp_path: Path) -> None:
+    """Of one without there is the script alone."""
+    one = replace(write_up("pair/checkpoint-after-lost-writes"), path=tmp_path / "found.json")
+    for plan, attached in ((with_guest(guest="linux"), True), (with_guest(), False)):
+        (tmp_path / "found.py.in").write_text(steps_of_pair(plan, differs(DisksDiffer())))
+        text = tracker_text(one, "x.py")
+        assert takes_guest(one) is attached
+        assert ("x.py QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS\n" in text) is attached
+        assert ("It needs Python 3 and QEMU alone." in text) is not attached
 
 
 def test_a_script_with_linux_takes_one(reproducer: Reproducer) -> None:
