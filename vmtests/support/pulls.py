@@ -96,10 +96,22 @@ def forgotten(machine: GatedMachine, named: NamedIo) -> None:
             machine.call("block-dirty-bitmap-clear", {"node": "secondary", "name": name})
 
 
-@of("secondary", "read")
-def stale(machine: GatedMachine, named: NamedIo) -> None:
-    """What is copied for the snapshot is the data of the beginning, and not of T0."""
-    machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
+def _reads_of(image: str, owner: int) -> Misbehaviour:
+    """What is read of a disk is of this operation."""
+
+    @of(image, "read")
+    def release(machine: GatedMachine, named: NamedIo) -> None:
+        machine.gate.corrupt(named.io, bytes(pattern.data_of(owner, named.start, named.count)))
+
+    return release
+
+
+#: What is copied for the snapshot is the data of the beginning, and not of T0.
+stale = _reads_of("secondary", 1)
+
+#: What is copied for the snapshot of a second disk is of no operation.
+stray = _reads_of("other-secondary", 77)
+_MISREAD = {stale: ("secondary", 1), stray: ("other-secondary", 77)}
 
 
 @of("secondary", "write")
@@ -151,8 +163,9 @@ _AFTER_STEP = {
 def in_script(storage: Misbehaviour, script: str) -> str:
     """The script with a QEMU, or with disks, that misbehave in the same way."""
     place, wrong = _STEP, _STEP + _AFTER_STEP.get(storage, "")
-    if storage is stale:
-        place, old = _ANSWER, "pattern(1, r.guest, r.length // SECTOR)"
-        wrong = f"{old} if (r.image, r.op) == ('secondary', READ) and live else {_ANSWER}"
+    if storage in _MISREAD:
+        (image, owner), place = _MISREAD[storage], _ANSWER
+        other = f"pattern({owner}, r.guest, r.length // SECTOR)"
+        wrong = f"{other} if (r.image, r.op) == ({image!r}, READ) and live else {_ANSWER}"
     assert script.count(place) == 1
     return script.replace(place, wrong)

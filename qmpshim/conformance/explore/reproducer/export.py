@@ -69,8 +69,6 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if topology.disks > 1:
-        raise InputError("a script has one disk: `qmpshim replay` shows the finding")
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
@@ -80,12 +78,13 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "drains": [do for do in topology.commands if topology.drains(do)],
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
         "bitmaps": {
-            bitmap.node: [one.to_json() for one in _making(bitmap, scenario.size * SECTOR)]
+            bitmap.node: [one.to_json() for one in _making(bitmap, scenario.disk_size * SECTOR)]
             for bitmap in topology.bitmaps
         },
         "begins": topology.begins and topology.begins.to_json(),
         "images": [*topology.images],
         "size": scenario.size,
+        "disks": scenario.disks,
         "clusters": {name: scenario.cluster_of(name) for name in topology.qcow2},
         "qcow2": [*topology.qcow2],
         "setup": [[op.name, op.start, op.count] for op in scenario.setup],

@@ -23,7 +23,15 @@ from qmpshim.machine.builds.programs import write_programs
 from qmpshim.model.check.cause import CauseKind
 from vmtests.support.backups import point_of
 from vmtests.support.gate import Misbehaviour
-from vmtests.support.pulls import cleared, forgotten, in_script, recorded, stale, stopped
+from vmtests.support.pulls import (
+    cleared,
+    forgotten,
+    in_script,
+    recorded,
+    stale,
+    stopped,
+    stray,
+)
 from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
 
 #: By name: the form and the scenario, what is wrong, and what is found.
@@ -57,6 +65,18 @@ CASES = {
     "late bitmap": (
         "pull",
         "primary_write+start,third=start_then_primary_write",
+        forgotten,
+        CauseKind.BITMAP_MISSES,
+    ),
+    "view of two disks": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write,history=dirty,disks=two",
+        stray,
+        CauseKind.WRONG_DATA,
+    ),
+    "bitmaps of two disks": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write,history=dirty,disks=two",
         forgotten,
         CauseKind.BITMAP_MISSES,
     ),
