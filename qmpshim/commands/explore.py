@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from qmpshim.commands.results import check_writable
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.directed.run import ALL
-from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.report.report import SOAK
 from qmpshim.conformance.explore.scenario_sets import SETS
 from qmpshim.conformance.explore.search.exploration import (
@@ -42,7 +40,7 @@ from qmpshim.conformance.explore.search.exploration import (
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
 )
-from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
+from qmpshim.conformance.explore.search.settings import FAULTS, Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import InputError
@@ -50,7 +48,6 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.model.explore.explorer import MODES
 
 _BUDGET = 60.0  # seconds, for what is explored by default
-FAULTS = (errno.EIO, errno.ENOSPC, *Cut)
 
 
 def add(commands: Any) -> None:

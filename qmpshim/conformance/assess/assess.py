@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.search.exploration import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.gated_process import GatedProcess
 
 #: Seconds for trying what is known.
 TRYING = 45.0
@@ -43,6 +44,18 @@ class Assessment:
     seconds: float
 
 
+def _start(build: Build) -> None:
+    """Start it once: nothing follows for a use from a QEMU that does not.
+
+    :raises BuildError: it does not start
+    """
+    process = GatedProcess(build)
+    try:
+        process.spawn()
+    finally:
+        process.close()
+
+
 def assess(
     build: Build,
     uses: Sequence[Use],
@@ -60,6 +73,7 @@ def assess(
     :raises ExecutorLost: the cluster went away
     """
     began = time.monotonic()
+    _start(build)
     wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
 
     def exploring(at: Progress) -> None:

@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.report.report import AnyFinding, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
-from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
+from qmpshim.conformance.explore.search.settings import FAULTS, Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
@@ -123,7 +123,11 @@ def explore_uses(
             list(every.values()),
             [one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
             # Pairs before the array: each use has some.
-            settings=Settings(turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name)),
+            settings=Settings(
+                faults=FAULTS,
+                mixed=True,
+                turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name),
+            ),
             bounds=Bounds(budget=budget, jobs=jobs, cluster=cluster),
             known=WrittenUp(known_findings(), known_directed()),
             progress=progress,

@@ -15,6 +15,7 @@ from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import name_errnos
+from qmpshim.model.check.verdict import Verdict
 
 _NOT_AGAIN = "seen, and not each time it was tried again"
 _NOT_TRIED = "seen, and not tried again"
@@ -80,23 +81,31 @@ class Judgement:
 
     @property
     def findings_tried(self) -> int:
-        """How many of the known findings the time sufficed for."""
-        return sum(one.seen is not Seen.NOT_TRIED for one in self.tried)
+        """How many of the known findings were tried: there was time, and the build can do it."""
+        return sum(one.seen not in (Seen.NOT_TRIED, Seen.IMPOSSIBLE) for one in self.tried)
 
     @property
     def untried(self) -> tuple[WriteUp, ...]:
-        """Known findings that the time did not suffice for; none makes a build unreliable."""
+        """Known findings that the time did not suffice for; none makes a build unreliable.
+
+        What showed itself nevertheless, beside something else, is not among them.
+        """
+        shown = [one.entry for one in (*self.reasons, *self.remarks)]
         return tuple(
             one.entry
             for one in self.tried
-            if one.seen is Seen.NOT_TRIED and not one.entry.meaning.disqualifies
+            if one.seen is Seen.NOT_TRIED
+            and not one.entry.meaning.disqualifies
+            and one.entry not in shown
         )
 
     @property
     def figures(self) -> str:
         """What was tried, in words."""
         explored = self.explored
+        impossible = sum(one.seen is Seen.IMPOSSIBLE for one in self.tried)
         text = f"{self.findings_tried} of {len(self.tried)} known findings tried"
+        text += f" ({impossible} not possible here)" if impossible else ""
         if self.workloads:
             operations = sum(one.operations for one in self.workloads)
             text += f", {operations} operations of random workloads"
@@ -163,15 +172,26 @@ def judge(
         if not finding.confirmed and _would_disqualify(finding, use, shown)
     ]
     doubts += [
-        f"{trial.entry.name}: {name_errnos(trial.why)}"
+        f"{trial.entry.name}: {_doubt(trial)}"
         for trial in own
-        if trial.seen in (Seen.UNSURE, Seen.NOT_TRIED)
-        and trial.entry.meaning.disqualifies
-        and trial.entry.name not in shown
+        if _leaves_doubt(trial) and trial.entry.name not in shown
     ]
     answer = Answer.NOT_RELIABLE if reasons else Answer.CANNOT_TELL if doubts else Answer.RELIABLE
     remarks = tuple(one for one in everything if not _disqualifies(one))
     return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored, ran)
+
+
+def _leaves_doubt(trial: Trial) -> bool:
+    """Whether it is not known of a finding that matters, or something else went wrong beside it."""
+    meaning = trial.entry.meaning
+    if trial.seen is Seen.OTHER:
+        return meaning.disqualifies or trial.entry.contract
+    return trial.seen in (Seen.UNSURE, Seen.NOT_TRIED) and meaning.disqualifies
+
+
+def _doubt(trial: Trial) -> str:
+    why = name_errnos(trial.why)
+    return f"{trial.seen.value}: {why}" if trial.seen is Seen.OTHER else why
 
 
 def _would_disqualify(finding: AnyFinding, use: Use, shown: Container[str]) -> bool:
@@ -198,20 +218,28 @@ def _of_entry(entry: WriteUp) -> Reason:
         meaning.situation,
         meaning.consequence,
         meaning.workaround,
-        meaning.fix.release if meaning.fix else "",
+        meaning.fix.release if meaning.fix else entry.fixed,
         entry,
     )
 
 
 def _of_finding(finding: AnyFinding) -> Reason:
     assert finding.verdict is not None
+    text = _what(finding.verdict, finding.text)
     severity = SEVERITY_OF[finding.verdict]
-    return Reason(severity, finding.described, finding=finding, contract=finding.contract)
+    return Reason(severity, text, finding=finding, contract=finding.contract)
 
 
 def _of_workload(workload: Workload, found: CaseFinding) -> Reason:
     severity = SEVERITY_OF[found.verdict]
-    return Reason(severity, _text_of(found), workload=workload, contract=found.contract)
+    text = _what(found.verdict, found.title)
+    return Reason(severity, text, workload=workload, contract=found.contract)
+
+
+def _what(verdict: Verdict, text: str) -> str:
+    """What stands after a severity: with the verdict where that is another word."""
+    text = name_errnos(text)
+    return text if SEVERITY_OF[verdict].value == verdict.value else f"{verdict}: {text}"
 
 
 def _text_of(found: CaseFinding) -> str:

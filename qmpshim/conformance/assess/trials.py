@@ -25,13 +25,23 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.known.folder import known_pairs, known_workloads, write_up
-from qmpshim.conformance.known.matching import DirectedWriteUp, PairWriteUp, WorkloadWriteUp
+from qmpshim.conformance.known.folder import (
+    known_findings,
+    known_pairs,
+    known_workloads,
+    write_up,
+)
+from qmpshim.conformance.known.matching import (
+    DirectedWriteUp,
+    PairWriteUp,
+    WorkloadWriteUp,
+    recogniser,
+)
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import environment_with, write_programs
 from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.safe_path import python_script
@@ -41,7 +51,6 @@ _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
 _BOOTING = "linux-booting"  # takes longer to boot than there is time
 _LATE = "no time was left to try it"
-_ELSE = "something else went wrong"
 
 
 class Seen(StrEnum):
@@ -49,7 +58,8 @@ class Seen(StrEnum):
 
     SHOWN = "shown"
     NOT_SEEN = "not seen here"
-    UNSURE = "cannot tell"  # something else went wrong, or it could not be followed to its end
+    OTHER = "something else went wrong"  # that no write-up explains
+    UNSURE = "cannot tell"  # it could not be followed to its end
     NOT_TRIED = "not tried"  # the time was over
     IMPOSSIBLE = "not possible here"  # the build cannot do what it takes
 
@@ -220,20 +230,28 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
                 return _pair(build, one, directory)
             case WorkloadWriteUp():
                 return [_workload(build, one)]
-        return [_schedule(build, one)]
+        return _schedule(build, one)
     except NotStarted as error:  # which is no sign of what the build can do
         return [Trial(one, Seen.UNSURE, str(error))]
     except BuildError as error:
         return [Trial(one, Seen.IMPOSSIBLE, str(error))]
     except MachineError as error:
-        return [Trial(one, Seen.UNSURE, f"{_ELSE}: {error}")]
+        return [Trial(one, Seen.OTHER, str(error))]
 
 
-def _schedule(build: Build, one: WriteUp) -> Trial:
+def _schedule(build: Build, one: WriteUp) -> list[Trial]:
     shown = show_again(load_finding(one.path), build)
     if shown.finding is not None:
-        return Trial(one, Seen.SHOWN, shown.finding.text)
-    return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
+        return [Trial(one, Seen.SHOWN, shown.finding.text)]
+    recognise = recogniser(known_findings(), read_version(build)[0])
+    found = {recognise(other): other for other in shown.others}
+    new = found.pop("", None)
+    trials = [Trial(write_up(id_), Seen.SHOWN, other.text) for id_, other in found.items()]
+    if one.id in found:
+        return trials
+    if new is not None:
+        return [*trials, Trial(one, Seen.OTHER, new.described)]
+    return [*trials, Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)]
 
 
 def _directed(build: Build, one: DirectedWriteUp) -> Trial:
@@ -244,7 +262,7 @@ def _directed(build: Build, one: DirectedWriteUp) -> Trial:
         return Trial(one, Seen.NOT_SEEN)
     if one.explains(found.kind, found.cause, case.contract):
         return Trial(one, Seen.SHOWN, found.text)
-    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found.text}")
+    return Trial(one, Seen.OTHER, found.text)
 
 
 def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
@@ -256,8 +274,7 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
         trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in shown]
         others += [] if one in shown else [str(finding.cause)]
     if all(trial.entry != one for trial in trials):
-        why = f"{_ELSE}: {'; '.join(others)}" if others else ""
-        trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))
+        trials.append(Trial(one, Seen.OTHER if others else Seen.NOT_SEEN, "; ".join(others)))
     return trials
 
 
@@ -271,7 +288,7 @@ def _steps(build: Build, one: PairWriteUp) -> Trial:
         done = run_program(python_script(str(script)), None, env)
     seen = _OF_STATUS.get(done.returncode, Seen.UNSURE)
     lines = [line for line in done.stderr.splitlines() if line]
-    return Trial(one, seen, f"{_ELSE}: {lines[-1]}" if lines and seen is Seen.UNSURE else "")
+    return Trial(one, seen, lines[-1] if lines and seen is Seen.UNSURE else "")
 
 
 def _workload(build: Build, one: WorkloadWriteUp) -> Trial:
@@ -285,4 +302,4 @@ def _workload(build: Build, one: WorkloadWriteUp) -> Trial:
         for other in known_workloads():
             if other.id != one.id and other.covers(found, one.shown.operations):
                 return Trial(one, Seen.NOT_SEEN, f"{other.name} shows itself instead: {found}")
-    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
+    return Trial(one, Seen.OTHER, str(found))

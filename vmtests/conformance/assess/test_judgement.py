@@ -14,9 +14,11 @@ from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
@@ -62,6 +64,47 @@ def test_what_was_not_tried_is_not_counted_as_tried() -> None:
     known = len(judge(Use.FLEECING, NONE_SEEN, ALL).tried)
     judged = judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.NOT_TRIED), ALL)
     assert judged.figures.startswith(f"{known - 1} of {known} known findings tried")
+
+
+def test_what_the_build_cannot_do_is_not_counted_as_tried() -> None:
+    known = len(judge(Use.FLEECING, NONE_SEEN, ALL).tried)
+    judged = judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.IMPOSSIBLE), ALL)
+    figures = f"{known - 1} of {known} known findings tried (1 not possible here)"
+    assert judged.figures.startswith(figures)
+
+
+def test_what_showed_itself_elsewhere_is_not_among_the_untried() -> None:
+    found = replace(NEW, known=MILD.id, verdict=Verdict(MILD.verdicts[0]))
+    trials = with_trial(MILD.name, Seen.NOT_TRIED)
+    judged = judge(Use.FLEECING, trials, replace(ALL, confirmed=[found]))
+    assert [one.entry for one in judged.remarks] == [MILD] and not judged.untried
+
+
+@pytest.mark.parametrize("one", [SNAPSHOT, MILD])
+def test_something_else_that_goes_wrong_is_a_doubt(one: WriteUp) -> None:
+    """Whatever is tried there: a build is not sound by what could not be seen."""
+    judged = judge(Use.FLEECING, with_trial(one.name, Seen.OTHER), ALL)
+    assert judged.answer is Answer.CANNOT_TELL
+    assert judged.doubts == (f"{one.name}: something else went wrong: w",)
+
+
+def test_a_release_without_it_is_named_where_the_commit_is_not_known() -> None:
+    one = write_up("directed/timeout-is-long")
+    assert one.meaning.fix is None and one.fixed
+    judged = judge(one.meaning.affects[0], with_trial(one.name, Seen.SHOWN), ALL)
+    (reason,) = (*judged.reasons, *judged.remarks)
+    assert reason.fixed == one.fixed
+
+
+def test_a_severity_is_not_put_twice() -> None:
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, confirmed=[crash := _crash()]))
+    assert [one.text for one in judged.reasons] == [crash.text]
+    (reason,) = judge(Use.FLEECING, NONE_SEEN, replace(ALL, confirmed=[NEW])).reasons
+    assert reason.text == NEW.described
+
+
+def _crash() -> Finding:
+    return replace(NEW, verdict=Verdict.CRASH, text="QEMU was killed by SIGABRT")
 
 
 def test_an_option_that_the_build_does_not_have_is_no_doubt() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from qmpshim.conformance.explore.report.findings import Finding, finding_from_js
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
-from qmpshim.conformance.explore.search.minimize import search, show_again
+from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
+from qmpshim.conformance.known.matching import recogniser
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.workload.verification import verify as run_verify
@@ -286,8 +287,11 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     shown = show_again(load_finding(written.path), build)
     found = shown.finding
     if found is None:
+        if others := _new_ones(shown.others, build):
+            return _other(others[0], build, directory)
         text = "not seen" + (", though it is written up for this version" if expected else "")
-        text += f" ({shown.unsure})" if shown.unsure else ""
+        if shown.unsure:
+            return CaseOutcome(Status.SKIPPED, f"{text}: {shown.unsure}", figures={"seen": 0})
         return CaseOutcome(Status.OK, text, figures={"seen": 0})
     reported = replace(found, known=name if expected else "", contract=written.contract)
     return CaseOutcome(
@@ -353,13 +357,25 @@ def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutc
     if (found := shown.finding) is not None:
         finding = _of_schedule(replace(found, known=""), build, directory)
         return CaseOutcome(Status.DIVERGED, *_same_or_not(True, found.text, finding))
+    if shown.others:
+        return _other(shown.others[0], build, directory)
     if shown.unsure:
         return CaseOutcome(Status.SKIPPED, f"not seen, but {shown.unsure}")
-    other = search(wanted.scenario, build)
-    if other is None:
-        return CaseOutcome(Status.OK, "not seen in any schedule")
-    finding = _of_schedule(replace(other, known=""), build, directory)
-    return CaseOutcome(Status.DIVERGED, *_same_or_not(False, other.text, finding))
+    return CaseOutcome(Status.OK, "not seen in any schedule")
+
+
+def _new_ones(others: Iterable[Finding], build: Build) -> list[Finding]:
+    """Those that are not written up for the build's version."""
+    recognise = recogniser(known_findings(), read_version(build)[0])
+    return [one for one in others if not recognise(one)]
+
+
+def _other(finding: Finding, build: Build, directory: Path) -> CaseOutcome:
+    """What went wrong instead of what was looked for."""
+    shown = replay_schedule(finding, build).shows(finding)
+    finding = replace(finding, known="", replays=(int(shown), 1))
+    found = _of_schedule(finding, build, directory)
+    return CaseOutcome(Status.DIVERGED, *_same_or_not(False, finding.text, found))
 
 
 def _pair_bundle(build: Build, content: Mapping[str, Any], directory: Path) -> CaseOutcome:

@@ -62,9 +62,14 @@ class DirectedFinding:
         return self.replays[1] > 0
 
     @property
+    def text(self) -> str:
+        """What is wrong."""
+        return self.violation.text
+
+    @property
     def described(self) -> str:
         """Its verdict and what is wrong, for people: errnos have names."""
-        return f"{self.verdict}: {name_errnos(self.violation.text)}"
+        return f"{self.verdict}: {name_errnos(self.text)}"
 
     def to_json(self) -> dict[str, Any]:
         """As in the document of ``explore``."""

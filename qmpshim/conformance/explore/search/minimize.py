@@ -242,10 +242,12 @@ class Shown:
 
     :ivar finding: as it did, ``None`` where it did not
     :ivar unsure: why nothing follows from that it did not, or ``""``
+    :ivar others: where it did not, what else went wrong in its scenario, with the same failures
     """
 
     finding: Finding | None
     unsure: str = ""
+    others: tuple[Finding, ...] = ()
 
 
 @one_processor()
@@ -264,39 +266,43 @@ def show_again(finding: Finding, build: Build) -> Shown:
         return Shown(replace(finding, events=again.events, build=run_on, replays=(1, 1)))
     pool = QemuPool(build)
     try:
-        found, exhausted = _search_all(finding, pool)
+        found, exhausted, sightings = _search_all(finding, pool)
     finally:
         pool.close()
     if found is not None:
         return Shown(replace(found, build=run_on, replays=(1, 1)))
-    if other := other_state(finding, build):
-        return Shown(None, other)
-    if exhausted or (again.followed and again.violation is None):
-        return Shown(None)
-    return Shown(
-        None,
-        "the schedule cannot be followed on this build, and there are more schedules than "
-        f"{SMALLER_LIMIT:g} s suffice for",
+    errnos, points = tuple(dict.fromkeys(_plan(finding).values())), finding.crash_points
+    others = tuple(
+        replace(one, build=run_on, errnos=errnos, crash_points=points) for one in group(sightings)
     )
+    unsure = other_state(finding, build)
+    if not unsure and not exhausted and (again.violation is not None or not again.followed):
+        unsure = (
+            "the schedule cannot be followed on this build, and there are more schedules than "
+            f"{SMALLER_LIMIT:g} s suffice for"
+        )
+    return Shown(None, unsure, others)
 
 
-def _search_all(finding: Finding, pool: QemuPool) -> tuple[Finding | None, bool]:
+def _search_all(finding: Finding, pool: QemuPool) -> tuple[Finding | None, bool, list[Sighting]]:
     """The same finding in its scenario; where what fails there does not come, one of its kind does.
 
-    :returns: it, and whether all schedules were taken
+    :returns: it, whether all schedules were taken, and all that went wrong in them
     """
     plan = _plan(finding)
-    found, exhausted, ios = _search(finding.scenario, finding, pool, plan)
+    found, exhausted, system = _search(finding.scenario, finding, pool, plan)
+    sightings, ios = sightings_of(system), system.ios
     if found is not None or not exhausted or plan.keys() <= ios:
-        return found, exhausted
+        return found, exhausted, sightings
     places = [[io] if io in ios else _alike(io, ios) for io in plan]
     for some in itertools.product(*places):
         other = dict(zip(some, plan.values(), strict=True))
-        found, whole, _ = _search(finding.scenario, finding, pool, other)
+        found, whole, system = _search(finding.scenario, finding, pool, other)
+        sightings += sightings_of(system)
         if found is not None:
-            return found, exhausted
+            return found, exhausted, sightings
         exhausted = exhausted and whole
-    return None, exhausted
+    return None, exhausted, sightings
 
 
 def _alike(io: IoId, ios: Iterable[IoId]) -> list[IoId]:
@@ -305,25 +311,12 @@ def _alike(io: IoId, ios: Iterable[IoId]) -> list[IoId]:
     return [one for one in sorted(ios) if (one.op, one.kind, one.meta) == kind]
 
 
-@one_processor()
-def search(scenario: RealScenario, build: Build) -> Finding | None:
-    """Whatever is wrong in a scenario, its shortest schedule first.
-
-    :raises BuildError: the build cannot do the scenario
-    """
-    pool = QemuPool(build)
-    try:
-        system = RealSystem(pool, scenario)
-        explore(system, Mode.DPOR, Budget(seconds=SMALLER_LIMIT), stop=False)
-        system.leave()
-        sightings = [
-            Sighting(scenario, one.violation, one.schedule, one.events, one.count)
-            for one in system.found.values()
-        ]
-    finally:
-        pool.close()
-    found = group(sightings)
-    return min(found, key=lambda one: len(one.schedule), default=None)
+def sightings_of(system: RealSystem) -> list[Sighting]:
+    """What went wrong in an exploration."""
+    return [
+        Sighting(system.scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
+        for one in system.found.values()
+    ]
 
 
 def _plan(finding: Finding) -> dict[IoId, int]:
@@ -348,12 +341,12 @@ def _search(
     pool: QemuPool,
     plan: Mapping[IoId, int] | None = None,
     first: bool = False,
-) -> tuple[Finding | None, bool, set[IoId]]:
+) -> tuple[Finding | None, bool, RealSystem]:
     """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
 
     :param plan: what fails (default: what fails in the finding's schedule)
     :param first: any schedule will do, not the shortest
-    :returns: it, whether all schedules were taken, as far as they could be, and the I/Os in them
+    :returns: it, whether all schedules were taken, as far as they could be, and what took them
     """
     plan = _plan(finding) if plan is None else plan
     check = CrashPoints.parse(finding.crash_points).check
@@ -372,7 +365,7 @@ def _search(
     assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:
-        return None, exhausted, system.ios
+        return None, exhausted, system
     smaller = replace(
         finding,
         scenario=scenario,
@@ -382,4 +375,4 @@ def _search(
         contract=scenario.contract,
         ending=found.violation.ending,
     )
-    return smaller, exhausted, system.ios
+    return smaller, exhausted, system

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EIO, ENOSPC
 
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
+from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.matching import DirectedWriteUp, ExplorerWriteUp
 from qmpshim.model.explore.explorer import Mode
+
+#: What a held I/O may end with instead.
+FAULTS = (EIO, ENOSPC, *Cut)
 
 
 def _as_they_come(scenario: RealScenario) -> int:

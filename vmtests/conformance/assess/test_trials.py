@@ -1,0 +1,90 @@
+"""Trying a known finding: what else goes wrong there is seen, too, and is no sign of soundness."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.assess import trials
+from qmpshim.conformance.assess.trials import Seen, try_finding
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.runners import runners
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.search import minimize
+from qmpshim.conformance.known.folder import known_finding
+from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.check.cause import CauseKind
+
+#: What 7.2 has: without a failing I/O, and with one.
+ON_7_2 = ("snapshot-read-returns-new-data", "write-refused-by-both-disks-succeeds")
+
+
+@pytest.fixture(params=ON_7_2)
+def shadowed(
+    request: pytest.FixtureRequest, qemu_build: Build, tmp_path: Path
+) -> tuple[str, ExplorerWriteUp]:
+    """A known finding, and a write-up of another one that is never seen in its scenario."""
+    known = known_finding(request.param)
+    if not known.concerns(read_version(qemu_build)[0]):
+        pytest.skip("another version's")
+    content = json.loads(known.path.read_text())
+    content["case"]["cause_fields"] = {"kind": CauseKind.JOB_GONE.value}
+    path = tmp_path / "never-seen.json"
+    path.write_text(json.dumps(content))
+    return request.param, replace(known, path=path, causes=())
+
+
+def test_what_is_known_of_it_is_reported_beside(
+    shadowed: tuple[str, ExplorerWriteUp], qemu_build: Build, tmp_path: Path
+) -> None:
+    name, other = shadowed
+    found = {one.entry.name: one.seen for one in try_finding(qemu_build, other, tmp_path)}
+    assert found == {name: Seen.SHOWN, other.name: Seen.NOT_SEEN}
+
+
+def test_what_nothing_explains_is_no_sign_of_soundness(
+    shadowed: tuple[str, ExplorerWriteUp],
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, other = shadowed
+    monkeypatch.setattr(trials, "known_findings", lambda: ())
+    (trial,) = try_finding(qemu_build, other, tmp_path)
+    assert trial.seen is Seen.OTHER and trial.why
+
+
+def test_a_check_of_what_is_known_diverges_over_something_else(
+    shadowed: tuple[str, ExplorerWriteUp],
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it is written up it is no news; what could not be tried to its end was not tried."""
+    _, other = shadowed
+    case = Case("known", "x", {"id": "x"})
+    monkeypatch.setattr(runners, "known_finding", lambda name: other)
+    assert runners.known(qemu_build, case, tmp_path).status is Status.OK
+    with monkeypatch.context() as nothing_known:
+        nothing_known.setattr(runners, "known_findings", lambda: ())
+        outcome = runners.known(qemu_build, case, tmp_path)
+    assert outcome.status is Status.DIVERGED and outcome.text.startswith("another divergence: ")
+    (finding,) = outcome.findings
+    assert finding.confirmed and not finding.known
+    monkeypatch.setattr(minimize, "SMALLER_LIMIT", 0.0)
+    assert runners.known(qemu_build, case, tmp_path).status is Status.SKIPPED
+
+
+def test_a_bundle_is_not_cleared_by_something_else(
+    shadowed: tuple[str, ExplorerWriteUp], qemu_build: Build, tmp_path: Path
+) -> None:
+    """With the same I/Os failing: what a bisection is told is that it cannot be tested."""
+    _, other = shadowed
+    content = load_finding(other.path).to_json()
+    outcome = runners.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)
+    assert outcome.status is Status.DIVERGED and outcome.figures == {"reproduced": 0}
+    assert outcome.text.startswith("another divergence: ")
