@@ -32,7 +32,7 @@ from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.known.meaning import USE_NAMES, Use, uses_named
 from qmpshim.conformance.known.tracker import command_of
-from qmpshim.errors import BuildError, HostError
+from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import slug, write_file
 
@@ -93,6 +93,8 @@ def add(commands: Any) -> None:
 
 def _assess(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.html)
+    if args.html is not None and args.html == args.json:
+        raise InputError(f"--html and --json name the same file, {args.html}")
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)

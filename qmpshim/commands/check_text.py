@@ -13,7 +13,6 @@ from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
 from qmpshim.conformance.finding_words import classified
-from qmpshim.conformance.known.seen import assessed
 from qmpshim.errors import name_errnos
 
 
@@ -125,5 +124,5 @@ def _show_rest(comparison: Comparison, directory: Path, console: Console) -> Non
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
     console.prose(headline(comparison), comparison.exit_status)
     for tested in comparison.results.builds:
-        answer = assessed(comparison.seen_on(tested.name))
+        answer = comparison.answer_on(tested.name)
         console.prose(f"assess would say of this, {tested.name}: {answer}")

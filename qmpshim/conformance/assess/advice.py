@@ -1,4 +1,4 @@
-"""What to do where nothing can be concluded of a use; which reasons are harmless by themselves."""
+"""What to do where nothing can be concluded of a use; which reasons are mild by themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _MORE = 4.0  # times what was not
 
 
 #: What stands above the reasons that :func:`apart` sets apart.
-MILD = "not explained, and by itself neither data nor service is lost"
+MILD = (
+    "not explained, so it counts against it; what was seen of it loses neither data nor service, "
+    "what is behind it may"
+)
 
 
 class Remedy(StrEnum):

@@ -53,8 +53,8 @@ class SeenFinding:
 
     @property
     def disqualifies(self) -> bool:
-        """What is not explained does if it is within the contract."""
-        return self.meaning.disqualifies if self.meaning else self.contract and self.confirmed
+        """What is not explained does if it is within the contract; none that was not confirmed."""
+        return self.confirmed and (self.meaning.disqualifies if self.meaning else self.contract)
 
     @property
     def text(self) -> str:
@@ -67,7 +67,7 @@ def standing(found: Iterable[SeenFinding]) -> Standing:
     all_found = list(found)
     if any(one.disqualifies for one in all_found):
         return Standing.NOT_RELIABLE
-    if any(one.entry is None for one in all_found):
+    if any(one.entry is None or not one.confirmed for one in all_found):
         return Standing.UNEXPLAINED
     if any(one.severity.serious for one in all_found):
         return Standing.CONDITIONAL

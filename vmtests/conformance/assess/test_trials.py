@@ -82,7 +82,7 @@ def test_a_check_of_what_is_known_diverges_over_something_else(
 def test_a_bundle_is_not_cleared_by_something_else(
     shadowed: tuple[str, ExplorerWriteUp], qemu_build: Build, tmp_path: Path
 ) -> None:
-    """With the same I/Os failing: what a bisection is told is that it cannot be tested."""
+    """With the same I/Os failing: a bisection passes such a build over."""
     _, other = shadowed
     content = load_finding(other.path).to_json()
     outcome = runners.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)

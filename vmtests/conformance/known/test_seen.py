@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -79,6 +80,9 @@ def test_what_did_not_show_itself_every_time_is_kept_apart() -> None:
     assert assessed([flaky]) == f"nothing known was seen{doubt}"
     known = of(write_up("snapshot-read-returns-new-data"))
     assert standing([known, flaky]) is Standing.NOT_RELIABLE
+    unsure = replace(known, confirmed=False)
+    assert standing([unsure]) is Standing.UNEXPLAINED
+    assert assessed([unsure]) == f"nothing known was seen{doubt}"
     assert assessed([known, flaky]) == assessed([known]) + doubt
 
 
@@ -161,3 +165,17 @@ def test_the_report_answers_for_each_use_on_each_build(tmp_path: Path) -> None:
     assert snapshot in rows["image fleecing"] and iothread in rows["image fleecing"]
     assert rows["NBD export"].count(iothread) == 2 and snapshot not in rows["NBD export"]
     assert rows["every other use"].count("CANNOT TELL") == 2
+
+
+def test_nothing_is_concluded_of_a_build_on_which_nothing_ran() -> None:
+    """And a known finding that did not show itself each time makes it no more than unclear."""
+    builds = (Identity("one", "7.2.22", "ab" * 32, (7, 2, 22)),)
+    plan = Plan("mine", builds, (Case("verify", "x"),), {})
+    broken = compare(Results(plan, {("one", "x"): CaseOutcome(Status.BROKEN, "no greeting")}))
+    assert broken.answer_on("one").startswith("CANNOT TELL: ")
+    found = CaseFinding(
+        Verdict.ISOLATION, "c", "t", known="snapshot-read-returns-new-data", confirmed=False
+    )
+    seen = compare(Results(plan, {("one", "x"): CaseOutcome(Status.OK, "", (found,))}))
+    assert seen.answer_on("one").endswith("; 1 more did not show itself every time")
+    assert standing(seen.seen_on("one")) is Standing.UNEXPLAINED

@@ -18,7 +18,7 @@ from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
-from qmpshim.conformance.known.seen import SeenFinding
+from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.known.write_ups import WriteUp
 
 
@@ -119,12 +119,18 @@ class Comparison:
         return [
             SeenFinding(
                 *(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known),
-                confirmed=sight.state is not State.UNCONFIRMED,
+                confirmed=sight.best.confirmed,
             )
             for row in self.rows
             for sight in (row.sights.get(build),)
             if sight is not None
         ]
+
+    def answer_on(self, build: str) -> str:
+        """What `assess` would make of what was seen on a build."""
+        if not any(self.results.ran(build, case.name) for case in self.results.cases):
+            return "CANNOT TELL: none of these cases was carried out on it"
+        return assessed(self.seen_on(build))
 
     def fails(self, sight: Sight) -> bool:
         """Whether the run fails for it: a finding without a write-up, seen once or each time.

@@ -23,7 +23,7 @@ from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.meaning import Meaning, Use
-from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing, worst_by_use
+from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, worst_by_use
 from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -127,7 +127,7 @@ def _those(groups: Groups, fine: bool) -> Groups:
 
 def _answer(comparison: Comparison, build: str) -> Answer:
     found = comparison.seen_on(build)
-    return Answer(build, standing(found), assessed(found), worst_by_use(found))
+    return Answer(build, standing(found), comparison.answer_on(build), worst_by_use(found))
 
 
 def _worst(standings: Iterable[Standing]) -> Standing:
