@@ -14,7 +14,9 @@ def filled(draft: Path) -> Path:
     value |= {"reason": "it is so", "source": "block/x.c f()"}
     value["title"] = "A title"
     if "steps" in value:
-        value |= {"steps": ["A sentence.", "Another one."], "expected": "A sentence."}
+        value["steps"] = ["A sentence.", "Another one."]
+    if "expected" in value:
+        value["expected"] = "A sentence."
     for name in ("situation", "consequence", "workaround"):
         assert TO_WRITE in value["meaning"][name]
         value["meaning"][name] = "A sentence."

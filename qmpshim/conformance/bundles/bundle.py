@@ -9,7 +9,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import decode_all, encode, read_json
-from qmpshim.conformance.bundles.case_file import check_format, read_case
+from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
@@ -160,7 +160,7 @@ def load(directory: Path) -> WorkloadCase:
             tuple(operation_from_json(one, sectors) for one in value["operations"]),
             Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
-            dict(value["build"]),
+            build_fields(value["build"]),
         )
 
 

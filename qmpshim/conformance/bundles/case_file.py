@@ -53,6 +53,16 @@ def integers(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def build_fields(value: Any) -> dict[str, Any]:
+    """What a bundle has of the build it was made on; its version is a text.
+
+    :raises TypeError: it is none
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("version", ""), str):
+        raise TypeError(f"{value!r} is no build")
+    return value
+
+
 def check_format(value: Any, number: int, path: Path) -> None:
     """That a case is of the format this qmpshim reads.
 

@@ -16,6 +16,7 @@ from qmpshim.codec import encode
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding, failing
+from qmpshim.conformance.known.matching import check_shown
 from qmpshim.conformance.known.meaning import (
     SEVERITY_OF,
     TO_WRITE,
@@ -29,12 +30,21 @@ from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.bundle import PointsCase
-from qmpshim.errors import InputError
-from qmpshim.model.check.cause import Cause, Phase
+from qmpshim.conformance.pointintime.operations import PointKind
+from qmpshim.errors import InputError, decoding
+from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import JobSpec
 
 _PROMISE = f"{TO_WRITE}: what QEMU promises instead, one sentence."
-_STEP = f"{TO_WRITE}: what is done to see it, a sentence each."
+#: At least two: what there is to begin with, and what shows it.
+_STEPS = (
+    f"{TO_WRITE}: what is opened and started, a sentence.",
+    f"{TO_WRITE}: what is done then to see it, a sentence each.",
+)
+#: What does not follow from the verdict alone: what the answer should have been.
+_PROMISED = frozenset((Verdict.ERROR_CONTRACT, Verdict.PROTOCOL))
+_AFTER_CRASH = frozenset((CauseKind.BROKEN_BY_CRASH, CauseKind.UNUSABLE_AFTER_CRASH))
 
 
 def draft(bundle: Path) -> dict[str, Any]:
@@ -47,42 +57,64 @@ def draft(bundle: Path) -> dict[str, Any]:
         return _of_pair(bundle)
     if is_schedule(bundle):
         return _of_schedule(load_finding(bundle))
-    return _of_workload(load_case(bundle))
+    with decoding(str(bundle)):
+        return _of_workload(load_case(bundle))
 
 
 def _of_workload(case: AnyCase) -> dict[str, Any]:
     """Of operations one after another: by a random workload, or by hand."""
     if (found := case.divergence) is None:
         raise InputError("these operations were recorded as ones that show nothing wrong")
+    check_shown(case, found)
     text = f"{found.where}: predicted {found.predicted}, observed {found.observed}"
     if isinstance(case, PointsCase):
         uses = uses_of_points(case.workflow)
     else:
         uses = uses_of(case.spec.workflow)
     return {
-        **_head(text, uses, found.verdict, Trigger.LOAD, _seen(case.build)),
+        **_head(text, uses, found.verdict, _trigger_of(case), _seen(case.build)),
         "versions": {},
         "expected": _PROMISE,
-        "steps": [_STEP],
+        "steps": list(_STEPS),
         "reason": TO_WRITE,
         "source": TO_WRITE,
-        "contract": True,
+        "contract": True,  # one operation after another, each in a state that QEMU expects it in
         "case": case.to_json(),
     }
+
+
+def _trigger_of(case: AnyCase) -> Trigger:
+    """What it takes, by the operations: those of a chain let nothing fail."""
+    if not isinstance(case, PointsCase):
+        return Trigger.LOAD
+    jobs = (one for each in case.operations for one in each.actions if isinstance(one, JobSpec))
+    fails = any(job.fault is not None for job in jobs)
+    return _trigger(True, fails, any(one.kind is PointKind.KILL for one in case.operations))
+
+
+def _trigger(contract: bool, disk: bool, host: bool) -> Trigger:
+    """What it takes: misuse, or that a disk or a link fails, or the host."""
+    if not contract:
+        return Trigger.MISUSE
+    if disk and host:
+        return Trigger.TWO_FAILURES
+    return Trigger.FAILURE if disk or host else Trigger.LOAD
 
 
 def _of_schedule(finding: Finding) -> dict[str, Any]:
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
-    failed = failing(finding.schedule)
+    failed, crash = failing(finding.schedule), finding.cause.kind in _AFTER_CRASH
     uses = uses_of(finding.scenario.form)
-    trigger = Trigger.FAILURE if failed else Trigger.LOAD if finding.contract else Trigger.MISUSE
+    trigger = _trigger(finding.contract, bool(failed), crash)
     version = ".".join(map(str, finding.build.get("version", ())))
     seen = (version,) if version else ()
+    promised = {"expected": _PROMISE} if finding.verdict in _PROMISED else {}
     return {
         **_head(finding.text, uses, finding.verdict, trigger, seen),
         "causes": [_pattern(finding.cause)],
         "versions": {},
+        **promised,
         "reason": TO_WRITE,
         "source": TO_WRITE,
         "contract": finding.contract,
@@ -95,7 +127,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
     plan, wanted = pair_bundle.from_json(content, bundle)
     if wanted is None:
         raise InputError(f"{bundle} shows nothing wrong")
-    trigger = Trigger.LOAD if plan.failover is Failover.NONE else Trigger.FAILURE
+    trigger = _trigger(wanted.contract, plan.failover is not Failover.NONE, False)
     return {
         **_head(
             str(wanted.cause),
@@ -110,7 +142,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
         "accel": plan.accel,
         "expected": _PROMISE,
         "observed": str(wanted.cause),
-        "steps": [_STEP],
+        "steps": list(_STEPS),
         "reason": TO_WRITE,
         "source": TO_WRITE,
         "contract": wanted.contract,

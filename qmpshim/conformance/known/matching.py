@@ -202,6 +202,15 @@ def _until(found: Divergence, operations: Sequence[AnyOperation]) -> list[AnyOpe
     ]
 
 
+def check_shown(case: AnyCase, found: Divergence) -> None:
+    """That there are operations up to what was found, by which it is recognised.
+
+    :raises ValueError: there are none
+    """
+    if not _until(found, case.operations):
+        raise ValueError("it has no operation up to what it shows")
+
+
 def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[Finding], str]:
     """Return the id of what a finding on QEMU *version* is, ``""`` if it is not written up."""
 
@@ -239,6 +248,7 @@ def _of_workload(path: Path, value: dict[str, Any]) -> WorkloadWriteUp:
     fields, case = common(path, value), load_case(path)
     if case.divergence is None:
         raise ValueError("its case shows nothing wrong")
+    check_shown(case, case.divergence)
     return WorkloadWriteUp(**fields, shown=case, divergence=case.divergence)
 
 

@@ -107,7 +107,7 @@ class Trigger(StrEnum):
 _TRIGGERS = {
     Trigger.LOAD: "in ordinary use",
     Trigger.FAILURE: "when a disk, a link or a host fails",
-    Trigger.TWO_FAILURES: "when a disk fails and then the host",
+    Trigger.TWO_FAILURES: "when a disk or a link fails and then the host",
     Trigger.TESTING: "only with a driver for tests",
     Trigger.MISUSE: "only against QEMU's documented rules",
 }

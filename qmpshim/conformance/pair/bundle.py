@@ -12,7 +12,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import encode
-from qmpshim.conformance.bundles.case_file import check_format, read_case
+from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
@@ -188,4 +188,9 @@ def content(path: Path) -> dict[str, Any]:
     """
     value: dict[str, Any] = read_case(path, CASE)
     from_json(value, path)
+    with decoding(str(path)):
+        if not isinstance(builds := value.get("builds", []), list):
+            raise TypeError(f"{builds!r} are no builds")
+        for build in builds:
+            build_fields(build)
     return value

@@ -10,7 +10,13 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import decode, encode
-from qmpshim.conformance.bundles.case_file import check_format, peek, read_case, strings
+from qmpshim.conformance.bundles.case_file import (
+    build_fields,
+    check_format,
+    peek,
+    read_case,
+    strings,
+)
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.operations import PointOperation
@@ -84,7 +90,7 @@ def load(path: Path) -> PointsCase:
             tuple(_operation(one, spec) for one in value["operations"]),
             Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
-            dict(value["build"]),
+            build_fields(value["build"]),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,6 @@ from qmpshim.conformance.known.meaning import (
     Meaning,
     Severity,
     Trigger,
-    Upstream,
     Use,
     meaning_from_json,
 )
@@ -32,26 +30,13 @@ from qmpshim.errors import InputError
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
-
-
-#: Milder than the verdict that shows it: an answer that only waits for another one; data that are
-#: wrong while they are being written, which nothing relies on, and later after an error or a crash.
-MILDER = {
-    "directed/nbd-answer-waits": Severity.COSMETIC,
-    "failed-flush-leaves-l1-entry": Severity.DAMAGE_AFTER_ERROR,
-    "failed-write-beside-zeroes-is-backed-up": Severity.DAMAGE_AFTER_ERROR,
-    "write-beside-zeroes-zeroes-data": Severity.DAMAGE_AFTER_ERROR,
-}
+from vmtests.support import write_up_checks as checks
 
 
 def test_every_write_up_has_one() -> None:
     files = {p.relative_to(DIRECTORY).with_suffix("").as_posix() for p in DIRECTORY.rglob("*.json")}
     assert {one.name for one in write_ups()} == files and len(files) > 40
-    assert files >= MILDER.keys()
+    assert files >= checks.MILDER.keys()
 
 
 @pytest.mark.parametrize("defect", KnownDefect)
@@ -61,27 +46,7 @@ def test_what_the_model_predicts_has_one(defect: KnownDefect) -> None:
 
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
-    meaning = one.meaning
-    assert json.loads(one.path.read_text())["meaning"] == json.loads(json.dumps(encode(meaning)))
-    # What is only possible against QEMU's documents is a matter of robustness.
-    if meaning.trigger is Trigger.MISUSE:
-        assert not one.contract
-    # A version on which it was seen is one of those that have it.
-    assert all(one.concerns(numbers(version)) for version in meaning.seen)
-    assert list(meaning.seen) == sorted(meaning.seen, key=numbers)
-    if meaning.upstream is Upstream.PRESENT:
-        assert not one.fixed and meaning.seen
-    if meaning.upstream is Upstream.FIXED:
-        assert one.fixed
-    if meaning.fix is not None:
-        assert meaning.upstream is Upstream.FIXED
-        assert not meaning.fix.commit or meaning.fix.commit in f"{one.reason} {one.source}"
-    # What the finding is called must not be milder than what was seen.
-    worst = min(SEVERITY_OF[verdict].rank for verdict in one.verdicts)
-    if one.name in MILDER:
-        assert meaning.severity is MILDER[one.name] and not meaning.severity.serious
-    elif worst <= Severity.HANG.rank:
-        assert meaning.severity.serious
+    checks.meaning_agrees(one)
 
 
 def test_what_makes_a_build_unreliable() -> None:

@@ -190,7 +190,7 @@ def finding_from_json(value: Any) -> Finding:
             (int(value["replays"][0]), int(value["replays"][1])),
             str(value.get("known", "")),
             integers(value.get("errnos", [])),
-            dict(value.get("build", {})),
+            _build(value.get("build", {})),
             str(value.get("crash_points", "none")),
             bool(value.get("all_io", False)),
             {str(name): str(where) for name, where in dict(value.get("allocation", {})).items()},
@@ -235,6 +235,14 @@ def _ending(value: dict[str, Any]) -> Exit | None:
         return Exit.parse(str(value["ending"]))
     found = _ENDING.search(str(value["text"]))
     return Exit.parse(found[1]) if found else None
+
+
+def _build(value: Any) -> dict[str, Any]:
+    """The build it was found on; its version is a list of numbers."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no build")
+    integers(value.get("version", []))
+    return value
 
 
 def _cause(value: dict[str, Any]) -> Cause:
