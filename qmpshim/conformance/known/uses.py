@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "bitmap-grows": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "bitmap-names-edges": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "bitmap-granularity": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    "refused-enable-stops-bitmap": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "bitmap-is-stored": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
     "iothread-client-leaves": _EXPORT,
     "fua-is-durable": _EXPORT,

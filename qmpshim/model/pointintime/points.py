@@ -60,7 +60,8 @@ class PointDefect(StrEnum):
     ENABLE_UNDONE = "transaction-undoes-enable-that-was-refused"
     """A ``block-dirty-bitmap-enable`` that is refused in a transaction is undone all the same
     (``block_dirty_bitmap_enable_abort`` in blockdev.c): where there is no such bitmap QEMU
-    dereferences a null pointer, and where it is busy it is disabled (5.2 to at least 11.1)."""
+    dereferences a null pointer, and where it is busy it is disabled (5.2 to at least 11.1), which
+    is a write-up of its own, ``directed/refused-enable-stops-bitmap``."""
 
     ALWAYS_MARKS = "refused-transaction-marks-everything"
     """A job with bitmap-mode ``always`` that is undone with its transaction has copied nothing, and

@@ -324,7 +324,7 @@ def test_a_known_defect_is_left_out_and_shown_by_its_write_up(
 def test_a_refused_enable_in_a_transaction_stops_an_exported_bitmap(
     qemu_build: Build, workspace: Workspace
 ) -> None:
-    """The other half of the write-up: no crash, and the bitmap records no more."""
+    """No crash, as where there is no such bitmap: the bitmap records no more."""
 
     async def recording() -> list[bool]:
         run = PointsRun(points_setup(qemu_build, SPEC), workspace.subdirectory("run"))
@@ -341,7 +341,7 @@ def test_a_refused_enable_in_a_transaction_stops_an_exported_bitmap(
         finally:
             await run.close()
 
-    written_up = write_up("transaction-undoes-enable-that-was-refused")
+    written_up = write_up("directed/refused-enable-stops-bitmap")
     assert "stops recording" in written_up.meaning.consequence
     assert asyncio.run(recording()) == [True, False]
 

@@ -196,6 +196,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("large-requests", True, large.requests, form="push"),
     _case("large-requests-are-copied", True, large.copied, form="push"),
     _case("bitmap-granularity", True, ranges.granularity, form="push"),
+    _case("refused-enable-stops-bitmap", True, ranges.enabled_in_vain, form="push"),
     _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
     _case("flush-is-durable", True, ranges.durable_flush, form="push"),

@@ -375,6 +375,31 @@ def granularity(machine: GatedMachine) -> None:
             raise Broken(Verdict.PROTOCOL, text, "granularity of a bitmap")
 
 
+def enabled_in_vain(machine: GatedMachine) -> None:
+    """A transaction that enables a bitmap an export has is refused, and changes nothing."""
+    add_image(machine, "image", SIZE)
+    name = {"node": "image", "name": "changed"}
+    machine.call("block-dirty-bitmap-add", {**name, "granularity": CLUSTER})
+    offered = {"type": "nbd", "id": "offers", "name": "offers", "node-name": "image"}
+    machine.call("block-export-add", {**offered, "writable": True, "bitmaps": ["changed"]})
+    enable = {"type": "block-dirty-bitmap-enable", "data": name}
+    fails(machine, "transaction", {"actions": [enable]})
+    add_client(machine, "image")
+    written(machine, "image", 2, 0, COUNT)
+    machine.settle()
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    (bitmap,) = next(one["dirty-bitmaps"] for one in nodes if one["node-name"] == "image")
+    count, records = bitmap["count"], bitmap["recording"]
+    if count != CLUSTER or not records:
+        what = "a write after a refused transaction is not in the bitmap"
+        text = (
+            f"after a refused transaction the bitmap names {count} of the {CLUSTER} bytes that "
+            f"were written, and recording is {records}"
+        )
+        raise Broken(Verdict.LOST_WRITE, text, what)
+    remove_client(machine, "image")
+
+
 def stored_bitmap(machine: GatedMachine) -> None:
     """A persistent bitmap is in its image when that is closed, and goes on when it is opened."""
     add_image(machine, "image", SIZE)
