@@ -116,6 +116,8 @@ def meaning_agrees(one: WriteUp) -> None:
         assert not one.fixed and meaning.seen
     if meaning.upstream is Upstream.FIXED:
         assert one.fixed
+    if meaning.fix is not None and len(one.intervals) > 1:
+        assert meaning.fix.release == " and ".join(each.fixed for each in one.intervals)
     if meaning.fix is not None:
         assert meaning.upstream is Upstream.FIXED
         assert not meaning.fix.commit or meaning.fix.commit in f"{one.reason} {one.source}"

@@ -38,6 +38,10 @@ EXPECTED: dict[Verdict, str] = {
 }
 
 
+#: What an interval of versions rests on: not each release in it was run.
+_BY = "By what was run and QEMU's sources"
+
+
 def script_of(entry: WriteUp) -> str:
     """The stand-alone script that shows it: of its schedule, or of the steps beside the write-up.
 
@@ -95,7 +99,7 @@ def tracker_text(entry: WriteUp, attached: str = "") -> str:
     parts = (
         f"# {entry.title}",
         f"## Affected versions\n\nRun and seen on: {', '.join(meaning.seen) or 'none so far'}. "
-        f"By QEMU's sources: {entry.versions}. Upstream: {meaning.upstream.value}.",
+        f"{_BY}: {entry.versions}. Upstream: {meaning.upstream.value}.",
         f"## Impact\n\n{meaning.situation} {meaning.consequence}\n\n"
         f"Severity: {meaning.severity.words}, {meaning.trigger.words}.",
         f"## Steps to reproduce\n\n{_steps(entry, attached)}",
@@ -125,7 +129,7 @@ def _fix(entry: WriteUp) -> str:
     if meaning.fix is not None:
         return f"Fixed: {meaning.fix}."
     if meaning.upstream is Upstream.FIXED:
-        return f"Fixed: first seen without it in {entry.fixed}, commit not established."
+        return f"Fixed: not in {entry.fixed_in}. {_BY}; the commit is not established."
     if entry.suggestion:
         return f"A suggestion, which was not tried: {entry.suggestion}"
     return "None is known."

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qmpshim.codec import decode, encode
 from qmpshim.conformance.known.meaning import TO_WRITE, Meaning, meaning_from_json
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
@@ -106,13 +107,45 @@ def pattern_from_json(value: dict[str, Any]) -> CausePattern:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Versions that have it. A stable branch that was mended ends one, and the next release, which
+    was made before, begins another.
+
+    :ivar since: the first, :ivar fixed: the first that has it no more; ``""``: unknown
+    """
+
+    since: str = ""
+    fixed: str = ""
+
+    def __contains__(self, version: Version) -> bool:
+        return numbers(self.since or "0") <= version < numbers(self.fixed or "999")
+
+    def __str__(self) -> str:
+        if not self.fixed:
+            return f"from {self.since}" if self.since else "all"
+        return (f"from {self.since} to " if self.since else "") + f"before {self.fixed}"
+
+
+def intervals_from_json(value: Any) -> tuple[Interval, ...]:
+    """A write-up's ``versions``: one interval, or several that follow each other.
+
+    :raises KeyError, TypeError, ValueError, InputError: they are none
+    """
+    found = decode(tuple[Interval, ...], value if isinstance(value, list) else [value], "versions")
+    ends = [numbers(end) for one in found for end in (one.since or "0", one.fixed or "999")]
+    if not found or ends != sorted(set(ends)):
+        raise ValueError(f"these versions do not follow each other: {value}")
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteUp:
     """A finding that is written up.
 
     :cvar kind: what shows it: ``explore``, ``directed``, ``pair`` or ``verify``
     :ivar name: its file below ``findings/``, without the suffix
-    :ivar since: first version that has it, :ivar fixed: first that has it no more; ``""``: unknown
+    :ivar intervals: the versions that have it, oldest first
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
     :ivar causes: what the finding's cause has to be one of
     :ivar expected: what QEMU promises here, ``""``: what follows from the verdicts
@@ -130,8 +163,7 @@ class WriteUp:
     title: str
     reason: str
     source: str
-    since: str
-    fixed: str
+    intervals: tuple[Interval, ...]
     contract: bool
     verdicts: tuple[Verdict, ...]
     causes: tuple[CausePattern, ...]
@@ -152,28 +184,41 @@ class WriteUp:
     @property
     def versions(self) -> str:
         """Which versions have it, by the builds that were run and by QEMU's sources."""
-        if self.fixed:
-            return (
-                f"from {self.since} to before {self.fixed}"
-                if self.since
-                else f"before {self.fixed}"
-            )
-        return f"from {self.since}" if self.since else "all"
+        return ", and ".join(map(str, self.intervals))
+
+    @property
+    def since(self) -> str:
+        """The first version that has it; ``""``: unknown."""
+        return self.intervals[0].since
+
+    @property
+    def fixed(self) -> str:
+        """The first version after which none has it; ``""``: there is none, or it is unknown."""
+        return self.intervals[-1].fixed
+
+    @property
+    def fixed_in(self) -> str:
+        """Where it is no more: in a stable branch from a release on, in all from another on."""
+        *branches, last = (one.fixed for one in self.intervals)
+        ends = [f"{one} and later of {'.'.join(one.split('.')[:2])}" for one in branches]
+        return ", ".join([*ends, f"{last} and later"])
 
     @property
     def summary(self) -> dict[str, Any]:
         """What reports have of it, as JSON."""
         versions = {"since": self.since, "fixed": self.fixed}
+        several = [encode(one) for one in self.intervals] if len(self.intervals) > 1 else []
         return {
             "title": self.title,
             "reason": self.reason,
             "source": self.source,
             "versions": {name: version for name, version in versions.items() if version},
+            **({"intervals": several} if several else {}),
         }
 
     def concerns(self, version: Version) -> bool:
         """Whether QEMU *version* has it."""
-        return _numbers(self.since or "0") <= version < _numbers(self.fixed or "999")
+        return any(version in one for one in self.intervals)
 
     def explains(self, verdict: Verdict | None, cause: Cause, contract: bool) -> bool:
         """Whether something that went wrong is this, as far as verdict and cause go.
@@ -196,15 +241,12 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     if unwritten := [name for name, field in value.items() if TO_WRITE in str(field)]:
         raise ValueError(f"{', '.join(unwritten)} have to be written")
     inside = path.is_relative_to(DIRECTORY)
-    since, fixed = (str(value["versions"].get(name, "")) for name in ("since", "fixed"))
-    _numbers(since or "0"), _numbers(fixed or "999")
     return {
         "name": path.relative_to(DIRECTORY).with_suffix("").as_posix() if inside else path.stem,
         "title": str(value["title"]),
         "reason": str(value["reason"]),
         "source": str(value["source"]),
-        "since": since,
-        "fixed": fixed,
+        "intervals": intervals_from_json(value["versions"]),
         "contract": bool(value["contract"]),
         "verdicts": tuple(Verdict(word) for word in value["verdicts"]),
         "causes": tuple(pattern_from_json(one) for one in value.get("causes", ())),
@@ -219,5 +261,6 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _numbers(text: str) -> Version:
+def numbers(text: str) -> Version:
+    """A version as numbers; :raises ValueError: it is none."""
     return tuple(int(part) for part in text.split("."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.known.folder import read, write_up, write_ups
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.known.tracker import tracker_text
-from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY, Interval, WriteUp, intervals_from_json
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support import write_up_checks as checks
@@ -74,9 +75,48 @@ def test_a_fix_or_a_suggestion(one: WriteUp) -> None:
     ],
 )
 def test_ranges_are_words(since: str, fixed: str, words: str) -> None:
-    one = replace(write_up("directed/start-fails"), since=since, fixed=fixed)
+    one = replace(write_up("directed/start-fails"), intervals=(Interval(since, fixed),))
     assert one.versions == words
-    assert f"By QEMU's sources: {words}." in tracker_text(one, "x.py")
+    assert f"QEMU's sources: {words}." in tracker_text(one, "x.py")
+
+
+def test_stable_branches_end_an_interval_each() -> None:
+    """By number 10.1 comes after the 10.0.11 that was mended, and was released before it."""
+    one = write_up("discard-during-write-frees-cluster")
+    assert one.versions == "from 5.2 to before 10.0.11, and from 10.1 to before 11.1"
+    assert one.fixed_in == "10.0.11 and later of 10.0, 11.1 and later"
+    has_it = [(5, 2, 0), (10, 0, 10), (10, 1, 0), (11, 0, 2)]
+    assert all(one.concerns(version) for version in has_it)
+    assert not any(one.concerns(version) for version in [(5, 1), (10, 0, 11), (11, 1), (11, 1, 3)])
+    assert len(one.summary["intervals"]) == 2
+    completes = write_up("colo-migration-completes")
+    assert completes.concerns((10, 1, 0)) and not completes.concerns((10, 0, 7))
+
+
+def test_a_fix_is_in_what_was_looked_at() -> None:
+    """Not seen is only what was run."""
+    one = write_up("directed/nbd-answer-waits")
+    assert one.meaning.fix is None and one.fixed == "11.1.3"
+    fix = checks.section(tracker_text(one, "x.py"), "Fix")
+    assert fix.startswith("Fixed: not in 11.1.3 and later. By what was run and QEMU's sources")
+    assert "seen" not in fix
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        [{"fixed": "10.1"}, {"since": "10.0"}],
+        [{}, {}],
+        {"since": "x"},
+        {"since": "10", "fixed": "9"},
+        5,
+        {"since": 5},
+    ],
+)
+def test_versions_that_are_none(value: Any) -> None:
+    with pytest.raises((ValueError, InputError)):
+        intervals_from_json(value)
 
 
 def test_steps_that_are_not_written_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
