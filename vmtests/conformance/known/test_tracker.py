@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import read, write_up, write_ups
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.known.tracker import tracker_text
@@ -38,6 +39,14 @@ def test_the_steps_are_in_words(one: WriteUp) -> None:
 @EACH
 def test_expected_and_actual_are_of_the_finding(one: WriteUp) -> None:
     checks.expected_and_actual(one)
+
+
+def test_what_is_decided_by_an_answer_expects_that_answer() -> None:
+    """And does not allow what would be taken for the finding."""
+    one = write_up("start-after-stop-is-ignored")
+    answer = "Block replication is running or done"
+    assert load_finding(one.path).text.endswith(f"predicted {answer!r}")
+    assert one.expected == f'The second start is answered with "{answer}".'
 
 
 def test_without_what_was_observed_there_is_no_report() -> None:
