@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EIO
 
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
@@ -16,7 +17,7 @@ from qmpshim.conformance.explore.report.report import AnyFinding, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
-from qmpshim.conformance.explore.search.settings import FAULTS, Bounds, Settings, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
@@ -31,6 +32,7 @@ _WANTED: Mapping[Use, tuple[Verb, ...]] = {
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
 _STRENGTH = 2
+_FAILING = 0.15  # of the budget, in which I/Os of the pairs fail
 LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 
@@ -123,13 +125,17 @@ def explore_uses(
             list(every.values()),
             [one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
             # Pairs before the array: each use has some.
-            settings=Settings(
-                faults=FAULTS,
-                mixed=True,
-                turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name),
-            ),
-            bounds=Bounds(budget=budget, jobs=jobs, cluster=cluster),
+            settings=Settings(turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name)),
+            bounds=Bounds(budget=budget * (1 - _FAILING), jobs=jobs, cluster=cluster),
             known=WrittenUp(known_findings(), known_directed()),
+            progress=progress,
+        )
+        failing = explore_real(
+            build,
+            [one for one in every.values() if not is_name(one.name)] or [*every.values()],
+            settings=Settings(faults=(EIO,), turn=lambda one: one.name not in urgent),
+            bounds=Bounds(budget=budget * _FAILING, jobs=jobs, cluster=cluster),
+            known=WrittenUp(known_findings()),
             progress=progress,
         )
     except BuildError as error:  # it cannot do any of them
@@ -147,8 +153,9 @@ def explore_uses(
         lacking = [one.skipped for one in own if _lacks(one)]
         explored.skipped, explored.lacking = len(reasons), len(lacking)
         explored.why = next(iter(reasons + lacking), "")
-        explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
-        explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
+        for one in (report, failing):
+            explored.confirmed += [f for f in one.findings if names & set(f.scenarios)]
+            explored.unconfirmed += [f for f in one.unconfirmed if names & set(f.scenarios)]
         cases, result = cases_of(use), report.directed
         explored.cases = sum(case.id not in result.lacking for case in cases)
         explored.cases_run = sum(case in cases for case in result.run)

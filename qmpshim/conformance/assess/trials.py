@@ -40,6 +40,7 @@ from qmpshim.conformance.known.matching import (
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
+from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import environment_with, write_programs
@@ -100,7 +101,7 @@ def try_findings(
     ordered = sorted(wanted, key=_urgency)  # should the time be short
     quick = [one for one in ordered if one.kind != "pair"]
     split = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
-    split += [[one] for one in ordered if one.kind == "pair"]
+    split += pairs_alike(ordered)
     split.sort(key=lambda batch: _urgency(batch[0]))
     batches = [[one.name for one in batch] for batch in split]
     found: dict[str, Trial] = {}
@@ -108,6 +109,25 @@ def try_findings(
         note(found, names, record)
         progress(len(found))
     return [found[one.name] for one in wanted]
+
+
+def pairs_alike(ordered: Sequence[WriteUp]) -> list[list[WriteUp]]:
+    """The pairs, those together of which one run may decide all, that of most checkpoints first.
+
+    :param ordered: write-ups, others among them
+    """
+    found: dict[PairPlan, list[PairWriteUp]] = {}
+    for one in ordered:
+        if isinstance(one, PairWriteUp):
+            found.setdefault(_in_outline(one.plan), []).append(one)
+    for alike in found.values():
+        alike.sort(key=lambda one: -one.plan.checkpoints)
+    return [[*alike] for alike in found.values()]
+
+
+def _in_outline(plan: PairPlan) -> PairPlan:
+    """A plan without how long it takes: two that are equal here do the same to begin with."""
+    return replace(plan, checkpoints=1, writes=1, limit=1.0)
 
 
 def _urgency(one: WriteUp) -> tuple[bool, int]:
@@ -207,11 +227,15 @@ def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
 def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``names``: of write-ups. Tries each, and adds a line to the file ``record`` at once."""
     with Path(case.arguments["record"]).open("a") as record:
+        done: set[str] = set()
         for name in case.arguments["names"]:
+            if name in done:  # it was decided with another
+                continue
             for trial in try_finding(build, write_up(name), directory):
                 line = json.dumps([trial.entry.name, trial.seen.value, trial.why])
                 record.write(f"{line}\n")
                 record.flush()
+                done.add(trial.entry.name)
     return CaseOutcome(Status.OK)
 
 
@@ -272,10 +296,19 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
     for finding in outcome.findings:
         shown = [known for known in known_pairs() if known.shown_by(finding, plan)]
         trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in shown]
-        others += [] if one in shown else [str(finding.cause)]
-    if all(trial.entry != one for trial in trials):
-        trials.append(Trial(one, Seen.OTHER if others else Seen.NOT_SEEN, "; ".join(others)))
-    return trials
+        others += [] if shown else [str(finding.cause)]
+    shown_ones = [trial.entry for trial in trials]
+    for known in known_pairs():  # what the run went through, and did not show
+        shorter = _in_outline(known.plan) == _in_outline(plan) and known != one
+        if shorter and known.plan.checkpoints <= outcome.checkpoints and known not in shown_ones:
+            trials.append(Trial(known, Seen.NOT_SEEN))
+    if one in shown_ones:
+        return trials
+    if others:
+        return [*trials, Trial(one, Seen.OTHER, "; ".join(others))]
+    if shown_ones:  # and it is over with that
+        return [*trials, Trial(one, Seen.UNSURE, f"{shown_ones[0].name} shows itself instead")]
+    return [*trials, Trial(one, Seen.NOT_SEEN)]
 
 
 def _steps(build: Build, one: PairWriteUp) -> Trial:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.assess import trials
-from qmpshim.conformance.assess.trials import Seen, try_finding
+from qmpshim.conformance.assess.trials import Seen, pairs_alike, try_finding
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners import runners
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search import minimize
-from qmpshim.conformance.known.folder import known_finding
+from qmpshim.conformance.known.folder import known_finding, write_ups
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import CauseKind
@@ -88,3 +88,10 @@ def test_a_bundle_is_not_cleared_by_something_else(
     outcome = runners.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)
     assert outcome.status is Status.DIVERGED and outcome.figures == {"reproduced": 0}
     assert outcome.text.startswith("another divergence: ")
+
+
+def test_pairs_that_begin_alike_are_tried_together_the_longest_first() -> None:
+    names = [[one.name for one in alike] for alike in pairs_alike(write_ups())]
+    assert ["pair/colo-primary-deadlocks-under-tcg", "pair/colo-migration-completes"] in names
+    tried = sorted(name for alike in names for name in alike)
+    assert tried == sorted(one.name for one in write_ups() if one.kind == "pair")
