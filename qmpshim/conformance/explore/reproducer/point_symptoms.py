@@ -59,6 +59,10 @@ def ending_symptom(finding: Finding) -> Symptom:
 
 
 def job_symptom(finding: Finding, kind: str, subject: str) -> Symptom:
+    """What a job is, or does at an error, other than predicted.
+
+    :param subject: what the cause's subject is called there
+    """
     cause = finding.cause
     return {
         "kind": kind,

@@ -137,7 +137,7 @@ def symptom_of(finding: Finding) -> Symptom:
             return target_symptom(finding)
         case CauseKind.NO_POINT_IN_TIME:
             return snapshot_symptom(finding)
-        case CauseKind.WRONG_DATA if cause.subject == "view" and begins_in(finding):
+        case CauseKind.WRONG_DATA if cause.subject == "view" and begins_in(finding) is not None:
             return snapshot_symptom(finding)
         case (
             CauseKind.WRONG_DATA
