@@ -102,7 +102,7 @@ def try_findings(
     quick = [one for one in ordered if one.kind != "pair"]
     split = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
     split += pairs_alike(ordered)
-    split.sort(key=lambda batch: _urgency(batch[0]))
+    split.sort(key=lambda batch: min(map(_urgency, batch)))
     batches = [[one.name for one in batch] for batch in split]
     found: dict[str, Trial] = {}
     for names, record in _records(build, identity, batches, jobs, seconds, cluster):

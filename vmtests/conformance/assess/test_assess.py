@@ -108,8 +108,9 @@ def test_the_worst_is_tried_first_whatever_shows_it(
     wanted = by_severity(write_ups())
     try_findings(qemu_build, wanted, 1, 60.0)
     assert sorted(one.name for one in done) == sorted(one.name for one in wanted)
-    pairs = [one for one in done if one.kind == "pair"]
-    assert pairs == [one for one in wanted if one.kind == "pair"]
+    pairs = [one.meaning for one in done if one.kind == "pair"]
+    ranks = [(not one.disqualifies, one.severity.rank) for one in pairs]
+    assert ranks == sorted(ranks) and len(set(ranks)) > 1
     assert STALE in done[: len(done) // 2]
     serious = [one.meaning.disqualifies for one in done]
     assert all(serious[: serious.count(True) - 4]) and not any(serious[serious.count(True) + 4 :])
