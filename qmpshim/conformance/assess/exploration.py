@@ -32,7 +32,7 @@ _WANTED: Mapping[Use, tuple[Verb, ...]] = {
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
 _STRENGTH = 2
-_FAILING = 0.15  # of the budget, in which I/Os of the pairs fail
+FAILING = 0.15  # of the budget, in which I/Os of the pairs fail
 LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 
@@ -126,22 +126,18 @@ def explore_uses(
             [one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
             # Pairs before the array: each use has some.
             settings=Settings(turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name)),
-            bounds=Bounds(budget=budget * (1 - _FAILING), jobs=jobs, cluster=cluster),
+            bounds=Bounds(budget=budget * (1 - FAILING), jobs=jobs, cluster=cluster),
             known=WrittenUp(known_findings(), known_directed()),
-            progress=progress,
-        )
-        failing = explore_real(
-            build,
-            [one for one in every.values() if not is_name(one.name)] or [*every.values()],
-            settings=Settings(faults=(EIO,), turn=lambda one: one.name not in urgent),
-            bounds=Bounds(budget=budget * _FAILING, jobs=jobs, cluster=cluster),
-            known=WrittenUp(known_findings()),
             progress=progress,
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():
             explored.skipped, explored.why = explored.scenarios, str(error)
         return found
+    seen = {(one.verdict, one.cause) for one in report.findings}
+    bounds = Bounds(budget=budget * FAILING, jobs=jobs, cluster=cluster)
+    failing = _with_failing_io(build, list(every.values()), urgent, bounds, progress)
+    more = [one for one in failing if (one.verdict, one.cause) not in seen]
     for use, scenarios in by_use.items():
         names = {one.name for one in scenarios}
         own = [one for one in report.scenarios if one.name in names]
@@ -153,11 +149,35 @@ def explore_uses(
         lacking = [one.skipped for one in own if _lacks(one)]
         explored.skipped, explored.lacking = len(reasons), len(lacking)
         explored.why = next(iter(reasons + lacking), "")
-        for one in (report, failing):
-            explored.confirmed += [f for f in one.findings if names & set(f.scenarios)]
-            explored.unconfirmed += [f for f in one.unconfirmed if names & set(f.scenarios)]
+        found_here = [f for f in (*report.findings, *more) if names & set(f.scenarios)]
+        explored.confirmed = [f for f in found_here if f.confirmed]
+        explored.unconfirmed = [f for f in found_here if not f.confirmed]
+        explored.unconfirmed += [f for f in report.unconfirmed if names & set(f.scenarios)]
         cases, result = cases_of(use), report.directed
         explored.cases = sum(case.id not in result.lacking for case in cases)
         explored.cases_run = sum(case in cases for case in result.run)
         explored.directed = [one for one in result.findings if one.case in cases]
     return found
+
+
+def _with_failing_io(
+    build: Build,
+    scenarios: Sequence[RealScenario],
+    urgent: Collection[str],
+    bounds: Bounds,
+    progress: Callable[[Progress], None] | None,
+) -> list[Finding]:
+    """What is found, confirmed or not, where I/Os of the pairs fail, or of all if none is one."""
+    pairs_alone = [one for one in scenarios if not is_name(one.name)]
+    try:
+        report = explore_real(
+            build,
+            pairs_alone or scenarios,
+            settings=Settings(faults=(EIO,), turn=lambda one: one.name not in urgent),
+            bounds=bounds,
+            known=WrittenUp(known_findings()),
+            progress=progress,
+        )
+    except BuildError:  # it can do none of these; others it can
+        return []
+    return [*report.findings, *report.unconfirmed]

@@ -26,16 +26,15 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import (
-    known_findings,
     known_pairs,
     known_workloads,
+    recognised,
     write_up,
 )
 from qmpshim.conformance.known.matching import (
     DirectedWriteUp,
     PairWriteUp,
     WorkloadWriteUp,
-    recogniser,
 )
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
@@ -267,8 +266,7 @@ def _schedule(build: Build, one: WriteUp) -> list[Trial]:
     shown = show_again(load_finding(one.path), build)
     if shown.finding is not None:
         return [Trial(one, Seen.SHOWN, shown.finding.text)]
-    recognise = recogniser(known_findings(), read_version(build)[0])
-    found = {recognise(other): other for other in shown.others}
+    found = recognised(shown.others, read_version(build)[0])
     new = found.pop("", None)
     trials = [Trial(write_up(id_), Seen.SHOWN, other.text) for id_, other in found.items()]
     if one.id in found:

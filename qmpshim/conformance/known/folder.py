@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.matching import (
     AnyOperation,
     DirectedWriteUp,
     ExplorerWriteUp,
     PairWriteUp,
     WorkloadWriteUp,
+    recogniser,
     write_up_from_json,
 )
 from qmpshim.conformance.known.meaning import Trigger
@@ -56,6 +58,15 @@ def write_ups() -> tuple[WriteUp, ...]:
 def known_findings() -> tuple[ExplorerWriteUp, ...]:
     """Those of the explorer."""
     return _of(ExplorerWriteUp)
+
+
+def recognised(findings: Iterable[Finding], version: Version) -> dict[str, Finding]:
+    """The first finding of each write-up on QEMU *version*, by its id; ``""``: not written up."""
+    recognise = recogniser(known_findings(), version)
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        found.setdefault(recognise(finding), finding)
+    return found
 
 
 def known_finding(name: str) -> ExplorerWriteUp:

@@ -21,6 +21,7 @@ from qmpshim.conformance.known.matching import WorkloadWriteUp
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.errors import NotStarted
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from vmtests.support.broken_builds import make
 
@@ -157,6 +158,15 @@ def test_a_build_that_does_not_start_is_no_build_that_cannot(tmp_path: Path) -> 
     for one in QUICK:
         (trial,) = try_finding(build, one, tmp_path)
         assert trial.seen is Seen.UNSURE, trial
+
+
+def test_nothing_is_tried_on_a_build_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = resolve(str(make("ends-at-once", tmp_path / "broken")))
+    monkeypatch.setattr("qmpshim.conformance.assess.assess.try_findings", None)
+    with pytest.raises(NotStarted, match="ended at once"):
+        assess(build, [Use.FLEECING], 1.0, 1)
 
 
 def test_a_build_that_dies_is_never_reliable(tmp_path: Path) -> None:

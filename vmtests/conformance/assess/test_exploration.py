@@ -64,3 +64,16 @@ def test_what_is_decided_comes_last(qemu_build: Build) -> None:
         qemu_build, [Use.BITMAPS, Use.SYNC_NONE_BACKUP], 8.0, 1, decided=[Use.BITMAPS]
     )
     assert found[Use.SYNC_NONE_BACKUP].reached > 0 and found[Use.BITMAPS].schedules == 0
+
+
+def test_what_only_a_failing_io_shows_is_explored(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the primary disk that the quorum masks, without its write-up being tried."""
+    monkeypatch.setattr(exploration, "DIRECTED", ())
+    monkeypatch.setattr(exploration, "FAILING", 0.8)
+    monkeypatch.setattr(exploration, "scenarios_of", lambda use: pairs("primary")[:3])
+    use = Use.COLO_PRIMARY
+    found = explore_uses(qemu_build, [use], 15.0, 2)[use].seen
+    assert any(one.known.startswith("primary-") for one in found), found
+    assert len({(one.verdict, one.described) for one in found}) == len(found)

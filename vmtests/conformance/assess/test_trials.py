@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.assess import trials
 from qmpshim.conformance.assess.trials import Seen, pairs_alike, try_finding
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners import runners
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search import minimize
+from qmpshim.conformance.known import folder
 from qmpshim.conformance.known.folder import known_finding, write_ups
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.machine.builds.build import Build, read_version
@@ -53,7 +53,7 @@ def test_what_nothing_explains_is_no_sign_of_soundness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, other = shadowed
-    monkeypatch.setattr(trials, "known_findings", lambda: ())
+    monkeypatch.setattr(folder, "known_findings", lambda: ())
     (trial,) = try_finding(qemu_build, other, tmp_path)
     assert trial.seen is Seen.OTHER and trial.why
 
@@ -70,13 +70,29 @@ def test_a_check_of_what_is_known_diverges_over_something_else(
     monkeypatch.setattr(runners, "known_finding", lambda name: other)
     assert runners.known(qemu_build, case, tmp_path).status is Status.OK
     with monkeypatch.context() as nothing_known:
-        nothing_known.setattr(runners, "known_findings", lambda: ())
+        nothing_known.setattr(folder, "known_findings", lambda: ())
         outcome = runners.known(qemu_build, case, tmp_path)
     assert outcome.status is Status.DIVERGED and outcome.text.startswith("another divergence: ")
     (finding,) = outcome.findings
     assert finding.confirmed and not finding.known
     monkeypatch.setattr(minimize, "SMALLER_LIMIT", 0.0)
     assert runners.known(qemu_build, case, tmp_path).status is Status.SKIPPED
+
+
+def test_another_cause_of_the_same_write_up_is_the_same(
+    shadowed: tuple[str, ExplorerWriteUp],
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Builds differ in what a defect shows as: `assess` and `check` take either for it."""
+    name, other = shadowed
+    path = other.path.rename(tmp_path / f"{name}.json")  # its name is the write-up's id
+    same = replace(known_finding(name), path=path)
+    assert [one.seen for one in try_finding(qemu_build, same, tmp_path)] == [Seen.SHOWN]
+    monkeypatch.setattr(runners, "known_finding", lambda name: same)
+    outcome = runners.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)
+    assert (outcome.status, outcome.figures) == (Status.OK, {"seen": 1})
 
 
 def test_a_bundle_is_not_cleared_by_something_else(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,13 @@ from qmpshim.conformance.explore.search.exploration import ExploreReport, explor
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import scenarios_called
-from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
-from qmpshim.conformance.known.matching import recogniser
+from qmpshim.conformance.known.folder import (
+    known_directed,
+    known_finding,
+    known_findings,
+    recognised,
+    summary,
+)
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.workload.verification import verify as run_verify
@@ -283,12 +288,14 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
         written = known_finding(name)
     except InputError as error:
         raise InputError(f"{case.name}: {error}") from error
-    expected = written.concerns(read_version(build)[0])
+    version = read_version(build)[0]
+    expected = written.concerns(version)
     shown = show_again(load_finding(written.path), build)
-    found = shown.finding
+    others = recognised(shown.others, version)
+    found = shown.finding or others.get(written.id)
     if found is None:
-        if others := _new_ones(shown.others, build):
-            return _other(others[0], build, directory)
+        if "" in others:
+            return _other(others[""], build, directory)
         text = "not seen" + (", though it is written up for this version" if expected else "")
         if shown.unsure:
             return CaseOutcome(Status.SKIPPED, f"{text}: {shown.unsure}", figures={"seen": 0})
@@ -362,12 +369,6 @@ def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutc
     if shown.unsure:
         return CaseOutcome(Status.SKIPPED, f"not seen, but {shown.unsure}")
     return CaseOutcome(Status.OK, "not seen in any schedule")
-
-
-def _new_ones(others: Iterable[Finding], build: Build) -> list[Finding]:
-    """Those that are not written up for the build's version."""
-    recognise = recogniser(known_findings(), read_version(build)[0])
-    return [one for one in others if not recognise(one)]
 
 
 def _other(finding: Finding, build: Build, directory: Path) -> CaseOutcome:

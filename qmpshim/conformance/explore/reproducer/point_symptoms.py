@@ -182,7 +182,7 @@ def _points(finding: Finding) -> tuple[Point, ...]:
 
 
 def _owners(point: Point) -> list[list[Any]]:
-    """Whose the disk may be at a point in time."""
+    """Whose the disk may be at a point in time, by runs of sectors: first, end, owners."""
     return [[*edges, sorted(owners)] for owners, edges in _runs([*map(frozenset, point.owners)])]
 
 

@@ -22,6 +22,7 @@ from qmpshim.conformance.explore.harness.setup_state import allocation_after_set
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.search import sightings_of
 from qmpshim.conformance.explore.space.simpler import simpler, simplest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.processors import one_processor
@@ -309,14 +310,6 @@ def _alike(io: IoId, ios: Iterable[IoId]) -> list[IoId]:
     """Of these I/Os those of the same operation and kind as one."""
     kind = io.op, io.kind, io.meta
     return [one for one in sorted(ios) if (one.op, one.kind, one.meta) == kind]
-
-
-def sightings_of(system: RealSystem) -> list[Sighting]:
-    """What went wrong in an exploration."""
-    return [
-        Sighting(system.scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
-        for one in system.found.values()
-    ]
 
 
 def _plan(finding: Finding) -> dict[IoId, int]:

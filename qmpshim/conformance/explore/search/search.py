@@ -212,13 +212,13 @@ class _ScenarioRun:
         result.derailed += system.derailed
         result.in_part += system.in_part
         result.looks.add(system.looks)
-        _collect(system, self.scenario, self._sightings)
+        _collect(system, self._sightings)
 
     def _report(self, system: _ReportingSystem) -> None:
         violations = sum(one.count for one in system.found.values())
         if self._reported[:2] != (system, violations):
             sightings = dict(self._sightings)
-            _collect(system, self.scenario, sightings)
+            _collect(system, sightings)
             self._reported = system, violations, tuple(sightings.values())
         schedules = self.result.schedules + system.ended
         self._tick(LiveFindings(self.scenario, schedules, len(self._outcomes), self._reported[2]))
@@ -329,11 +329,16 @@ def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[Plan]:
     ]
 
 
-def _collect(
-    system: RealSystem, scenario: RealScenario, found: dict[SightingKey, Sighting]
-) -> None:
+def sightings_of(system: RealSystem) -> list[Sighting]:
+    """What went wrong in an exploration."""
+    return [
+        Sighting(system.scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
+        for one in system.found.values()
+    ]
+
+
+def _collect(system: RealSystem, found: dict[SightingKey, Sighting]) -> None:
     """Add what was seen, keeping the shortest schedule of each."""
-    for one in system.found.values():
-        new = Sighting(scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
+    for new in sightings_of(system):
         old = found.get(new.key)
         found[new.key] = old.joined(new) if old is not None else new
