@@ -126,6 +126,15 @@ def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:
     assert "6 ok" in done.stdout
 
 
+def written(file: Path) -> bool:
+    """Whether a JSON document is there, and the whole of it."""
+    try:
+        json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
 @contextmanager
 def processes(place: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
     """A scheduler's address, and by name the scheduler and its one worker: as elsewhere."""
@@ -141,8 +150,9 @@ def processes(place: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[byt
 
     try:
         start("scheduler", "--host", "127.0.0.1", "--port", "0")
-        wait_until(lambda: file.exists() or started["scheduler"].poll() is not None)
-        assert file.exists()
+        # The scheduler makes its file first, and writes it then.
+        wait_until(lambda: written(file) or started["scheduler"].poll() is not None)
+        assert written(file), (place / "scheduler.log").read_text()
         start("worker", "--nthreads", "1", "--no-nanny")
         yield json.loads(file.read_text())["address"], started
     finally:
