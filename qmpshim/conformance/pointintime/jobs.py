@@ -249,6 +249,8 @@ class Jobs:
 
         :raises Diverged: one ended otherwise than predicted, or its target is wrong
         """
+        if not self._model.jobs:
+            return False  # what still comes of one that is gone is the end of it, and is not noted
         events = [e for e in await self._chain.job_events() if e.job in self._model.jobs]
         for event in events:
             await self._note(event)

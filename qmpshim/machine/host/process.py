@@ -32,6 +32,7 @@ from qmpshim.errors import (
 )
 from qmpshim.machine.chain.quiescence import Idleness
 from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.machine.qmp.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Qemu:
         self._env = {**os.environ, **(env or {})}
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
-        self._client = QMPClient("qmpshim")
+        self._client = Client("qmpshim")
         self._log = (
             None if not directory.is_dir() else (directory / "qmp.log").open("a", buffering=1)
         )
