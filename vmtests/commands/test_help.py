@@ -33,6 +33,15 @@ def undescribed(parser: argparse.ArgumentParser) -> list[str]:
     return found
 
 
+def chosen_twice(parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments that one word would choose for in two ways."""
+    return [
+        action.dest
+        for action in parser._actions
+        if action.choices and len({*action.choices}) < len([*action.choices])
+    ]
+
+
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
 def test_help(parser: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(WIDTH))
@@ -40,6 +49,7 @@ def test_help(parser: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch) 
     assert too_wide(text) == []
     assert re.findall(r"\w-\n +[a-z]", text) == []
     assert undescribed(parser) == []
+    assert chosen_twice(parser) == []
 
 
 def named(parser: argparse.ArgumentParser) -> list[str]:
