@@ -41,6 +41,7 @@ from qmpshim.model.units import SECTOR
 
 _EVENTS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR", "JOB_STATUS_CHANGE")
 _GLANCE = 0.002  # seconds
+_LARGEST = 1 << 30  # bytes: half of a disk is data, and every check and full backup reads all of it
 _UNMAP = {"discard": "unmap"}
 
 
@@ -48,7 +49,7 @@ _UNMAP = {"discard": "unmap"}
 class PointsSpec:
     """Disks, all of one size.
 
-    :ivar size: bytes, a multiple of 512
+    :ivar size: bytes, a multiple of 512, 1 GiB at most
     :ivar cluster: bytes of a qcow2 cluster
     :ivar disks: how many
     """
@@ -60,6 +61,12 @@ class PointsSpec:
     def __post_init__(self) -> None:
         if self.size <= 0 or self.size % SECTOR:
             raise InputError(f"size {self.size} is no positive multiple of 512 bytes")
+        if self.size > _LARGEST:
+            raise InputError(
+                f"size {self.size} is too large: disks with bitmaps and jobs are read as a whole "
+                "again and again, so they have 1G at most; --workflow backup, replication and "
+                "fleecing take larger ones"
+            )
         if self.cluster not in [512 << n for n in range(13)]:
             raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
 
