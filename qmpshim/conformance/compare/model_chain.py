@@ -10,6 +10,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.protocols import SerializationProtocol
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.disks.subclusters import ExtendedQcow2
 from qmpshim.model.pointintime.masks import cover, span
 from qmpshim.model.units import SECTOR
 
@@ -40,6 +41,8 @@ def model_chain(
         protocol=protocol,
         behaviour=behaviour,
     )
+    if topology.node("secondary").driver == "qcow2" and topology.image("secondary").extended:
+        chain.place(ExtendedQcow2("secondary", size, cluster, backed=False))
     chain.min_cluster = topology.min_copy // SECTOR
     chain.frozen = frozen_at_start(topology, size)
     if topology.frozen is not None and topology.begins_late:
@@ -65,11 +68,12 @@ def frozen_at_start(topology: Topology, size: int) -> int:
 def equip(chain: Chain, topology: Topology) -> None:
     """Open the disks of a chain that is new, or was rebuilt, with the options of their nodes."""
     nodes = {node.name: node for node in topology.nodes}
-    if "hidden" in nodes:
-        cluster = topology.image("hidden").cluster
-        own = cluster // SECTOR if cluster else chain.cluster
-        backed = nodes["hidden"].options.get("backing") is not None
-        chain.place(Qcow2Image("hidden", chain.size, own, backed))
+    for name in {"hidden", "active"} & nodes.keys():
+        spec = topology.image(name)
+        own = spec.cluster // SECTOR if spec.cluster else chain.cluster
+        backed = nodes[name].options.get("backing") is not None
+        kind = ExtendedQcow2 if spec.extended else Qcow2Image
+        chain.place(kind(name, chain.size, own, backed))
     for image in (chain.secondary, chain.hidden, chain.active):
         if image.name in nodes:
             image.discards = unmaps(nodes[image.name])

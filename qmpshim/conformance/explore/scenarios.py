@@ -18,6 +18,7 @@ from qmpshim.machine.chain.chains import chain_name, topology_of
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.chain.variants import Options
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
+from qmpshim.model.disks.subclusters import SUBCLUSTERS
 from qmpshim.model.operations import (
     OF_JOB,
     Operation,
@@ -85,6 +86,17 @@ class RealScenario:
         topology = self.topology
         own = topology.image(image).cluster if image in topology.images else None
         return own // SECTOR if own else self.cluster
+
+    def unit_of(self, image: str) -> int:
+        """Sectors that a qcow2 image allocates at once: a subcluster where it has some."""
+        topology, cluster = self.topology, self.cluster_of(image)
+        extended = image in topology.images and topology.image(image).extended
+        return cluster // SUBCLUSTERS if extended else cluster
+
+    @property
+    def smallest_unit(self) -> int:
+        """The least of these."""
+        return min(map(self.unit_of, self.topology.qcow2), default=self.cluster)
 
     @property
     def granule(self) -> int:

@@ -192,7 +192,11 @@ def _chain(scenario: RealScenario) -> str:
         lines.append(f"* before all of it, QMP {_qmp(topology.begins)}")
     lines += commands.values()
     lines += ["", f"Positions are in sectors of 512 bytes. The disk has {scenario.size} of them"]
-    clusters = [f"`{name}` {scenario.cluster_of(name)}" for name in topology.qcow2]
+    clusters = [
+        f"`{name}` {scenario.cluster_of(name)}"
+        + (" (`extended_l2=on`)" if topology.image(name).extended else "")
+        for name in topology.qcow2
+    ]
     lines[-1] += f", a cluster of {', of '.join(clusters)}." if clusters else "."
     if topology.backs_up:
         lines[-1] += " T0 is the moment at which the backup job starts."

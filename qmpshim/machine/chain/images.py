@@ -14,9 +14,9 @@ from errno import EFBIG, EINVAL, ENOSPC
 from pathlib import Path
 from typing import Any, Protocol
 
-from qmpshim.errors import HostError
-from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.parts import Node
+from qmpshim.errors import HostError, OptionMissing
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.parts import EXTENDED, EXTENDED_SINCE, Node
 from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
@@ -138,9 +138,14 @@ def create_qcow2(
     :param env: qemu-img's environment; None: this process's
     :raises HostError: it cannot be created
     """
-    chosen = ",".join(f"{name}={value}" for name, value in (("cluster_size", cluster), *options))
+    chosen = _listed(cluster, options)
     command = [*qemu_img, "create", "-q", "-f", "qcow2", "-o", chosen, str(path), str(size)]
     _run(command, env)
+
+
+def _listed(cluster: int, options: Sequence[tuple[str, str]]) -> str:
+    """What follows ``-o``."""
+    return ",".join(f"{name}={value}" for name, value in (("cluster_size", cluster), *options))
 
 
 def _run(command: Sequence[str], env: Mapping[str, str] | None) -> None:
@@ -185,6 +190,15 @@ def blank_image(build: Build, node: Node, size: int, cluster: int) -> bytes:
     return blank_qcow2(build, size, node.image.cluster or cluster, node.image.create)
 
 
+def _check(build: Build, create: Sequence[tuple[str, str]]) -> None:
+    """Whether a build's qemu-img has all options.
+
+    :raises OptionMissing: it has not
+    """
+    if EXTENDED in create and read_version(build)[0] < EXTENDED_SINCE:
+        raise OptionMissing("this QEMU has no qcow2 images with subclusters")
+
+
 @functools.cache
 def blank_qcow2(
     build: Build, size: int, cluster: int, create: tuple[tuple[str, str], ...] = ()
@@ -193,8 +207,10 @@ def blank_qcow2(
 
     :param size: bytes of its disk, :param cluster: bytes of a cluster
     :param create: more options of ``qemu-img create -o``
+    :raises OptionMissing: this build does not have one
     :raises HostError: it cannot be made
     """
+    _check(build, create)
     with Workspace() as workspace:
         path = workspace.path / "blank"
         create_qcow2(build.tool("qemu-img"), path, size, cluster, create, build.environment())
@@ -204,17 +220,21 @@ def blank_qcow2(
 
 
 @functools.cache
-def filled_qcow2(build: Build, content: bytes, cluster: int) -> bytes:
+def filled_qcow2(
+    build: Build, content: bytes, cluster: int, create: tuple[tuple[str, str], ...] = ()
+) -> bytes:
     """The bytes of a qcow2 image whose disk holds *content*, with room to grow behind it.
 
+    :param create: more options of ``qemu-img convert -o``
+    :raises OptionMissing: this build does not have one
     :raises HostError: it cannot be made
     """
+    _check(build, create)
     with Workspace() as workspace:
         raw, made = workspace.path / "raw", workspace.path / "qcow2"
         raw.write_bytes(content)
         convert = [*build.tool("qemu-img"), "convert", "-q", "-f", "raw", "-O", "qcow2"]
-        options = ["-o", f"cluster_size={cluster}"]
-        _run([*convert, *options, str(raw), str(made)], build.environment())
+        _run([*convert, "-o", _listed(cluster, create), str(raw), str(made)], build.environment())
         image = made.read_bytes()
-    room = len(blank_qcow2(build, len(content), cluster))
+    room = len(blank_qcow2(build, len(content), cluster, create))
     return image + bytes(max(0, room - len(image)))

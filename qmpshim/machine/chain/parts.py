@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+#: The option of ``qemu-img create -o`` for subclusters, and the first QEMU that has it.
+EXTENDED = ("extended_l2", "on")
+EXTENDED_SINCE = 5, 2
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
@@ -24,6 +28,11 @@ class ImageSpec:
     cluster: int | None = None
     create: tuple[tuple[str, str], ...] = ()
     file: str = ""
+
+    @property
+    def extended(self) -> bool:
+        """Whether it has extended L2 entries: subclusters that are allocated one by one."""
+        return EXTENDED in self.create
 
 
 @dataclass(frozen=True, slots=True)

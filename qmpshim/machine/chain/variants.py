@@ -9,6 +9,7 @@ from typing import Any
 
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.parts import (
+    EXTENDED,
     OTHER,
     REFERENCES,
     DirtyBitmap,
@@ -32,10 +33,13 @@ from qmpshim.model.units import SECTOR
 JOB = "job"
 #: In the place of an option: bytes of a cluster of the node's image.
 IMAGE_CLUSTER = "image.cluster"
+#: In the place of an option: the node's image, if it is qcow2, has subclusters.
+IMAGE_EXTENDED = "image.extended_l2"
 #: In the place of an option of a filter: the bytes, first and end, that a bitmap of the disk below
 #: names when the filter is opened.
 WRITTEN = "bitmap.written"
 _FINE = 4096  # bytes of a granule of that bitmap
+_NO_OPTIONS = IMAGE_CLUSTER, IMAGE_EXTENDED, WRITTEN  # of the node itself
 #: In the place of an option of an export, the reader's: the bytes, first and end, that a bitmap of
 #: the disk names which is frozen when the backup job begins, and which the export offers.
 FROZEN = "bitmap.frozen"
@@ -156,8 +160,9 @@ def with_options(topology: Topology, options: Mapping[str, Mapping[str, Any]]) -
     """The same with more options of nodes.
 
     :param options: by node's name; of :data:`JOB` those of the commands that start it.
-        :data:`IMAGE_CLUSTER` is about how a node's image is made, :data:`WRITTEN` about the
-        bitmap that a filter goes by, :data:`FROZEN` about the one that an export offers
+        :data:`IMAGE_CLUSTER` and :data:`IMAGE_EXTENDED` are about how a node's image is made,
+        :data:`WRITTEN` about the bitmap that a filter goes by, :data:`FROZEN` about the one that
+        an export offers
     :raises KeyError: there is no such node, or no job for a bitmap to be frozen with
     """
     changed = topology
@@ -171,11 +176,13 @@ def with_options(topology: Topology, options: Mapping[str, Mapping[str, Any]]) -
         if name == JOB:
             changed = _with_job(changed, more)
             continue
-        own = {key: value for key, value in more.items() if key not in (IMAGE_CLUSTER, WRITTEN)}
+        own = {key: value for key, value in more.items() if key not in _NO_OPTIONS}
         both = {**changed.node(name).options, **own}
         changed = _with(changed, name, functools.partial(replace, options=both))
         if IMAGE_CLUSTER in more:
             changed = with_image(changed, name, cluster=more[IMAGE_CLUSTER])
+        if more.get(IMAGE_EXTENDED):
+            changed = with_image(changed, name, create=(*changed.image(name).create, EXTENDED))
         if WRITTEN in more:
             changed = _with_bitmap(changed, name, more[WRITTEN])
     return changed

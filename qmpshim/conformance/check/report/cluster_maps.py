@@ -59,7 +59,8 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
     for name in TOPOLOGIES[scenario.form].images:
         if name == "hidden" and seen.backup is not None:  # many points in time may be predicted
             target = seen.backup.target
-            disks.append(_disk("the target", scenario.cluster, None, target, (None, None), whose))
+            unit = scenario.unit_of(name)
+            disks.append(_disk("the target", unit, None, target, (None, None), whose))
             continue
         kinds: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None)
         if name in ("hidden", "active") and seen.alloc:
@@ -68,7 +69,7 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
         disks.append(
             _disk(
                 name,
-                scenario.cluster,
+                scenario.unit_of(name),
                 getattr(want, name) if want else None,
                 getattr(seen, name),
                 kinds,

@@ -247,7 +247,7 @@ class LinearizabilityChecker:
             case Aspect.STATUS:
                 return "status" not in unchecked.names
             case Aspect.ALLOCATION:
-                cluster = self.scenario.cluster_of(str(one.of))
+                cluster = self.scenario.unit_of(str(one.of))
                 start, last = one.place * cluster, (one.place + 1) * cluster
                 return one.of not in unchecked.names and not _within(start, last, unchecked.copied)
         start, last = self.cells[one.place]
@@ -287,7 +287,9 @@ class LinearizabilityChecker:
             case Observable(Aspect.ALLOCATION, name, cluster):
                 there = Alloc(wrong.observed).name.lower()
                 kinds = tuple(Alloc(want).name.lower() for want in sorted(wrong.predicted))
-                text = f"cluster {cluster} of the {name} disk is {there}"
+                extended = self.scenario.unit_of(str(name)) < self.scenario.cluster_of(str(name))
+                what = "subcluster" if extended else "cluster"
+                text = f"{what} {cluster} of the {name} disk is {there}"
                 text += f", predicted {' or '.join(kinds)}"
                 cause = Cause(CauseKind.ALLOCATION, str(name), there, kinds)
                 allowed = tuple(
@@ -420,7 +422,7 @@ def _within(start: int, end: int, ranges: Collection[tuple[int, int]]) -> bool:
 
 
 def _cells(scenario: RealScenario) -> list[tuple[int, int]]:
-    step = min(scenario.cluster, scenario.cluster_of("hidden"))
+    step = min(scenario.cluster, scenario.smallest_unit)
     if frozen := scenario.topology.frozen:
         step = min(step, frozen.granularity // SECTOR)
     edges = {0, scenario.size, *range(0, scenario.size, step)}

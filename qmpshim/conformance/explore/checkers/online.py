@@ -26,7 +26,7 @@ from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Verb, does
-from qmpshim.model.units import SECTOR, touched
+from qmpshim.model.units import SECTOR, outwards, touched
 
 _EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
 _CHANGES = (Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)
@@ -70,7 +70,10 @@ class OnlineChecker:
         """This request was answered as done; whether it is, is checked when it matters."""
         start, cluster = self._names.guest_sector(io), self._cluster
         if first_of(io.image) == "hidden" and io.op is Nbd.WRITE and start is not None:
-            for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
+            end = start + io.length // SECTOR
+            if end >= self._scenario.size:  # subclusters behind the disk's end are not written
+                end = outwards(start, end - start, cluster)[1]
+            for n in range(-(-start // cluster), end // cluster):
                 self._copies[n] = io
 
     def pull_has_begun(self) -> None:

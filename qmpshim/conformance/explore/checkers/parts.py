@@ -91,7 +91,7 @@ class _Parts:
         self._commits, self._replicates = scenario.commits, scenario.replicates
         self._accessible = scenario.accessible
         self._pulls = scenario.topology.begins_late
-        self._clusters = scenario.cluster_of("hidden"), scenario.cluster_of("active")
+        self._clusters = scenario.unit_of("hidden"), scenario.unit_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
         self._view = None if end.view is None else list(end.view)

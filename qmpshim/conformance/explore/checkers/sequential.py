@@ -29,7 +29,7 @@ from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.check.observables import MARKED, UNMARKED
-from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.disk import Disk
@@ -216,9 +216,9 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     if scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
+        chain.secondary.contents.write(0, owned(BASE, scenario.size))
     else:
         chain = _secondarys(scenario, behaviour)
-    chain.secondary.contents.write(0, owned(BASE, scenario.size))
     if not scenario.topology.begins_late:
         run_sequentially(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
@@ -244,9 +244,7 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         behaviour,
         protocol,
     )
-    if isinstance(chain.secondary, Qcow2Image):
-        clusters = range(-(-scenario.size // scenario.cluster))
-        chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
+    run_sequentially(chain.secondary.write(0, owned(BASE, scenario.size)))
     return chain
 
 

@@ -46,7 +46,7 @@ class Footprints:
         self._narrow = [
             not (all_io or scenario.backs_up or scenario.changes_chain(op))
             and op.count > 0
-            and len(touched(op.start, op.count, scenario.cluster)) == 1
+            and len(touched(op.start, op.count, scenario.smallest_unit)) == 1
             for op in scenario.ops
         ]
 

@@ -26,7 +26,7 @@ class OverlayState:
     """What an overlay holds.
 
     :ivar content: whose each sector is, ``None`` where the image has nothing
-    :ivar kinds: allocation by cluster
+    :ivar kinds: allocation by cluster, or by subcluster
     :ivar violation: the image is broken, and how; the rest has no meaning then
     """
 
@@ -43,7 +43,7 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
 def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
     """Read the bytes of the qcow2 image *name*."""
     first = disk_of(name) * scenario.disk_size
-    words = scenario.disk_size, scenario.cluster_of(name), name, first
+    words = scenario.disk_size, scenario.unit_of(name), name, first
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:
             return overlay
@@ -59,6 +59,7 @@ _RECENT: deque[tuple[bytes, tuple[int, int, str, int], OverlayState]] = deque(ma
 def read_state(image: bytes, size: int, cluster: int, name: str, first: int = 0) -> OverlayState:
     """The state of an overlay's image; *size* and *cluster* are sectors.
 
+    :param cluster: of a subcluster, where it has some
     :param first: the number of its first sector, where its disk is not the first one
     :raises UnsupportedFeature: the image has what the model lacks
     """
@@ -111,12 +112,12 @@ def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
     """
     qcow2 = Qcow2Reader.parse(machine.gate.snapshot(name))
     found = qcow2.clusters()
-    cluster = machine.cluster(name) // SECTOR
+    unit = qcow2.unit_size // SECTOR
     return {
-        host // SECTOR + offset: index * cluster + offset
+        host // SECTOR + offset: index * unit + offset
         for index, kind, host in zip(
             found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
         )
         if kind == Alloc.DATA and host < qcow2.extra_at
-        for offset in range(cluster)
+        for offset in range(unit)
     }

@@ -48,12 +48,21 @@ def base_content(sectors: int) -> bytes:
 
 
 @functools.cache
-def base_image(build: Build, sectors: int, cluster: int, image_format: str) -> bytes:
-    """An image whose disk holds :func:`base_content`; *cluster* in sectors."""
+def base_image(
+    build: Build,
+    sectors: int,
+    cluster: int,
+    image_format: str,
+    create: tuple[tuple[str, str], ...] = (),
+) -> bytes:
+    """An image whose disk holds :func:`base_content`; *cluster* in sectors.
+
+    :param create: more options of a qcow2 image
+    """
     content = base_content(sectors)
     if image_format == "raw":
         return content
-    return filled_qcow2(build, content, cluster * SECTOR)
+    return filled_qcow2(build, content, cluster * SECTOR, create)
 
 
 class QemuPool:
@@ -95,7 +104,13 @@ class QemuPool:
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
-        self.base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
+        self.base = base_image(
+            self.build,
+            scenario.size,
+            scenario.cluster,
+            scenario.secondary,
+            scenario.topology.image("secondary").create,
+        )
         self.back()
         machine = self.machine
         if machine is None:

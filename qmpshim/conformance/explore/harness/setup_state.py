@@ -12,13 +12,14 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.parts import EXTENDED_SINCE
 from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader
 from qmpshim.model.chain.behaviour import VERSIONS, behaviour_of
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.disks.image import Alloc, Qcow2Image
 
-#: By image, a letter for each cluster: ``D`` data, ``Z`` zeroes that keep their place in the file,
-#: ``z`` zeroes that have none, ``-`` nothing.
+#: By image, a letter for each cluster, or subcluster: ``D`` data, ``Z`` zeroes that keep their
+#: place in the file, ``z`` zeroes that have none, ``-`` nothing.
 Allocation = Mapping[str, str]
 LETTERS = "D data, Z zeroes with a place in the file, z zeroes without, - nothing"
 
@@ -46,7 +47,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
         parsed = {
             name: Qcow2Reader.parse(machine.gate.snapshot(name)) for name in machine.qcow2_images
         }
-        return {name: _letters(one.clusters(), one.guest_clusters) for name, one in parsed.items()}
+        return {name: _letters(one.clusters(), one.guest_units) for name, one in parsed.items()}
     except MachineError:
         return {}
     finally:
@@ -106,7 +107,11 @@ def depends_on_version(scenario: RealScenario, version: tuple[int, ...]) -> str:
     if not scenario.setup:
         return ""
     here = predicted_after_setup(scenario, version)
+    topology = scenario.topology
+    extended = any(topology.image(name).extended for name in topology.qcow2)
     for one in VERSIONS:
+        if extended and one < EXTENDED_SINCE:
+            continue
         for name, there in predicted_after_setup(scenario, one).items():
             if here.get(name) != there:
                 return (

@@ -86,6 +86,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "size": scenario.size,
         "disks": scenario.disks,
         "clusters": {name: scenario.cluster_of(name) for name in topology.qcow2},
+        "units": {name: scenario.unit_of(name) for name in topology.qcow2},
         "qcow2": [*topology.qcow2],
         "setup": [[op.name, op.start, op.count] for op in scenario.setup],
         "ops": [[op.name, op.start, op.count] for op in scenario.ops],

@@ -19,6 +19,7 @@ from qmpshim.machine.chain.variants import (
     FROZEN,
     GROUPED,
     IMAGE_CLUSTER,
+    IMAGE_EXTENDED,
     INDIVIDUAL,
     JOB,
     TWO_DISKS,
@@ -184,6 +185,14 @@ _TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "large-backed": {"push": (_LARGE_CLUSTER, _BACKED)},
 }
 
+#: Which images have subclusters, by value of the dimension.
+_SUBCLUSTERS: Mapping[str, tuple[str, ...]] = {
+    NONE: (),
+    "overlays": ("hidden", "active"),
+    "all": ("hidden", "active", "secondary"),
+}
+_SMALLEST_EXTENDED = 32  # sectors of a cluster: 32 subclusters of 512 bytes
+
 #: What a bitmap of the disk names when the snapshot begins, by value of the dimension; places as in
 #: the history. Copy-before-write goes by it; beside a backup job it is frozen, and the snapshot's
 #: export offers it.
@@ -236,6 +245,7 @@ DIMENSIONS = (
     Dimension("history", tuple(_HISTORY)),
     Dimension("options", tuple(_OPTIONS)),
     Dimension("target", tuple(_TARGETS)),
+    Dimension("subclusters", tuple(_SUBCLUSTERS)),
     Dimension("bitmap", tuple(_BITMAPS)),
     Dimension("disks", tuple(_DISKS)),
 )  # fmt: skip
@@ -368,6 +378,23 @@ SPACE = Space(
             "the target's clusters would not be larger",
         ),
         Constraint(
+            ("form", "subclusters"),
+            lambda form, subclusters: subclusters == NONE or form != "primary",
+            "the chain has no qcow2 image",
+        ),
+        Constraint(
+            ("cluster", "subclusters"),
+            lambda cluster, subclusters: (
+                subclusters == NONE or CLUSTERS[cluster] >= _SMALLEST_EXTENDED
+            ),
+            "a subcluster has 512 bytes at least",
+        ),
+        Constraint(
+            ("secondary", "subclusters"),
+            lambda secondary, subclusters: subclusters != "all" or secondary == "qcow2",
+            "the secondary disk is no qcow2 image",
+        ),
+        Constraint(
             ("form", "secondary"),
             lambda form, secondary: secondary in TOPOLOGIES[form].formats,
             "the chain has raw disks only",
@@ -455,6 +482,13 @@ def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str
     """What a dimension adds to the options of the chain's nodes: node, option, value."""
     if dimension == "bitmap":
         return _bitmap(point)
+    if dimension == "subclusters":
+        images = TOPOLOGIES[point["form"]].images
+        return tuple(
+            (name, IMAGE_EXTENDED, True)
+            for name in _SUBCLUSTERS[point["subclusters"]]
+            if name in images
+        )
     if dimension == "disks":
         return _DISKS[point["disks"]]
     by_value = _CHAIN_OPTIONS.get(dimension)

@@ -13,8 +13,8 @@ from qmpshim.errors import InputError
 from qmpshim.model.operations import operation
 
 #: What is given up first: what a chain is opened with, then the past, then where things are.
-_ORDER = ("disks", "options", "bitmap", "target", "history", "secondary", "cluster", "disk",
-          "place", "relation", "third", "first", "second")  # fmt: skip
+_ORDER = ("disks", "options", "bitmap", "subclusters", "target", "history", "secondary", "cluster",
+          "disk", "place", "relation", "third", "first", "second")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

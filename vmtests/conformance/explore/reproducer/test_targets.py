@@ -108,6 +108,9 @@ class Case:
 
 CASES = {
     "completed": Case("push-Wf", (1, 0), Ending.COMPLETED, LOST),
+    "subclusters": Case(
+        "primary_write+backup_full,form=push,subclusters=overlays", (1, 0), Ending.COMPLETED, LOST
+    ),
     "cancelled": Case("push-Sf", (1, 0), Ending.CANCELLED, LOST, late=1),
     "failed": Case("push-id", (0, 1), Ending.FAILED, LOST, fails="hidden write"),
     "paused": Case(
