@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "quorum-rewrites": (Use.QUORUM,),
     "quorum-rewrite-fails": (Use.QUORUM,),
     "quorum-rewrite-beside-write": (Use.QUORUM,),
+    "quorum-reads-beside-writes": (Use.QUORUM,),
     "quorum-changes-children": (Use.QUORUM,),
     "quorum-child-leaves": (Use.QUORUM,),
     "quorum-zeroes": (Use.QUORUM,),

@@ -232,8 +232,10 @@ def answered(
     return client.answers[cookie].errno
 
 
-def ends_beside(machine: GatedMachine, cookie: int, start: int, reader: str = "primary") -> bool:
-    """Whether a request of the primary ends while another one is held at the gate.
+def ends_beside(
+    machine: GatedMachine, cookie: int, start: int, reader: str = "primary", side: str = "primary"
+) -> bool:
+    """Whether a request of a side ends while another one is held at the gate.
 
     Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes (the
     known defect ``nbd-answer-waits``), which would look as if the request waited.
@@ -243,7 +245,7 @@ def ends_beside(machine: GatedMachine, cookie: int, start: int, reader: str = "p
     """
     for _ in range(_READS):
         machine.settle()
-        if cookie in machine.clients["primary"].answers:
+        if cookie in machine.clients[side].answers:
             return True
         machine.clients[reader].send(Nbd.READ, start * SECTOR, 2 * SECTOR)
     return False

@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.directed.tools import (
     add_disk,
     answered,
     comes,
+    ends_beside,
     events,
     fails,
     held,
@@ -220,6 +221,43 @@ def write_beside_rewrite(machine: GatedMachine) -> None:
     if found != [2]:
         text = "a write was answered, and a read after it gives what was there before"
         raise Broken(Verdict.LOST_WRITE, text, "a write beside rewrites is lost")
+
+
+def read_beside_writes(machine: GatedMachine) -> None:
+    """A read beside writes has in each sector what was there before or after, and does not fail:
+    all disks are well. Neither does it where the writes have come to some of the children only.
+    """
+    _open(machine, _THREE, 2)
+    client = machine.clients["votes"]
+    machine.settle()
+    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
+    writes = [
+        client.send(Nbd.WRITE, sector * SECTOR, 0, bytes(pattern.data_of(number, sector, 1)))
+        for number, sector in ((2, 0), (3, 1))
+    ]
+    machine.settle()
+    waiting = held(machine, "two writes to a quorum", 2 * len(_THREE))
+    early = [io for io in waiting if (io.image, io.offset) in (("one", 0), ("two", SECTOR))]
+    for io in early:
+        machine.gate.release(io)
+    machine.settle()
+    cookie = client.send(Nbd.READ, 0, 2 * SECTOR)
+    ends_beside(machine, cookie, COUNT, "votes", "votes")  # or it waits for the writes
+    machine.gate.open()
+    for io in waiting:
+        if io not in early:
+            machine.gate.release(io)
+    errno = answered(machine, "votes", cookie, "a read beside two writes")
+    for write in writes:
+        answered(machine, "votes", write, "a write beside a read")
+    _expect_owners(read(machine, "votes", 0, 2), [2, 3], "a read after two writes")
+    if errno:
+        text = f"a read beside two writes fails with errno {errno}, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a read beside two writes by votes fails")
+    first, second = owners(client.answers[cookie].data, 0)
+    if first not in (1, 2) or second not in (1, 3):
+        text = f"a read beside two writes gives {first} and {second}"
+        raise Broken(Verdict.CONTENT, text, "data of a quorum's read")
 
 
 def _is_read_of(name: str) -> Callable[[HeldIO], bool]:

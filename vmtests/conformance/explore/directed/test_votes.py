@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
@@ -21,6 +22,7 @@ from vmtests.support.mutants.qmp import Arguments, answering, asking, asking_oth
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 FAILED = NbdAnswer(EIO, b"")
 CHANGE = "x-blockdev-change"
+_WRONG = bytes(pattern.data_of(4, 0, 2))
 
 
 def quorum_with(**changes: Any) -> Mutant:
@@ -126,6 +128,10 @@ renamed = answering("query-named-block-nodes", _without_children)
          "a rewrite's error is the reader's"),
         ("quorum-rewrite-beside-write", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
          "a read beside a write by votes fails"),
+        ("quorum-reads-beside-writes", nothing_held, Verdict.ORDER,
+         "two writes to a quorum: other I/O"),
+        ("quorum-reads-beside-writes", client_with("votes", Nbd.READ, NbdAnswer(0, _WRONG)),
+         Verdict.CONTENT, "data of a quorum's read"),
         ("quorum-changes-children", change_swallowed(lambda words: words.get("node") == "four"),
          Verdict.PROTOCOL, "children of a quorum"),
         ("quorum-changes-children", change_swallowed(lambda words: "two" in words.values()
@@ -157,3 +163,8 @@ def test_a_case_sees(
 def test_a_write_stays_where_nothing_is_rewritten(qemu_build: Build) -> None:
     sound = quorum_with(**{"rewrite-corrupted": False})
     assert run_mutant("quorum-rewrite-beside-write", sound, qemu_build) is None
+
+
+def test_a_read_of_one_child_does_not_fail_beside_writes(qemu_build: Build) -> None:
+    sound = quorum_with(**{"read-pattern": "fifo", "vote-threshold": 1})
+    assert run_mutant("quorum-reads-beside-writes", sound, qemu_build) is None
