@@ -105,6 +105,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         in (*finding.errnos, *(one.fault for one in failures(finding.schedule))),
         "all_io": finding.all_io,
         "schedule": nbd_steps(finding),
+        "after": [op.after for op in scenario.ops],
     }
     return _fill("nbd.py.in", case)
 
@@ -179,7 +180,7 @@ def _fill(name: str, case: dict[str, Any]) -> str:
 
 def _filled(name: str, case: dict[str, Any], needs: str) -> str:
     text = template(name)
-    for part in ("base", "common", "end"):
+    for part in ("base", "common", "orders", "end"):
         text = text.replace(f"@{part.upper()}@\n", template(f"{part}.py.in"))
     text = text.replace("@NEEDS@", needs)
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
