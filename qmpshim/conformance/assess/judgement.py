@@ -21,8 +21,8 @@ _NOT_AGAIN = "seen, and not each time it was tried again"
 _NOT_TRIED = "seen, and not tried again"
 #: What stands above the remarks of a judgement.
 NOT_AGAINST_IT = (
-    "shown, and not against it: an error announces it, or it takes a breach of QEMU's rules, a "
-    "driver for tests or two failures in a row"
+    "shown, and not against it: an error announces it, or it takes a breach of QEMU's rules, what "
+    "management tools refuse, a driver for tests or two failures in a row"
 )
 #: What stands before the known findings that the time did not suffice for.
 UNTRIED = "not tried for lack of time, and as little against it"

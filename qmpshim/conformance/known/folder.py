@@ -101,6 +101,15 @@ def known_workload(found: Divergence, operations: Sequence[AnyOperation], versio
     return next((one.id for one in shown if one.covers(found, operations)), "")
 
 
+def shown_instead(one: WorkloadWriteUp, found: Divergence) -> WorkloadWriteUp | None:
+    """What a replay of *one* shows in its place: the build has this, and not that."""
+    own = one.divergence
+    if (found.operation, found.where) != (own.operation, own.where):
+        return None
+    others = (other for other in known_workloads() if other.id != one.id)
+    return next((other for other in others if other.covers(found, one.shown.operations)), None)
+
+
 @functools.cache
 def _of(kind: type[Kind]) -> tuple[Kind, ...]:
     return tuple(one for one in write_ups() if isinstance(one, kind))

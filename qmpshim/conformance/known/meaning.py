@@ -96,6 +96,7 @@ class Trigger(StrEnum):
     FAILURE = "failure"  # a disk, a link or a host fails
     TWO_FAILURES = "two-failures"  # one after the other
     TESTING = "testing"  # a driver that QEMU has for tests, as blkdebug
+    REFUSED = "refused"  # what tools that manage QEMU refuse, or do only if forced
     MISUSE = "misuse"  # what QEMU's documents forbid
 
     @property
@@ -109,6 +110,7 @@ _TRIGGERS = {
     Trigger.FAILURE: "when a disk, a link or a host fails",
     Trigger.TWO_FAILURES: "when a disk or a link fails and then the host",
     Trigger.TESTING: "only with a driver for tests",
+    Trigger.REFUSED: "only by what management tools refuse or have to be forced to",
     Trigger.MISUSE: "only against QEMU's documented rules",
 }
 

@@ -18,6 +18,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.seen import SeenFinding, Standing, standing
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -223,13 +224,23 @@ def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
     assert judge(Use.COLO_PRIMARY, NONE_SEEN, replace(ALL, directed=[known])).reasons == ()
 
 
-def test_a_driver_for_tests_that_crashes_makes_no_use_unreliable() -> None:
-    known = of_case("directed/blkdebug-small-discard", (0, 0))
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("directed/blkdebug-small-discard", Use.NBD_EXPORT),
+        ("directed/snapshot-of-smaller-disk", Use.FLEECING),
+    ],
+)
+def test_a_crash_outside_ordinary_use_makes_no_use_unreliable(name: str, use: Use) -> None:
+    """It takes a driver for tests, or that a disk is made smaller, which tools refuse."""
+    known = of_case(name, (0, 0))
     entry = write_up(known.known)
-    assert entry.meaning.severity.serious and entry.meaning.affects == (Use.NBD_EXPORT,)
-    judged = judge(Use.NBD_EXPORT, NONE_SEEN, replace(ALL, directed=[known]))
+    assert entry.meaning.severity.serious and entry.meaning.affects == (use,)
+    judged = judge(use, NONE_SEEN, replace(ALL, directed=[known]))
     assert judged.answer is Answer.RELIABLE
     assert [remark.entry for remark in judged.remarks] == [entry]
+    seen = SeenFinding(Verdict.CRASH, known.text, contract=True, known=entry.id)
+    assert standing([seen]) is Standing.CONDITIONAL
 
 
 def test_a_case_that_was_not_run_is_a_doubt() -> None:
