@@ -43,7 +43,8 @@ from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
-from qmpshim.conformance.known.folder import summary
+from qmpshim.conformance.known.folder import by_id, summary
+from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,
@@ -80,6 +81,7 @@ SHIM = Case("shim", "protocol/shim")
 kinds.register("shim", differential.run, SHIM)
 
 
+_KNOWN = "known/"  # before the name of a finding, of whichever kind, it is a case
 _RUNNING = ("--jobs", "--out", "--dask", "--strict")  # how and where a run is done
 
 
@@ -110,8 +112,9 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="C",
-        help="only this case of the suite (a * may end it), or a bundle that verify, explore or "
-        "pair kept; may be given several times",
+        help="only this case of the suite (a * may end it), known/ and the name of a finding, as "
+        "`qmpshim findings list` shows it, or a bundle that verify, explore or pair kept; may be "
+        "given several times",
     )
     list_option(checking, "the suite's cases")
     json_option(checking)
@@ -234,14 +237,19 @@ def _suite(args: argparse.Namespace) -> Suite:
     """The chosen cases: of a suite, and bundles."""
     given: list[str] = []
     names: list[str] = []
+    of_known: list[Case] = []
     for what in args.case:
+        written = by_id(what.removeprefix(_KNOWN)) if what.startswith(_KNOWN) else None
+        if written is not None and not isinstance(written, ExplorerWriteUp):  # those a suite has
+            of_known.append(Case("known", what, {"id": written.name}, 300.0))
+            continue
         path = Path(what)
         (given if path.exists() else names).append(what)
         if not path.exists() and os.sep in what and what.split(os.sep)[0] in ("", ".", ".."):
             raise InputError(f"--case {what}: no such bundle")
-    cases = tuple(_bundle_case(Path(what)) for what in given)
-    if given and not names and args.suite is None:
-        return Suite("bundles", cases)
+    cases = (*of_known, *(_bundle_case(Path(what)) for what in given))
+    if cases and not names and args.suite is None:
+        return Suite("bundles" if given else "known", cases)
     suite = suite_named(args.suite or "quick")
     if names:
         suite = suite.only(names)

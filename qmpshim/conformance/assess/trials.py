@@ -27,8 +27,8 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import (
     known_pairs,
-    known_workloads,
     recognised,
+    shown_instead,
     write_up,
 )
 from qmpshim.conformance.known.matching import (
@@ -87,26 +87,28 @@ def try_findings(
     seconds: float,
     progress: Callable[[int], None] = lambda done: None,
     cluster: Cluster | None = None,
+    found: dict[str, Trial] | None = None,
 ) -> list[Trial]:
     """Try them all, as far as the time suffices; what was not come to is unsure.
 
     :param jobs: processes at a time
     :param progress: is given how many are done
     :param cluster: try them there, with all its workers
+    :param found: what comes of each is put there at once, by its name
     :raises BuildError: the build does not start
     :raises ExecutorLost: the cluster went away
     """
     identity = identify(build)
+    found = {} if found is None else found
     ordered = sorted(wanted, key=_urgency)  # should the time be short
     quick = [one for one in ordered if one.kind != "pair"]
     split = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
     split += pairs_alike(ordered)
     split.sort(key=lambda batch: min(map(_urgency, batch)))
     batches = [[one.name for one in batch] for batch in split]
-    found: dict[str, Trial] = {}
     for names, record in _records(build, identity, batches, jobs, seconds, cluster):
         note(found, names, record)
-        progress(len(found))
+        progress(sum(one.name in found for one in wanted))  # a pair may show others, too
     return [found[one.name] for one in wanted]
 
 
@@ -328,9 +330,6 @@ def _workload(build: Build, one: WorkloadWriteUp) -> Trial:
         return Trial(one, Seen.NOT_SEEN)
     if one.shown.shown_by(found):
         return Trial(one, Seen.SHOWN, str(found))
-    own = one.divergence
-    if (found.operation, found.where) == (own.operation, own.where):  # its own would show here
-        for other in known_workloads():
-            if other.id != one.id and other.covers(found, one.shown.operations):
-                return Trial(one, Seen.NOT_SEEN, f"{other.name} shows itself instead: {found}")
+    if (other := shown_instead(one, found)) is not None:
+        return Trial(one, Seen.NOT_SEEN, f"{other.name} shows itself instead: {found}")
     return Trial(one, Seen.OTHER, str(found))

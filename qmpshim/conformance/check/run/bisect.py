@@ -13,7 +13,8 @@ from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, State
 from qmpshim.conformance.check.suites import Suite
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.folder import known_finding
+from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.known.matching import DirectedWriteUp, ExplorerWriteUp
 
 GOOD, BAD, SKIP, ABORT = 0, 1, 125, 128
 
@@ -40,7 +41,12 @@ def named_cases(suite: Suite) -> Suite:
 def _named_case(case: Case) -> Case:
     if case.kind != "known":
         return case
-    content = load_finding(known_finding(str(case.arguments.get("id", case.name))).path).to_json()
+    written = write_up(str(case.arguments.get("id", case.name)))
+    if isinstance(written, DirectedWriteUp):
+        return replace(case, kind="directed", arguments={"case": written.name.partition("/")[2]})
+    if not isinstance(written, ExplorerWriteUp):
+        return replace(case, budget=300.0)
+    content = load_finding(written.path).to_json()
     return replace(case, kind="bundle", arguments={"content": content}, budget=300.0)
 
 
@@ -62,7 +68,7 @@ def answer(comparison: Comparison, named: bool = False) -> BisectAnswer:
     bundles = {
         key: outcome
         for key, outcome in outcomes.items()
-        if any(case.kind == "bundle" and case.name == key[1] for case in comparison.results.cases)
+        if any(case.name == key[1] and _is_bundle(case, named) for case in comparison.results.cases)
     }
     shown = [outcome for outcome in bundles.values() if outcome.figures.get("reproduced")]
     if shown:
@@ -89,6 +95,11 @@ def answer(comparison: Comparison, named: bool = False) -> BisectAnswer:
         return BisectAnswer(SKIP, f"cannot be tested: {text}")
     done = sum(not _skipped(outcome) for outcome in outcomes.values())
     return BisectAnswer(GOOD, f"good: {done} case(s) as predicted")
+
+
+def _is_bundle(case: Case, named: bool) -> bool:
+    """Whether one thing is looked for in it: a bundle, or a known finding that was named."""
+    return case.kind == "bundle" or (named and case.kind == "known")
 
 
 def _skipped(outcome: CaseOutcome) -> bool:

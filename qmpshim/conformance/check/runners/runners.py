@@ -33,11 +33,19 @@ from qmpshim.conformance.explore.search.settings import Bounds, Settings, Writte
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import (
     known_directed,
-    known_finding,
     known_findings,
     recognised,
+    shown_instead,
     summary,
+    write_up,
 )
+from qmpshim.conformance.known.matching import (
+    DirectedWriteUp,
+    ExplorerWriteUp,
+    PairWriteUp,
+    WorkloadWriteUp,
+)
+from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.workload.verification import verify as run_verify
@@ -285,11 +293,16 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     only(case, "id")
     name = argument(case, "id", case.name)
     try:
-        written = known_finding(name)
+        written = write_up(name)
     except InputError as error:
         raise InputError(f"{case.name}: {error}") from error
+    if isinstance(written, DirectedWriteUp):
+        return directed(build, replace(case, arguments={"case": name.partition("/")[2]}), directory)
     version = read_version(build)[0]
     expected = written.concerns(version)
+    if isinstance(written, PairWriteUp | WorkloadWriteUp):
+        return _known_bundle(build, written, expected, directory)
+    assert isinstance(written, ExplorerWriteUp)
     shown = show_again(load_finding(written.path), build)
     others = recognised(shown.others, version)
     found = shown.finding or others.get(written.id)
@@ -306,6 +319,34 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
         "seen" if expected else "seen, though it is written up for other versions",
         (_of_schedule(reported, build, directory),),
         {"seen": 1},
+    )
+
+
+def _known_bundle(
+    build: Build, written: PairWriteUp | WorkloadWriteUp, expected: bool, directory: Path
+) -> CaseOutcome:
+    """The case of a write-up that `verify` or `pair` shows: whether the build has it."""
+    if isinstance(written, PairWriteUp):
+        outcome = _pair_bundle(build, pair_bundle.content(written.path), directory)
+    else:
+        outcome, found = _workload_bundle(build, written.shown.to_json(), directory)
+        same = found is None or written.shown.shown_by(found)
+        other = None if same or found is None else shown_instead(written, found)
+        if other is not None:
+            text = f"not seen: {other.name} shows itself instead"
+            return CaseOutcome(Status.OK, text, figures={"seen": 0})
+    if outcome.status is Status.OK:
+        text = "not seen" + (", though it is written up for this version" if expected else "")
+        return replace(outcome, text=text, figures={**outcome.figures, "seen": 0})
+    if not outcome.figures.get("reproduced"):
+        return outcome
+    first, *others = outcome.findings
+    known = replace(first, known=written.id if expected else "", contract=written.contract)
+    return replace(
+        outcome,
+        status=Status.OK if expected and not others else Status.DIVERGED,
+        text=outcome.text if expected else f"{outcome.text}; it is written up for other versions",
+        findings=(known, *others),
     )
 
 
@@ -344,6 +385,12 @@ def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
         return _schedule_bundle(build, finding_from_json(content), directory)
     if content.get("kind") == "pair":
         return _pair_bundle(build, content, directory)
+    return _workload_bundle(build, content, directory)[0]
+
+
+def _workload_bundle(
+    build: Build, content: Mapping[str, Any], directory: Path
+) -> tuple[CaseOutcome, Divergence | None]:
     place = directory / "bundle"
     place.mkdir()
     (place / WORKLOAD_CASE).write_text(json.dumps(content))
@@ -351,10 +398,10 @@ def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
     result = asyncio.run(replay_case(wanted, build))
     found = result.divergence
     if found is None:
-        return CaseOutcome(Status.OK, f"{result.done} operations as predicted")
+        return CaseOutcome(Status.OK, f"{result.done} operations as predicted"), None
     same = wanted.shown_by(found)
     finding = _of_verify(wanted, found, place)
-    return CaseOutcome(Status.DIVERGED, *_same_or_not(same, str(found), finding))
+    return CaseOutcome(Status.DIVERGED, *_same_or_not(same, str(found), finding)), found
 
 
 def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:

@@ -213,3 +213,29 @@ def test_a_bundle_of_a_pair(
     done = qmpshim.run("check", "--bisect", "--build", "system", "--case", bundle)
     assert done.returncode == status, done
     assert say in done.stdout + done.stderr, done
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "answer"),
+    [
+        ("verify/stop-always-fails", 1, "bad: reproduced: error-contract: stop"),
+        # The build shows another of its family in its place, and so lacks it.
+        ("verify/refused-transaction-loses-bitmap", 0, "good: 1 case(s)"),
+        ("directed/copy-fails", 1, "bad: known/directed/copy-fails: "),
+        ("pair/colo-primary-deadlocks-under-tcg", 1, "bad: reproduced: "),
+    ],
+)
+def test_a_known_finding_of_each_kind_by_its_name(
+    qmpshim: CommandLine, name: str, status: int, answer: str
+) -> None:
+    """Whatever it is that shows it: `verify`, a directed case or a pair."""
+    done = qmpshim.run("check", "--bisect", "--build", "system", "--case", f"known/{name}")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(answer), done.stdout
+
+
+def test_a_known_finding_of_a_workload_is_expected(qmpshim: CommandLine) -> None:
+    """Without --bisect as that of a schedule: it is written up, and so fails nothing."""
+    done = qmpshim.run("check", "--case", "known/verify/stop-always-fails", "--build", "system")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "known, as expected: stop-always-fails\n" in done.stdout
