@@ -22,7 +22,7 @@ from qmpshim.commands.options import (
 from qmpshim.commands.parser import seconds
 from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
 from qmpshim.conformance.assess.advice import MILD, advice, apart
-from qmpshim.conformance.assess.assess import Assessment, assess
+from qmpshim.conformance.assess.assess import INTERRUPTED, Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
@@ -46,7 +46,8 @@ CANNOT TELL: nothing was shown, and not all was tried.
 
 Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
 command or the environment is wrong, 125 nothing was found, and for one of them nothing can be
-concluded.
+concluded, 128 and more: interrupted; what there was until then is given, and nothing follows from
+what was not come to.
 """
 
 #: The exit status for each answer.
@@ -104,36 +105,40 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
     done: list[Assessment] = []
     again: dict[Reason, str] = {}
 
+    def keep(one: Assessment) -> None:
+        done.append(one)
+        for judgement in one.judgements:
+            for reason in (*judgement.reasons, *judgement.remarks):
+                again[reason] = _again(reason, one.build, args.keep or BUNDLES, console)
+        _show(one, again, args.budget, console)
+
     def work(cluster: Cluster | None) -> int:
         untestable = False
         for build in chosen:
+            progress = console.progress
             try:
-                one = assess(build, uses, args.budget, args.jobs, console.progress, cluster)
+                keep(assess(build, uses, args.budget, args.jobs, progress, cluster, keep))
             except BuildError as error:  # the others can be assessed all the same
                 if len(chosen) == 1:
                     raise
                 console.line(f"{build.name}: cannot be tested: {error}")
                 untestable = True
-                continue
-            done.append(one)
-            for judgement in one.judgements:
-                for reason in (*judgement.reasons, *judgement.remarks):
-                    again[reason] = _again(reason, build, args.keep or BUNDLES, console)
-            _show(one, again, args.budget, console)
         status = _status(done)
         return UNTESTABLE if untestable and status == OK else status
 
     if args.dask:
         refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
-    with cluster_at(args.dask) as cluster:
-        status = run_interruptible(lambda: work(cluster))
-    args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
-    if done:
-        args.document.diverged = _status(done) == DIVERGED
-        if args.html is not None:
-            write_file(args.html, page(done, again, args.budget))
-            console.line(f"page: {args.html}")
-        _table(done, console)
+    try:
+        with cluster_at(args.dask) as cluster:
+            status = run_interruptible(lambda: work(cluster))
+    finally:  # also what there is of one that was interrupted
+        args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
+        if done:
+            args.document.diverged = _status(done) == DIVERGED
+            if args.html is not None:
+                write_file(args.html, page(done, again, args.budget))
+                console.line(f"page: {args.html}")
+            _table(done, console)
     if status == UNTESTABLE:
         args.document.error = "nothing can be concluded for one of the uses"
     return status
@@ -188,7 +193,7 @@ def _show(one: Assessment, again: dict[Reason, str], budget: float, console: Con
             names = ", ".join(one.name for one in judgement.untried)
             console.prose(f"  {UNTRIED}: {names}")
     console.line()
-    console.line(f"{one.seconds:.0f} s")
+    console.line(f"{one.seconds:.0f} s" + (f", {INTERRUPTED}" if one.interrupted else ""))
 
 
 def _show_reason(reason: Reason, command: str, console: Console) -> None:

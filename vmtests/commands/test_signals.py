@@ -171,6 +171,31 @@ def test_exploring_is_interrupted(qmpshim: CommandLine, number: signal.Signals, 
     assert qmpshim.left() == []
 
 
+@pytest.mark.parametrize("at", [r"trying what is known: [1-9]", r"exploring: \d+/"])
+def test_assessing_is_interrupted(qmpshim: CommandLine, at: str, tmp_path: Path) -> None:
+    """What there was until then is the answer; from what was not come to nothing follows."""
+    out, html = tmp_path / "it.json", tmp_path / "it.html"
+    words = ("--use", "fleecing", "--use", "sync-none-backup", "--json", str(out))
+    process = qmpshim.start("assess", *words, "--html", str(html))
+    assert process.stdout is not None
+    while not re.match(at, line := process.stdout.readline()):
+        assert line, process.communicate()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert errors == "interrupted; QEMU was ended and its files removed\n"
+    assert qmpshim.left() == []
+    (judged,) = json.loads(out.read_text())["assessments"]
+    assert judged["interrupted"] and {one["answer"] for one in judged["uses"]} <= {
+        "CANNOT TELL",
+        "NOT RELIABLE",
+    }
+    assert any("scenarios were not explored" in doubt for doubt in judged["uses"][1]["doubts"])
+    assert any(one["seen"] not in ("not tried", "not possible here") for one in judged["trials"])
+    assert "interrupted: nothing follows from what was not come to" in output
+    assert "Interrupted: nothing follows" in html.read_text()
+
+
 def test_exploring_is_killed(qmpshim: CommandLine) -> None:
     process = exploring(qmpshim)
     process.kill()

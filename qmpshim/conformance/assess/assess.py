@@ -6,19 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qmpshim.conformance.assess.exploration import Explored, explore_uses
+from qmpshim.conformance.assess.exploration import Explored, explore_uses, not_run
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
-from qmpshim.conformance.assess.trials import Trial, try_findings
-from qmpshim.conformance.assess.workloads import run_workloads
+from qmpshim.conformance.assess.trials import Seen, Trial, try_findings
+from qmpshim.conformance.assess.workloads import WorkloadRun, run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.exploration import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated_process import GatedProcess
 
 #: Seconds for trying what is known.
 TRYING = 45.0
+#: What stands at one that was interrupted.
+INTERRUPTED = "interrupted: nothing follows from what was not come to"
+_ENDED = "interrupted before it was tried"
 _WORKLOADS = 5.0  # seconds that the workloads take on a host that does nothing else
 
 
@@ -42,6 +46,7 @@ class Assessment:
     judgements: tuple[Judgement, ...]
     trials: tuple[Trial, ...]
     seconds: float
+    interrupted: bool = False  # before all was tried
 
 
 def _start(build: Build) -> None:
@@ -63,43 +68,56 @@ def assess(
     jobs: int,
     progress: Callable[[str], None] = lambda text: None,
     cluster: Cluster | None = None,
+    interrupted: Callable[[Assessment], None] = lambda one: None,
 ) -> Assessment:
     """Assess *build* for *uses*.
 
     :param budget: seconds for the exploration (see :func:`left_to_explore`)
     :param jobs: processes at a time
     :param cluster: do it there, with all its workers
+    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
+        is passed on
     :raises BuildError: the build does not start
-    :raises ExecutorLost: the cluster went away
+    :raises HostError: a disk is full, or the cluster went away (ExecutorLost)
     """
     began = time.monotonic()
     _start(build)
     wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
+    tried: dict[str, Trial] = {}
+    workloads: list[WorkloadRun] = []
+    explored: dict[Use, Explored] = {}
 
     def exploring(at: Progress) -> None:
         progress(f"exploring: {at.scenarios}/{at.of} scenarios, {at.schedules} schedules")
 
-    trials = try_findings(
-        build,
-        wanted,
-        jobs,
-        TRYING,
-        lambda done: progress(f"trying what is known: {done}/{len(wanted)}"),
-        cluster,
-    )
-    progress("running random workloads")
-    workloads = run_workloads(build, uses, jobs, cluster)
-    decided = [
-        use
-        for use in uses
-        if judge(use, trials, Explored(), workloads).answer is Answer.NOT_RELIABLE
-    ]
-    left = left_to_explore(budget, time.monotonic() - began)
-    explored = explore_uses(build, uses, left, jobs, exploring, cluster, decided)
-    return Assessment(
-        build,
-        read_version(build)[1],
-        tuple(judge(use, trials, explored[use], workloads) for use in uses),
-        tuple(trials),
-        time.monotonic() - began,
-    )
+    def trying(done: int) -> None:
+        progress(f"trying what is known: {done}/{len(wanted)}")
+
+    def so_far(ended: bool) -> Assessment:
+        trials = [tried.get(one.name, Trial(one, Seen.NOT_TRIED, _ENDED)) for one in wanted]
+        return Assessment(
+            build,
+            read_version(build)[1],
+            tuple(judge(use, trials, explored.get(use) or not_run(use), workloads) for use in uses),
+            tuple(trials),
+            time.monotonic() - began,
+            ended,
+        )
+
+    try:
+        try_findings(build, wanted, jobs, TRYING, trying, cluster, tried)
+        progress("running random workloads")
+        workloads += run_workloads(build, uses, jobs, cluster)
+        decided = [
+            use
+            for use in uses
+            if judge(use, [*tried.values()], Explored(), workloads).answer is Answer.NOT_RELIABLE
+        ]
+        left = left_to_explore(budget, time.monotonic() - began)
+        explored |= explore_uses(
+            build, uses, left, jobs, exploring, cluster, decided, interrupted=explored.update
+        )
+    except (KeyboardInterrupt, HostError):
+        interrupted(so_far(True))
+        raise
+    return so_far(False)

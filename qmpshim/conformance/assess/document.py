@@ -17,6 +17,7 @@ def assessment_object(one: Assessment, again: Mapping[Reason, str]) -> dict[str,
     return {
         "build": one.build.name,
         "seconds": round(one.seconds, 3),
+        "interrupted": one.interrupted,
         "uses": [_use(judgement, again) for judgement in one.judgements],
         "trials": [
             {"finding": trial.entry.name, "seen": trial.seen.value, "why": trial.why}

@@ -13,16 +13,16 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.report.report import AnyFinding, ScenarioResult
+from qmpshim.conformance.explore.report.report import AnyFinding, ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
-from qmpshim.conformance.explore.space.naming import array, is_name
+from qmpshim.conformance.explore.space.naming import array, is_name, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import USES, uses_of_case
-from qmpshim.errors import BuildError
+from qmpshim.errors import BuildError, HostError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
 
@@ -31,6 +31,12 @@ _WANTED: Mapping[Use, tuple[Verb, ...]] = {
     Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP, Verb.BACKUP_TOP),
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
+#: What an export reports of its disk, beside a change of that: backup tools skip what is no data.
+_REPORTED = tuple(
+    f"primary_{verb}+guest_block_status,form={form}"
+    for form in ("backup", "fleecing")
+    for verb in ("write", "zero", "discard")
+)
 _STRENGTH = 2
 FAILING = 0.15  # of the budget, in which I/Os of the pairs fail
 LEAST = 3  # schedules without which nothing is concluded from a scenario
@@ -79,9 +85,9 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     scenario space is of these chains.
     """
     if use is Use.NBD_EXPORT:
-        found = disconnections() + [
-            one for one in array(_STRENGTH) if does(one.ops, Verb.DISCONNECT)
-        ]
+        found = disconnections() + [one for name in _REPORTED for one in scenarios_called(name)]
+        own = (Verb.DISCONNECT, Verb.BLOCK_STATUS, Verb.DIRTY_BITMAP)
+        found += [one for one in array(_STRENGTH) if does(one.ops, *own)]
         return [one for one in found if one.form in ("backup", "fleecing")]
     chains = tuple(chain for chain, uses in USES.items() if use in uses)
     found = [one for chain in chains for one in pairs(chain)]
@@ -108,17 +114,19 @@ def explore_uses(
     progress: Callable[[Progress], None] | None = None,
     cluster: Cluster | None = None,
     decided: Collection[Use] = (),
+    interrupted: Callable[[dict[Use, Explored]], None] = lambda found: None,
 ) -> dict[Use, Explored]:
     """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more).
 
     :param decided: uses whose answer is known already: what stands for these alone comes last
+    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
+        is passed on
     """
     by_use = {use: scenarios_of(use) for use in uses}
     urgent = {one.name for use in uses if use not in decided for one in by_use[use]}
     every = {one.name: one for scenarios in by_use.values() for one in scenarios}
-    found = {use: Explored(scenarios=len(by_use[use])) for use in uses}
     if not every:
-        return found
+        return {use: not_run(use) for use in uses}
     try:
         report = explore_real(
             build,
@@ -129,14 +137,35 @@ def explore_uses(
             bounds=Bounds(budget=budget * (1 - FAILING), jobs=jobs, cluster=cluster),
             known=WrittenUp(known_findings(), known_directed()),
             progress=progress,
+            interrupted=lambda so_far: interrupted(_by_use(by_use, so_far, [])),
         )
     except BuildError as error:  # it cannot do any of them
-        for explored in found.values():
-            explored.skipped, explored.why = explored.scenarios, str(error)
-        return found
-    seen = {(one.verdict, one.cause) for one in report.findings}
+        many = {use: len(scenarios) for use, scenarios in by_use.items()}
+        return {use: Explored(many[use], skipped=many[use], why=str(error)) for use in uses}
     bounds = Bounds(budget=budget * FAILING, jobs=jobs, cluster=cluster)
-    failing = _with_failing_io(build, list(every.values()), urgent, bounds, progress)
+    failing: list[Finding] = []
+    try:
+        _with_failing_io(build, list(every.values()), urgent, bounds, progress, failing)
+    except (KeyboardInterrupt, HostError):
+        interrupted(_by_use(by_use, report, failing))
+        raise
+    return _by_use(by_use, report, failing)
+
+
+def not_run(use: Use) -> Explored:
+    """What there is before anything is explored for a use."""
+    return Explored(scenarios=len(scenarios_of(use)), cases=len(cases_of(use)))
+
+
+def _by_use(
+    by_use: Mapping[Use, Sequence[RealScenario]], report: ExploreReport, failing: Sequence[Finding]
+) -> dict[Use, Explored]:
+    """What a run gave for each use.
+
+    :param failing: findings of the pass in which I/Os fail
+    """
+    found = {use: Explored(scenarios=len(scenarios)) for use, scenarios in by_use.items()}
+    seen = {(one.verdict, one.cause) for one in report.findings}
     more = [one for one in failing if (one.verdict, one.cause) not in seen]
     for use, scenarios in by_use.items():
         names = {one.name for one in scenarios}
@@ -166,8 +195,16 @@ def _with_failing_io(
     urgent: Collection[str],
     bounds: Bounds,
     progress: Callable[[Progress], None] | None,
-) -> list[Finding]:
-    """What is found, confirmed or not, where I/Os of the pairs fail, or of all if none is one."""
+    found: list[Finding],
+) -> None:
+    """Explore where I/Os of the pairs fail, or of all if none is one.
+
+    :param found: what is found, confirmed or not, is put there, also where it is interrupted
+    """
+
+    def keep(report: ExploreReport) -> None:
+        found.extend([*report.findings, *report.unconfirmed])
+
     pairs_alone = [one for one in scenarios if not is_name(one.name)]
     try:
         report = explore_real(
@@ -177,7 +214,8 @@ def _with_failing_io(
             bounds=bounds,
             known=WrittenUp(known_findings()),
             progress=progress,
+            interrupted=keep,
         )
     except BuildError:  # it can do none of these; others it can
-        return []
-    return [*report.findings, *report.unconfirmed]
+        return
+    keep(report)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
 from qmpshim.conformance.assess.advice import MILD, advice, apart
-from qmpshim.conformance.assess.assess import Assessment
+from qmpshim.conformance.assess.assess import INTERRUPTED, Assessment
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Judgement, Reason
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
@@ -45,6 +45,7 @@ def page(
         untried=UNTRIED[:1].upper() + UNTRIED[1:],
         mild=MILD[:1].upper() + MILD[1:],
         apart=apart,
+        interrupted=INTERRUPTED[:1].upper() + INTERRUPTED[1:] + ".",
         todo=lambda judgement, build: _todo(judgement, build, budget),
     )
     return text.encode()

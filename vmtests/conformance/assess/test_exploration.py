@@ -14,6 +14,7 @@ from qmpshim.conformance.explore.space.naming import is_name, point_named
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import CASES, USES
 from qmpshim.machine.builds.build import Build, find
+from qmpshim.model.operations import Verb, does
 
 
 @pytest.mark.parametrize("chain", list(USES))
@@ -39,6 +40,20 @@ def test_only_what_stands_for_the_use_is(use: Use) -> None:
     assert len({one.name for one in scenarios}) == len(scenarios)
     if use is not Use.NBD_EXPORT:
         assert all(use in USES[one.form] for one in scenarios)
+
+
+def test_what_an_export_reports_is_explored() -> None:
+    """A build whose exports call data a hole was RELIABLE for them: backup tools skip holes."""
+    beside = {
+        other.name
+        for one in scenarios_of(Use.NBD_EXPORT)
+        if does(one.ops, Verb.BLOCK_STATUS)
+        for other in one.ops
+        if other.verb is not Verb.BLOCK_STATUS
+    }
+    assert beside >= {"primary_write", "primary_zero", "primary_discard", "primary_write_fua"}
+    bitmaps = [one for one in scenarios_of(Use.NBD_EXPORT) if does(one.ops, Verb.DIRTY_BITMAP)]
+    assert len(bitmaps) >= 10
 
 
 def test_what_the_builds_own_schema_has_is_no_lack(monkeypatch: pytest.MonkeyPatch) -> None:
