@@ -17,6 +17,7 @@ class InjectedFault:
     """An I/O that failed.
 
     :ivar start: first sector, :ivar count: sectors (0 for a flush)
+    :ivar tables: the image has tables, which are ordered by flushes
     :ivar reader: the reading operation that met it, if it was one
     :ivar gone: the image is gone for good with it, and all its I/O fails from then on
     :ivar over: operations that had ended before, :ivar unstarted: those that began after
@@ -31,6 +32,7 @@ class InjectedFault:
     over: frozenset[int] = frozenset()
     unstarted: frozenset[int] = frozenset()
     reader: int | None = None
+    tables: bool = False
 
     @property
     def may_be_of_copy(self) -> bool:
@@ -46,6 +48,7 @@ class InjectedFault:
         if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
             # with which it empties itself
             flushes = io.op in _CHANGES or io.op == "empty"
-            return io.op == "flush" or (flushes and self.image not in PRIMARY_IMAGES)
+            tables = self.tables or self.image not in PRIMARY_IMAGES
+            return io.op == "flush" or (flushes and tables)
         alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
         return alike and io.start < self.start + self.count and self.start < io.start + io.count

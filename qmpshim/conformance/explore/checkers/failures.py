@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from qmpshim.conformance.explore.checkers.failed_end import FailedEnd
 from qmpshim.conformance.explore.checkers.failed_runs import FailedRuns
@@ -149,11 +150,30 @@ class FailureChecker:
                 for before in self._runs.uncommitted(index, end.faults[0]):
                     for sector, owner in enumerate(end.seen.secondary):
                         view = one.view[sector] if one.view else None
-                        if owner in (before.secondary[sector], view):
+                        if owner in (before.secondary[sector], view, *self._committed(sector)):
                             secondary[sector] = owner
         loose = replace(one, secondary=tuple(secondary))
         if loose != one:
             yield loose
+
+    @cached_property
+    def _first_view(self) -> tuple[int, ...]:
+        """Whose the sectors are that the guest sees when the setup is over."""
+        chain = after_setup(self._scenario, self._checker.behaviour)
+        assert isinstance(chain, Chain)
+        view = run_sequentially(chain.guest_read(0, self._scenario.size))
+        return tuple(max(0, owner) for owner in view)
+
+    def _committed(self, sector: int) -> Iterator[int]:
+        """Whose a sector may be that a commit has read of the overlays, though they changed later.
+
+        What was written since it was read is copied again (``mirror_iteration``, block/mirror.c),
+        if nothing fails.
+        """
+        yield self._first_view[sector]
+        for index, op in enumerate(self._scenario.ops):
+            if op.is_guest and op.writes and sector in op.sectors:
+                yield self._scenario.number(index)
 
     def _late(self, one: Outcome, end: FailedEnd) -> Iterator[Outcome]:
         """The same end, when the status may report an error or not."""

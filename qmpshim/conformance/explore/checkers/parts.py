@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.operations import Operation, Verb
@@ -169,6 +169,8 @@ class _Parts:
     def _is_seen_through(self, sector: int) -> bool:
         """Whether the guest's end reads there what the secondary disk has, as after a failover."""
         hidden = self._hidden[sector]
+        if self._end.view is not None and self._end.view[sector] == UNREADABLE:
+            return False
         return self._active[sector] is None and hidden in (None, self._secondary[sector])
 
     def _before_pull(self, fault: InjectedFault) -> bool:

@@ -270,6 +270,7 @@ class RealRun:
             over=over,
             unstarted=frozenset(range(self.threads)) - now.started,
             reader=named.op if by_reader else None,
+            tables=first_of(named.io.image) in self.scenario.topology.qcow2,
         )
         now.failed.append((named, fault))
         self.watch.failed(named, fault)

@@ -13,10 +13,12 @@ from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.placements import BrokenSnapshot, FaultPlacement
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.harness.choices import Cut
+from qmpshim.conformance.explore.harness.choices import Complete, Cut, Fail, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
+from qmpshim.conformance.explore.outcome import UNREADABLE
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
@@ -24,6 +26,7 @@ from qmpshim.model.answers import OK, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
+from qmpshim.model.runtime.coroutines import Io
 from vmtests.support.failing import (
     FAILOVER,
     Misbehaving,
@@ -198,3 +201,58 @@ def test_a_broken_snapshot_holds_no_copy_of_what_its_bitmap_does_not_name() -> N
     second = replace(end, hidden=(*end.hidden[:C], *old[C:]), alloc=((0, 2), end.alloc[1]))
     assert done_in_part(scenario, end, first, [one], before).hidden == first.hidden
     assert done_in_part(scenario, end, second, [hit], before).hidden == end.hidden
+
+
+def test_what_is_done_of_a_write_is_not_seen_where_the_snapshot_has_nothing() -> None:
+    """Its bitmap names the first cluster only; the write to the second one fails in part."""
+    names = (("filter", "bitmap.written", ((0, 512),)),)
+    ops = (operation("primary_write", C, C),)
+    scenario = scenarios.RealScenario("W", ops, form="fleecing", options=names)
+    hit = InjectedFault("secondary", "write", C + 64, 64, EIO)
+    end = run_in_order(scenario, behaviour_of((7, 2, 0)), (Do(0),), [FaultPlacement(hit, 0)])
+    assert end.view is not None and set(end.view[C:]) == {UNREADABLE}
+    number = scenario.number(0)
+    done = (*end.secondary[:C], *(number,) * 64, *end.secondary[C + 64 :])
+    seen = replace(end, secondary=done)
+    part = done_in_part(scenario, end, seen, [hit], Before(frozenset(), ()))
+    assert part.secondary == done and part.view == end.view
+
+
+def test_a_flush_that_a_new_cluster_needs_may_be_of_a_secondary_in_qcow2() -> None:
+    hit = InjectedFault("secondary", "flush", 0, 0, EIO)
+    write = Io("write", "secondary", 0, 8, lambda: None)
+    assert not hit.fits(write)
+    assert replace(hit, tables=True).fits(write)
+
+
+def test_a_failed_commit_leaves_what_it_had_read(pool: QemuPool) -> None:
+    """It has committed what the setup wrote when the guest writes there twice, and loses its disk
+    with the second write: what was written since is not copied any more.
+    """
+    ops = operation("failover"), operation("guest_write", 16, 8), operation("guest_write", 16, 8)
+    scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 16, 8),), cluster=8)
+    system = RealSystem(pool, scenario, injection=Injection(errnos=(Cut.FOR_GOOD,)))
+
+    def done(kind: str) -> None:
+        system.take(next(c for c in _completing(system) if c.io.kind == kind))
+
+    system.reset()
+    system.take(Start(0))
+    while not any(c.io.kind == "secondary write" for c in _completing(system)):
+        system.take(_completing(system)[0])
+    done("secondary write")
+    system.take(Start(1))
+    done("active write")
+    system.take(Start(2))
+    (write,) = (c.io for c in _completing(system) if (c.io.op, c.io.kind) == (2, "active write"))
+    system.take(Fail(write, Cut.FOR_GOOD))
+    while system.enabled():
+        system.take(system.enabled()[0])
+    system.finish()
+    assert not system.derailed
+    assert system.disks().secondary[16:24] == (scenarios.BASE + 1,) * 8
+    assert system.violation is None or system.violation.kind is not Verdict.LOST_WRITE
+
+
+def _completing(system: RealSystem) -> list[Complete]:
+    return [choice for choice in system.enabled() if isinstance(choice, Complete)]
