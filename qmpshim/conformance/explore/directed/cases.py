@@ -153,6 +153,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("start-named-elsewhere", False, starts.named_elsewhere),
     _case("guest-reads-in-failover", True, starts.reads_in_failover),
     _case("start-disks-in-use", False, starts.disks_in_use),
+    _case("start-beside-mirror", False, starts.filtered_disk),
     _case("close-in-failover", False, starts.closed_in_failover),
     _case("job-progress", True, monitor.job_progress),
     _case("sizes-stay", True, monitor.sizes_stay),

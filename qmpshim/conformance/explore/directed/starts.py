@@ -147,6 +147,28 @@ def disks_in_use(machine: GatedMachine) -> None:
     _expect(machine, "guest", 0, COUNT, 1, "the view after starts that were refused")
 
 
+def filtered_disk(machine: GatedMachine) -> None:
+    """Starting is refused while a mirror's filter is between the active disk and replication's, as
+    a filter cannot be emptied; and it starts when that has gone.
+    """
+    null = {"driver": "null-co", "node-name": "nowhere", "size": machine.shape.size}
+    machine.call("blockdev-add", null)
+    add_reader(machine, "hidden")  # which is taken for the secondary disk then
+    remove_client(machine, "guest")
+    machine.call("blockdev-del", {"node-name": "top"})
+    mirror = {"device": "active", "target": "nowhere", "sync": "none"}
+    names = {"job-id": "mirror", "filter-node-name": "between"}
+    machine.call("blockdev-mirror", {**mirror, **names})
+    machine.call("blockdev-add", {**_FILTER, "top-id": "top", "file": "between"})
+    add_client(machine, "top", "guest")
+    fails(machine, "xen-set-replication", START)
+    machine.call("block-job-cancel", {"device": "mirror", "force": True})
+    comes(machine, lambda: not machine.call("query-block-jobs"), "the end of a mirror")
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, COUNT)
+    _expect(machine, "guest", 0, COUNT, 1, "the view after starts that were refused")
+
+
 def _reopen(machine: GatedMachine, name: str, driver: str, **options: object) -> None:
     file = {**machine.gate.blockdev(name), "discard": "unmap"}
     words = {"driver": driver, "node-name": name, "discard": "unmap", "file": file}
