@@ -213,6 +213,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("ejected-beside-copy", True, ejected.beside_copy, form="push"),
     _case("ejected-by-copy", True, ejected.beside_copy_to_it, form="push", size=ejected.DISK),
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
+    _case("checkpoint-of-ejected-active", True, replication.ejected_active_disk),
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),
     _case("replication-refused", True, replication.refused),
     _case("start-refused", False, replication.start_refused, form="push"),

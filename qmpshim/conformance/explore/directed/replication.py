@@ -150,18 +150,27 @@ def failed_start(machine: GatedMachine) -> None:
 
 def ejected_disk(machine: GatedMachine) -> None:
     """A checkpoint that cannot empty the hidden disk loses it: it and the next one report that."""
+    _eject(machine, "hidden")
+
+
+def ejected_active_disk(machine: GatedMachine) -> None:
+    """The same of the active disk, which is emptied first."""
+    _eject(machine, "active")
+
+
+def _eject(machine: GatedMachine, disk: str) -> None:
     if not machine.features.ejected_disk_is_reported:
         raise BuildError("this QEMU's end divides by zero then, which is written up")
     machine.start()
     machine.settle()
-    machine.gate.hold(lambda io: io.image == "hidden" and io.op is Nbd.WRITE_ZEROES)
+    machine.gate.hold(lambda io: io.image == disk and io.op is Nbd.WRITE_ZEROES)
     number = machine.qmp.send("xen-colo-do-checkpoint")
     machine.settle()
     (emptying,) = held(machine, "a checkpoint", 1)
     machine.gate.open()
     machine.gate.fail(emptying, 5)
     if _succeeds(machine, "xen-colo-do-checkpoint", number):
-        text = "emptying the hidden disk fails, and the checkpoint says success"
+        text = f"emptying the {disk} disk fails, and the checkpoint says success"
         raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
     for _ in range(2):
         fails(machine, "xen-colo-do-checkpoint", {})
