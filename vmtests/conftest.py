@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,20 @@ from vmtests.support.shim_harness import Loop
 _CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("untimed", deadline=None, suppress_health_check=_CHECKS)
 settings.load_profile("untimed")
+
+_COROUTINE = 600.0  # seconds for a test that is a coroutine
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    words = {
+        name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters
+    }
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**words), _COROUTINE))
+    return True
 
 
 @pytest.fixture(scope="session")

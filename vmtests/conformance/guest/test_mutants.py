@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -281,47 +280,40 @@ def test_a_scenarios_own_check_kills(
     assert (found.verdict, found.where) == (verdict, where), str(found)
 
 
-def test_a_saved_state_of_another_guest_is_refused(
+async def test_a_saved_state_of_another_guest_is_refused(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
-    async def mix_up() -> None:
-        directory = workspace.subdirectory("a")
-        saved, other = GuestSpec(), GuestSpec(words=("qmpshim.another",))
-        guest = await saved_state.ready(qemu_build, image, directory, saved)
-        await guest.close()
-        stale = saved_state.state_file(saved_state.key(qemu_build, image, saved))
-        copy = workspace.path / "copy"
-        shutil.copyfile(stale, copy)
-        with pytest.raises(StaleState, match="remove that file"):
-            guest = await saved_state.restore(qemu_build, image, directory, other, copy)
-
-    asyncio.run(mix_up())
+    directory = workspace.subdirectory("a")
+    saved, other = GuestSpec(), GuestSpec(words=("qmpshim.another",))
+    guest = await saved_state.ready(qemu_build, image, directory, saved)
+    await guest.close()
+    stale = saved_state.state_file(saved_state.key(qemu_build, image, saved))
+    copy = workspace.path / "copy"
+    shutil.copyfile(stale, copy)
+    with pytest.raises(StaleState, match="remove that file"):
+        guest = await saved_state.restore(qemu_build, image, directory, other, copy)
 
 
-def test_a_damaged_saved_state_is_made_anew(
+async def test_a_damaged_saved_state_is_made_anew(
     image: GuestImage,
     workspace: Workspace,
     monkeypatch: pytest.MonkeyPatch,
     qemu_build: Build,
 ) -> None:
     monkeypatch.setattr(saved_state, "guests_directory", lambda: workspace.path)
-
-    async def damage() -> None:
-        spec = GuestSpec()
-        path = saved_state.state_file(saved_state.key(qemu_build, image, spec))
-        for name, boots in (("a", True), ("b", False), ("c", True)):
-            directory = workspace.subdirectory(name)
-            guest = await saved_state.ready(qemu_build, image, directory, spec)
-            assert guest.run("echo well").output == "well\n"
-            await guest.close()
-            assert ("[ready]" in (directory / "console.log").read_text()) == boots
-            if name == "a":
-                continue
-            with path.open("r+b") as file:
-                file.seek(1 << 20)
-                file.write(b"spoiled")
-
-    asyncio.run(damage())
+    spec = GuestSpec()
+    path = saved_state.state_file(saved_state.key(qemu_build, image, spec))
+    for name, boots in (("a", True), ("b", False), ("c", True)):
+        directory = workspace.subdirectory(name)
+        guest = await saved_state.ready(qemu_build, image, directory, spec)
+        assert guest.run("echo well").output == "well\n"
+        await guest.close()
+        assert ("[ready]" in (directory / "console.log").read_text()) == boots
+        if name == "a":
+            continue
+        with path.open("r+b") as file:
+            file.seek(1 << 20)
+            file.write(b"spoiled")
 
 
 @pytest.mark.parametrize(

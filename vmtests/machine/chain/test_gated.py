@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,6 @@ async def chain(build: Build, directory: Path, replicate: bool = True) -> AsyncI
         await gate.stop()
 
 
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 30))
-
-
 def call(function: Callable[..., Any], *arguments: Any) -> asyncio.Task[Any]:
     return asyncio.create_task(asyncio.to_thread(function, *arguments))
 
@@ -217,106 +213,92 @@ async def hidden_has_old(chain: Chain) -> None:
     )
 
 
-def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path, qemu_build: Build) -> None:
-    async def scene() -> None:
-        async with chain(qemu_build, tmp_path) as c:
-            gate = c.gate
-            primary, guest = await c.client("primary"), await c.client("guest")
-            write = call(primary.pwrite, NEW, AT)
+async def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path, qemu_build: Build) -> None:
+    async with chain(qemu_build, tmp_path) as c:
+        gate = c.gate
+        primary, guest = await c.client("primary"), await c.client("guest")
+        write = call(primary.pwrite, NEW, AT)
 
-            read = await c.let_go(reads_old)
-            assert (read.offset, read.length) == (AT, CLUSTER)
-            assert not await gate.arrival(gate.clock, QUIET)  # nothing goes on without it
-            c.steps.append(read)
-            gate.release(read)
+        read = await c.let_go(reads_old)
+        assert (read.offset, read.length) == (AT, CLUSTER)
+        assert not await gate.arrival(gate.clock, QUIET)  # nothing goes on without it
+        c.steps.append(read)
+        gate.release(read)
 
-            save = await c.let_go(saves_old)
-            assert save.seq > read.seq
-            assert not await gate.arrival(gate.clock, QUIET)
-            assert gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD
-            c.steps.append(save)
-            gate.release(save)
+        save = await c.let_go(saves_old)
+        assert save.seq > read.seq
+        assert not await gate.arrival(gate.clock, QUIET)
+        assert gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD
+        c.steps.append(save)
+        gate.release(save)
 
-            new = await c.let_go(writes_new)
-            assert all(io.image == "hidden" for io in c.steps[c.steps.index(save) :])
-            assert gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD and not write.done()
-            assert gate.snapshot("hidden")[save.offset :][:CLUSTER] == OLD
-            # qcow2 keeps the L2 entry that points there in its cache until a flush.
-            await c.finish(call(guest.flush), keep=new)
-            if read_version(qemu_build)[0] >= (6, 0, 0):  # before, it reached the active disk only
-                await hidden_has_old(c)  # a crash here loses nothing
-            c.steps.append(new)
-            gate.release(new)
+        new = await c.let_go(writes_new)
+        assert all(io.image == "hidden" for io in c.steps[c.steps.index(save) :])
+        assert gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD and not write.done()
+        assert gate.snapshot("hidden")[save.offset :][:CLUSTER] == OLD
+        # qcow2 keeps the L2 entry that points there in its cache until a flush.
+        await c.finish(call(guest.flush), keep=new)
+        if read_version(qemu_build)[0] >= (6, 0, 0):  # before, it reached the active disk only
+            await hidden_has_old(c)  # a crash here loses nothing
+        c.steps.append(new)
+        gate.release(new)
 
-            await c.finish(write)
-            assert gate.snapshot("secondary")[AT : AT + CLUSTER] == NEW
-            assert complaints(gate.trace, c.steps) == []
-            assert await c.finish(call(guest.pread, CLUSTER, AT)) == OLD
+        await c.finish(write)
+        assert gate.snapshot("secondary")[AT : AT + CLUSTER] == NEW
+        assert complaints(gate.trace, c.steps) == []
+        assert await c.finish(call(guest.pread, CLUSTER, AT)) == OLD
 
-            # The second write to the cluster finds the old data saved: no copy any more.
-            c.steps.clear()
-            write = call(primary.pwrite, OLD, AT)
-            await c.finish(write)
-            assert {io.image for io in c.steps} == {"secondary"}
-            assert not any(reads_old(io) for io in c.steps)
-
-    play(scene())
+        # The second write to the cluster finds the old data saved: no copy any more.
+        c.steps.clear()
+        write = call(primary.pwrite, OLD, AT)
+        await c.finish(write)
+        assert {io.image for io in c.steps} == {"secondary"}
+        assert not any(reads_old(io) for io in c.steps)
 
 
-def test_the_check_finds_a_write_without_copy(tmp_path: Path, qemu_build: Build) -> None:
-    async def scene() -> None:
-        async with chain(qemu_build, tmp_path, replicate=False) as c:
-            primary = await c.client("primary")
-            write = call(primary.pwrite, NEW, AT)
-            await c.finish(write)
-            assert complaints(c.gate.trace, c.steps) == ["old data never reached the hidden disk"]
-
-    play(scene())
+async def test_the_check_finds_a_write_without_copy(tmp_path: Path, qemu_build: Build) -> None:
+    async with chain(qemu_build, tmp_path, replicate=False) as c:
+        primary = await c.client("primary")
+        write = call(primary.pwrite, NEW, AT)
+        await c.finish(write)
+        assert complaints(c.gate.trace, c.steps) == ["old data never reached the hidden disk"]
 
 
 @pytest.mark.parametrize("spoil", ["drop", "late"])
-def test_the_check_finds_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build: Build) -> None:
+async def test_the_check_finds_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build: Build) -> None:
     """QEMU believes the old data saved: it never is, or only after the new data was written."""
-
-    async def scene() -> None:
-        async with chain(qemu_build, tmp_path) as c:
-            primary = await c.client("primary")
-            write = call(primary.pwrite, NEW, AT)
-            save = await c.let_go(saves_old)
-            c.steps.append(save)
-            c.gate.drop(save)
-            await c.finish(write)
-            trace = list(c.gate.trace)
-            if spoil == "late":
-                seq = c.gate.clock + 1
-                place = (save.image, save.op, save.offset, save.length, save.connection)
-                trace.append(Event(seq, EventKind.APPLY, save.seq, *place))
-            expected = {
-                "drop": "old data never reached the hidden disk",
-                "late": "new data was sent to the secondary disk before the old was saved",
-            }
-            assert complaints(trace, c.steps) == [expected[spoil]]
-            guest = await c.client("guest")
-            assert await c.finish(call(guest.pread, CLUSTER, AT)) != OLD
-
-    play(scene())
+    async with chain(qemu_build, tmp_path) as c:
+        primary = await c.client("primary")
+        write = call(primary.pwrite, NEW, AT)
+        save = await c.let_go(saves_old)
+        c.steps.append(save)
+        c.gate.drop(save)
+        await c.finish(write)
+        trace = list(c.gate.trace)
+        if spoil == "late":
+            seq = c.gate.clock + 1
+            place = (save.image, save.op, save.offset, save.length, save.connection)
+            trace.append(Event(seq, EventKind.APPLY, save.seq, *place))
+        expected = {
+            "drop": "old data never reached the hidden disk",
+            "late": "new data was sent to the secondary disk before the old was saved",
+        }
+        assert complaints(trace, c.steps) == [expected[spoil]]
+        guest = await c.client("guest")
+        assert await c.finish(call(guest.pread, CLUSTER, AT)) != OLD
 
 
 @pytest.mark.parametrize("victim", [reads_old, saves_old])
-def test_a_copy_that_fails_stops_the_new_data(
+async def test_a_copy_that_fails_stops_the_new_data(
     tmp_path: Path, victim: Callable[[HeldIO], bool], qemu_build: Build
 ) -> None:
     """``on-cbw-error=break-guest-write`` (QEMU 7.2 block/copy-before-write.c) is the default."""
-
-    async def scene() -> None:
-        async with chain(qemu_build, tmp_path) as c:
-            primary = await c.client("primary")
-            write = call(primary.pwrite, NEW, AT)
-            c.gate.fail(await c.let_go(victim), errno.EIO)
-            with pytest.raises(nbd.Error) as caught:
-                await c.finish(write)
-            assert caught.value.errnum == errno.EIO
-            assert c.gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD
-            assert not any(writes_new(io) for io in c.steps)
-
-    play(scene())
+    async with chain(qemu_build, tmp_path) as c:
+        primary = await c.client("primary")
+        write = call(primary.pwrite, NEW, AT)
+        c.gate.fail(await c.let_go(victim), errno.EIO)
+        with pytest.raises(nbd.Error) as caught:
+            await c.finish(write)
+        assert caught.value.errnum == errno.EIO
+        assert c.gate.snapshot("secondary")[AT : AT + CLUSTER] == OLD
+        assert not any(writes_new(io) for io in c.steps)

@@ -46,50 +46,41 @@ def names(link: MigrationChannel) -> list[str]:
     return [message.spelling for message, _ in link.messages]
 
 
-def test_messages_after_frames_of_the_return_path(workspace: Workspace) -> None:
-    async def check() -> None:
-        async with Channel(workspace) as channel:
-            writer = channel.secondary[1]
-            sent = SHUT + READY + REPLY + LOADED
-            for byte in sent:  # in the smallest pieces there are
-                writer.write(bytes([byte]))
-                await writer.drain()
-            assert await channel.events_of(len(sent)) == sent
-            assert names(channel.link) == ["checkpoint-ready", "checkpoint-reply", "vmstate-loaded"]
-            assert channel.link.loaded == 1
-            channel.primary[1].write(b"x" * 1000)
-            assert await asyncio.wait_for(channel.secondary[0].readexactly(1000), 10)
-            assert channel.link.sent == 1000
-
-    asyncio.run(check())
+async def test_messages_after_frames_of_the_return_path(workspace: Workspace) -> None:
+    async with Channel(workspace) as channel:
+        writer = channel.secondary[1]
+        sent = SHUT + READY + REPLY + LOADED
+        for byte in sent:  # in the smallest pieces there are
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert await channel.events_of(len(sent)) == sent
+        assert names(channel.link) == ["checkpoint-ready", "checkpoint-reply", "vmstate-loaded"]
+        assert channel.link.loaded == 1
+        channel.primary[1].write(b"x" * 1000)
+        assert await asyncio.wait_for(channel.secondary[0].readexactly(1000), 10)
+        assert channel.link.sent == 1000
 
 
-def test_a_message_is_held(workspace: Workspace) -> None:
-    async def check() -> None:
-        async with Channel(workspace) as channel:
-            link, writer = channel.link, channel.secondary[1]
-            link.hold(ColoMessage.VMSTATE_LOADED)
-            writer.write(READY + LOADED + REPLY)
-            assert await link.until(lambda: link.waiting is ColoMessage.VMSTATE_LOADED, 10)
-            assert await channel.events_of(4) == READY
-            link.hold()
-            link.release()
-            assert await channel.events_of(8) == LOADED + REPLY
-            assert link.waiting is None
-            assert not await link.until(lambda: False, 0.01)
-
-    asyncio.run(check())
+async def test_a_message_is_held(workspace: Workspace) -> None:
+    async with Channel(workspace) as channel:
+        link, writer = channel.link, channel.secondary[1]
+        link.hold(ColoMessage.VMSTATE_LOADED)
+        writer.write(READY + LOADED + REPLY)
+        assert await link.until(lambda: link.waiting is ColoMessage.VMSTATE_LOADED, 10)
+        assert await channel.events_of(4) == READY
+        link.hold()
+        link.release()
+        assert await channel.events_of(8) == LOADED + REPLY
+        assert link.waiting is None
+        assert not await link.until(lambda: False, 0.01)
 
 
-def test_what_is_no_message_passes_and_is_kept(workspace: Workspace) -> None:
-    async def check() -> None:
-        async with Channel(workspace) as channel:
-            strange = b"\x12\x34\x56\x78 no message"
-            channel.secondary[1].write(READY + strange)
-            assert await channel.events_of(4 + len(strange)) == READY + strange
-            assert channel.link.strange == strange
-            channel.secondary[1].close()
-            assert await channel.primary[0].read() == b""
-            assert await channel.link.until(lambda: channel.link.closed_by == "secondary", 10)
-
-    asyncio.run(check())
+async def test_what_is_no_message_passes_and_is_kept(workspace: Workspace) -> None:
+    async with Channel(workspace) as channel:
+        strange = b"\x12\x34\x56\x78 no message"
+        channel.secondary[1].write(READY + strange)
+        assert await channel.events_of(4 + len(strange)) == READY + strange
+        assert channel.link.strange == strange
+        channel.secondary[1].close()
+        assert await channel.primary[0].read() == b""
+        assert await channel.link.until(lambda: channel.link.closed_by == "secondary", 10)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from qmpshim.errors import GuestFailed, GuestPanicked, InputError, MachineDied, MachineHung
@@ -13,22 +11,19 @@ from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 
 
-def test_a_guest_runs_its_commands_and_its_panic_is_seen(
+async def test_a_guest_runs_its_commands_and_its_panic_is_seen(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
-    async def scenario() -> None:
-        guest = await boot(qemu_build, image, workspace.path)
-        try:
-            _commands(guest)
-            guest.send("sleep 1000")
-            with pytest.raises(InputError, match="still runs"):
-                guest.send("true")
-            with pytest.raises(MachineHung, match=r"did not end in 0\.5 s; on the screen: .*still"):
-                guest.finish(0.5)
-        finally:
-            await guest.close()
-
-    asyncio.run(scenario())
+    guest = await boot(qemu_build, image, workspace.path)
+    try:
+        _commands(guest)
+        guest.send("sleep 1000")
+        with pytest.raises(InputError, match="still runs"):
+            guest.send("true")
+        with pytest.raises(MachineHung, match=r"did not end in 0\.5 s; on the screen: .*still"):
+            guest.finish(0.5)
+    finally:
+        await guest.close()
     assert "still here" in (workspace.path / "console.log").read_text()
 
 
@@ -46,32 +41,26 @@ def _commands(guest: Guest) -> None:
     assert guest.run("echo still here").status == 0
 
 
-def test_a_kernel_panic_is_reported_as_one(
+async def test_a_kernel_panic_is_reported_as_one(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
-    async def scenario() -> None:
-        guest = await boot(qemu_build, image, workspace.path)
-        try:
-            with pytest.raises(GuestPanicked, match=r"gave up during .*sysrq triggered crash"):
-                guest.run("echo c >/proc/sysrq-trigger")
-        finally:
-            await guest.close()
-
-    asyncio.run(scenario())
+    guest = await boot(qemu_build, image, workspace.path)
+    try:
+        with pytest.raises(GuestPanicked, match=r"gave up during .*sysrq triggered crash"):
+            guest.run("echo c >/proc/sysrq-trigger")
+    finally:
+        await guest.close()
     assert "end Kernel panic" in (workspace.path / "console.log").read_text()
 
 
-def test_a_qemu_that_dies_under_a_guest_is_reported_as_that(
+async def test_a_qemu_that_dies_under_a_guest_is_reported_as_that(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
-    async def scenario() -> None:
-        guest = Guest(qemu_build, image, workspace.path)
-        try:
-            await guest.start()
-            guest.qemu.kill()
-            with pytest.raises(MachineDied, match="killed by SIGKILL during 'the boot'"):
-                guest.wait_for_prompt()
-        finally:
-            await guest.close()
-
-    asyncio.run(scenario())
+    guest = Guest(qemu_build, image, workspace.path)
+    try:
+        await guest.start()
+        guest.qemu.kill()
+        with pytest.raises(MachineDied, match="killed by SIGKILL during 'the boot'"):
+            guest.wait_for_prompt()
+    finally:
+        await guest.close()

@@ -188,21 +188,18 @@ def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 5])
-def test_a_start_that_is_interrupted_leaves_nothing_running(
+async def test_a_start_that_is_interrupted_leaves_nothing_running(
     tmp_path: Path, rounds: int, qemu_build: Build
 ) -> None:
-    async def run() -> None:
-        qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
-        starting = asyncio.ensure_future(qemu.start())
-        for _ in range(1 + rounds):  # the first step runs it
-            await asyncio.sleep(0)
-        assert qemu.alive()
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        assert qemu.exit_status == -signal.SIGKILL
-
-    asyncio.run(run())
+    qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
+    starting = asyncio.ensure_future(qemu.start())
+    for _ in range(1 + rounds):  # the first step runs it
+        await asyncio.sleep(0)
+    assert qemu.alive()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert qemu.exit_status == -signal.SIGKILL
 
 
 def test_what_it_says_is_reported(tmp_path: Path, qemu_build: Build) -> None:

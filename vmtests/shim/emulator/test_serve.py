@@ -54,26 +54,23 @@ def _client(path: Path) -> Wire:
 # -- other people's clients ------------------------------------------------------------
 
 
-def test_qemu_qmp(address: Path) -> None:
-    async def talk() -> None:
-        clients = [QMPClient(f"{n}") for n in range(8)]
-        for one in clients:
-            await one.connect(str(address))
+async def test_qemu_qmp(address: Path) -> None:
+    clients = [QMPClient(f"{n}") for n in range(8)]
+    for one in clients:
+        await one.connect(str(address))
 
-        async def chat(one: QMPClient) -> None:
-            for number in range(8):
-                if number % 4 == 0:
-                    await one.execute("stop")
-                    await one.execute("cont")
-                version: Any = await one.execute("query-version")
-                assert version["qemu"]["major"] >= 5
-                await one.execute("query-qmp-schema")
+    async def chat(one: QMPClient) -> None:
+        for number in range(8):
+            if number % 4 == 0:
+                await one.execute("stop")
+                await one.execute("cont")
+            version: Any = await one.execute("query-version")
+            assert version["qemu"]["major"] >= 5
+            await one.execute("query-qmp-schema")
 
-        await asyncio.wait_for(asyncio.gather(*(chat(one) for one in clients)), 60)
-        for one in clients:
-            await one.disconnect()
-
-    asyncio.run(talk())
+    await asyncio.wait_for(asyncio.gather(*(chat(one) for one in clients)), 60)
+    for one in clients:
+        await one.disconnect()
 
 
 def test_qmp_shell(address: Path) -> None:

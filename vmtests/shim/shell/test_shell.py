@@ -375,27 +375,23 @@ def test_a_pipe_is_read_as_it_comes_and_not_waited_for(tmp_path: Path) -> None:
         assert shell.wait(60) == 130
 
 
-def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
+async def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
     """Ctrl-C stops the line; what ends the shell must not be taken for it."""
-
-    async def scene() -> None:
-        out = io.StringIO()
-        shell = Shell(ShellOptions(), out, out)
-        shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign, assignment]
-        before = signal.getsignal(signal.SIGINT)
-        line = asyncio.ensure_future(run_stoppable(shell, "x"))
-        await asyncio.sleep(0)
-        os.kill(os.getpid(), signal.SIGINT)
+    out = io.StringIO()
+    shell = Shell(ShellOptions(), out, out)
+    shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign, assignment]
+    before = signal.getsignal(signal.SIGINT)
+    line = asyncio.ensure_future(run_stoppable(shell, "x"))
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGINT)
+    await line
+    assert "not waited for" in out.getvalue()
+    assert signal.getsignal(signal.SIGINT) == before
+    line = asyncio.ensure_future(run_stoppable(shell, "x"))
+    await asyncio.sleep(0)
+    line.cancel()
+    with pytest.raises(asyncio.CancelledError):
         await line
-        assert "not waited for" in out.getvalue()
-        assert signal.getsignal(signal.SIGINT) == before
-        line = asyncio.ensure_future(run_stoppable(shell, "x"))
-        await asyncio.sleep(0)
-        line.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await line
-
-    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("greeting", [b"{}\n", b"[1]\n", b"SSH-2.0\r\n"])

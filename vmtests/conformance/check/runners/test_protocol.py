@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -76,17 +75,13 @@ def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("qemu_on_path")
-def test_text_that_is_no_answer_is_reported(tmp_path: Path) -> None:
+async def test_text_that_is_no_answer_is_reported(tmp_path: Path) -> None:
     build = resolve(str(make("babbles", tmp_path / "build")))
-
-    async def stop() -> None:
-        qemu = Qemu(build.command(), tmp_path)
-        await qemu.start()
-        try:
-            with pytest.raises(ProtocolBroken, match=r"no QMP \(\S+\): .*here we stop"):
-                await qemu.execute("stop")
-                await qemu.execute("query-status")  # what came before STOP may be the answer
-        finally:
-            await qemu.close()
-
-    asyncio.run(stop())
+    qemu = Qemu(build.command(), tmp_path)
+    await qemu.start()
+    try:
+        with pytest.raises(ProtocolBroken, match=r"no QMP \(\S+\): .*here we stop"):
+            await qemu.execute("stop")
+            await qemu.execute("query-status")  # what came before STOP may be the answer
+    finally:
+        await qemu.close()
