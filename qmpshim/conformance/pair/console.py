@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from qmpshim.machine.colo.node import ColoNode
+
+STANDS_STILL = "stands still"
 
 
 class GuestConsole:
@@ -38,3 +42,24 @@ class GuestConsole:
     def text(self) -> bytes:
         """All output since the cut."""
         return self.member.output(self._from)
+
+
+class GuestAccount(ABC):
+    """What one side's guest reported on its console, since the state that it goes on from."""
+
+    def __init__(self, member: ColoNode) -> None:
+        self.member = member
+        self.console = GuestConsole(member)
+
+    @property
+    @abstractmethod
+    def writes(self) -> int:
+        """How many writes it reported."""
+
+    @abstractmethod
+    def read(self) -> None:
+        """Take in what has come since the last time."""
+
+    def state(self) -> str:
+        """How a guest that does not go on is described."""
+        return STANDS_STILL

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import DiskLeft, GuestReports
 from qmpshim.conformance.pair.checker import PairChecker
-from qmpshim.conformance.pair.console import GuestConsole
+from qmpshim.conformance.pair.console import GuestAccount
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
+from qmpshim.conformance.pair.workload import PairWorkload
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
@@ -20,21 +18,23 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 
-class GuestLog:
-    """What one side's guest acknowledged, and complained of, since the state that it goes on from.
+class GuestLog(GuestAccount):
+    """What one side's guest acknowledged, and complained of.
 
     :ivar written: the numbers of the writes that were acknowledged
     :ivar complaints: blocks that were not as they had been written, and writes that failed
     """
 
     def __init__(self, member: ColoNode) -> None:
-        self.member = member
-        self.console = GuestConsole(member)
+        super().__init__(member)
         self.written: list[int] = []
         self.complaints: list[ConsoleLine] = []
 
+    @property
+    def writes(self) -> int:
+        return len(self.written)
+
     def read(self) -> None:
-        """Take in what has come since the last time."""
         for line in console_lines(self.console.whole_lines()):
             if line.kind == "W":
                 self.written.append(line.number)
@@ -89,19 +89,7 @@ class BootWorkload(PairWorkload):
         self._fed = 0
 
     async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
-        log = self._logs[member.name]
-        log.read()
-        target = len(log.written) + count
-        deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while len(log.written) < target:
-            if time.monotonic() > deadline or not member.qemu.alive():
-                raise Stuck(
-                    f"guest of the {member.name}",
-                    f"{count} more writes ({target} in all)",
-                    self._stops(member, STANDS_STILL),
-                )
-            await asyncio.sleep(0.01)
-            log.read()
+        await self._reported(self._logs[member.name], count, seconds)
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-import time
 from array import array
 from collections.abc import Iterable
 
@@ -27,10 +26,10 @@ from qmpshim.conformance.guest.program import (
     read_lines,
 )
 from qmpshim.conformance.pair.checker import PairChecker
-from qmpshim.conformance.pair.console import GuestConsole
+from qmpshim.conformance.pair.console import GuestAccount
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
+from qmpshim.conformance.pair.workload import PairWorkload
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
 from qmpshim.errors import errno_words
 from qmpshim.machine.colo.linux_guest import LinuxGuest
@@ -62,26 +61,27 @@ class _Program:
         return self._known[number - 1]
 
 
-class _Account:
+class _Account(GuestAccount):
     """What one side's program reported, and what its disk must hold by that.
 
     :ivar last: the number of the last operation that it reported
     :ivar inherited: the same when it took over the other's state; 0: it never did
-    :ivar writes: how many writes it reported
     :ivar owners: by sector, the writer of it; negative where that was a zeroing
     :ivar wrong: the first thing that was otherwise: verdict, predicted, observed
     """
 
     def __init__(self, member: ColoNode, program: _Program, sectors: int) -> None:
-        self.member = member
-        self.console = GuestConsole(member)
-        self.last = self.inherited = self.writes = 0
+        super().__init__(member)
+        self.last = self.inherited = self._writes = 0
         self.owners: Ints = np.zeros(sectors, dtype=np.int64)
         self.wrong: tuple[Verdict, str, str] | None = None
         self._program = program
 
+    @property
+    def writes(self) -> int:
+        return self._writes
+
     def read(self) -> None:
-        """Take in what has come since the last time."""
         try:
             for report in read_lines(self.console.whole_lines().decode(errors="replace")):
                 self._take(report)
@@ -93,11 +93,10 @@ class _Account:
         other.read()
         self.console.cut(at, other.console.begun)
         self.last = self.inherited = other.last
-        self.writes, self.owners, self.wrong = other.writes, other.owners.copy(), other.wrong
+        self._writes, self.owners, self.wrong = other.writes, other.owners.copy(), other.wrong
 
     def state(self) -> str:
-        """How a guest that does not go on is described."""
-        return "had its kernel panic" if _PANIC in self.console.text() else STANDS_STILL
+        return "had its kernel panic" if _PANIC in self.console.text() else super().state()
 
     def following(self) -> Operation:
         """The operation after the last that was reported: it may be under way."""
@@ -106,7 +105,7 @@ class _Account:
     def _take(self, report: ProgramReport) -> None:
         due, operation = self.following(), report.operation
         self.last = operation.number
-        self.writes += operation.verb is Verb.WRITE
+        self._writes += operation.verb is Verb.WRITE
         if operation != due:
             self._differs(Verdict.PROTOCOL, due, f"it told of {operation}")
         elif report.errno:
@@ -181,19 +180,7 @@ class LinuxWorkload(PairWorkload):
             console_file = self.pair.primary.console
             await self.guest.prompt(console_file, _BOOT_LIMIT)
             self._terminal = await self.guest.begin(console_file)
-        account = self._accounts[member.name]
-        account.read()
-        target = account.writes + count
-        deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while account.writes < target:
-            if time.monotonic() > deadline or not member.qemu.alive():
-                raise Stuck(
-                    f"guest of the {member.name}",
-                    f"{count} more writes ({target} in all)",
-                    self._stops(member, account.state()),
-                )
-            await asyncio.sleep(0.02)
-            account.read()
+        await self._reported(self._accounts[member.name], count, seconds)
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)

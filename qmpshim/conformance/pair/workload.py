@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import GuestSees
 from qmpshim.conformance.pair.checker import PairChecker, describe_sector, first_difference
+from qmpshim.conformance.pair.console import GuestAccount
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
@@ -25,7 +27,6 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 _LONGEST = 256  # sectors a write
-STANDS_STILL = "stands still"
 
 
 class Stuck(MachineError):
@@ -55,8 +56,21 @@ class PairWorkload(ABC):
         self.model = model
         self.checker = checker
 
-    def _stops(self, member: ColoNode, how: str) -> Cause:
-        return Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), how)
+    async def _reported(self, guest: GuestAccount, count: int, seconds: float) -> None:
+        """Wait until a guest has reported so many writes more; as :meth:`write`."""
+        member = guest.member
+        guest.read()
+        target = guest.writes + count
+        deadline = time.monotonic() + max(seconds, self.plan.limit)
+        while guest.writes < target:
+            if time.monotonic() > deadline or not member.qemu.alive():
+                raise Stuck(
+                    f"guest of the {member.name}",
+                    f"{count} more writes ({target} in all)",
+                    Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), guest.state()),
+                )
+            await asyncio.sleep(0.01)
+            guest.read()
 
     @abstractmethod
     async def join(self) -> None:

@@ -128,8 +128,6 @@ class BackupJob:
 
     :ivar t0: the disk as it was then; :ivar version: its number
     :ivar must: sectors that it has to copy; :ivar may: those that it may copy
-    :ivar before: T0 of the target's backing chain, which shows through where nothing is copied;
-        None: there is none, and zeroes do
     :ivar whole: the target with its backing chain is the disk at T0 once the job has completed
     :ivar mode: what becomes of its bitmap
     :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
@@ -142,14 +140,12 @@ class BackupJob:
     version: int
     must: int
     may: int
-    before: Owners | None
     whole: bool
     mode: BitmapMode | None
     partners: frozenset[str] = frozenset()
     stage: Stage = Stage.RUNNING
     cancelled: bool = False
     doomed: bool = False
-    ended: Ending | None = None
 
     @property
     def active(self) -> bool:
@@ -180,7 +176,7 @@ class BackupJob:
 
     def end(self, ending: Ending, bitmap: Bitmap | None) -> None:
         """It has ended: what becomes of its bitmap (``backup_cleanup_sync_bitmap``)."""
-        self.stage, self.ended = Stage.CONCLUDED, ending
+        self.stage = Stage.CONCLUDED
         if bitmap is None:
             return
         mode, completed = self.mode, ending is Ending.COMPLETED

@@ -227,28 +227,15 @@ class PointInTime:
             raise RefusedError("its id is taken")
         granule = backup_calculate_cluster_size(disk.cluster)  # the target's clusters are alike
         must, may = copied(spec.sync, disk, bitmap, granule)
-        chain = self.chains[spec.disk]
-        before: Owners | None = None
         whole = spec.sync is not Sync.NONE
-        if spec.sync is Sync.TOP:
-            before = disk.base
-        elif spec.sync in (Sync.INCREMENTAL, Sync.BITMAP):
-            before = chain[-1].t0 if chain else None
+        if spec.sync in (Sync.INCREMENTAL, Sync.BITMAP):
+            chain = self.chains[spec.disk]
             assert bitmap is not None
             whole = bool(chain) and bitmap.since == chain[-1].version
         if bitmap is not None:
             bitmap.use(spec.id, disk.version)
-        self.jobs[spec.id] = BackupJob(
-            spec,
-            array("q", disk.now),
-            disk.version,
-            must,
-            may,
-            before,
-            whole,
-            mode,
-            partners,
-        )
+        t0 = array("q", disk.now)
+        self.jobs[spec.id] = BackupJob(spec, t0, disk.version, must, may, whole, mode, partners)
 
     def active(self, disk: int) -> BackupJob | None:
         """The job whose filter is above a disk."""

@@ -151,7 +151,7 @@ class PushChain:
         if bitmap is not None:
             bitmap.use(spec.id, disk.version)
         whole = spec.sync in (Sync.FULL, Sync.TOP)
-        self.job = BackupJob(spec, t0, disk.version, must, may, None, whole, mode)
+        self.job = BackupJob(spec, t0, disk.version, must, may, whole, mode)
         self.before = self.done
 
     def end_job(self, ending: Ending | None = None) -> None:
