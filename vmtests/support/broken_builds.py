@@ -84,6 +84,7 @@ class Middle:
         words[at] = f"socket,id=qmp,fd={theirs.fileno()}"
         self.process = subprocess.Popen(dies_with_owner([real, *words]), pass_fds=[theirs.fileno()])
         theirs.close()
+        self.chance = random.Random(os.getpid())
         self.dropped: set[Any] = set()
         self.asked: dict[Any, str] = {}  # by id, the commands
         self.line: Callable[[bytes], bytes] | None = None
@@ -168,16 +169,24 @@ def _messages(sock: socket.socket) -> Iterator[Message]:
             yield message
 
 
-def _checkpoint_swallowed(real: str, arguments: list[str], _script: str) -> None:
-    middle = Middle(real, arguments)
+Be = Callable[[str, list[str], str], None]  # what a build does: its QEMU, arguments and script
 
-    def command(message: Message) -> list[Message]:
-        if message.get("execute") != "xen-colo-do-checkpoint":
-            return [message]
-        middle.answer(message)
-        return []
 
-    middle.run(command)
+def _asking(command: Callable[[Middle, Message], list[Message]]) -> Be:
+    """A build that is given other commands than are sent."""
+
+    def be(real: str, arguments: list[str], _script: str) -> None:
+        middle = Middle(real, arguments)
+        middle.run(lambda message: command(middle, message))
+
+    return be
+
+
+def _checkpoint_swallowed(middle: Middle, message: Message) -> list[Message]:
+    if message.get("execute") != "xen-colo-do-checkpoint":
+        return [message]
+    middle.answer(message)
+    return []
 
 
 def _late_start(real: str, arguments: list[str], _script: str) -> None:
@@ -250,7 +259,7 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
 Answered = Callable[[Middle, str, Message], list[Message]]
 
 
-def _answering(answered: Answered) -> Callable[[str, list[str], str], None]:
+def _answering(answered: Answered) -> Be:
     """A build that executes commands and answers otherwise."""
 
     def be(real: str, arguments: list[str], _script: str) -> None:
@@ -336,22 +345,13 @@ def _babbles(real: str, arguments: list[str], _script: str) -> None:
     )
 
 
-def _writes_fail(real: str, arguments: list[str], _script: str) -> None:
+def _writes_fail(_middle: Middle, message: Message) -> list[Message]:
     """Each write to the secondary disk fails, with the errno that blkdebug is given."""
-    middle = Middle(real, arguments)
-
-    def command(message: Message) -> list[Message]:
-        words = message.get("arguments", {})
-        if message.get("execute") == "blockdev-add" and words.get("node-name") == "secondary":
-            error = {"event": "none", "iotype": "write", "errno": 28}
-            words["file"] = {
-                "driver": "blkdebug",
-                "image": words["file"],
-                "inject-error": [error],
-            }
-        return [message]
-
-    middle.run(command)
+    words = message.get("arguments", {})
+    if message.get("execute") == "blockdev-add" and words.get("node-name") == "secondary":
+        error = {"event": "none", "iotype": "write", "errno": 28}
+        words["file"] = {"driver": "blkdebug", "image": words["file"], "inject-error": [error]}
+    return [message]
 
 
 # -- of the process ----------------------------------------------------------------------------
@@ -376,35 +376,24 @@ def _substituted(real: str, arguments: list[str], script: str) -> None:
     os.execv(real, [real, *arguments])
 
 
-def _dies_at(name: str) -> Callable[[str, list[str], str], None]:
+def _dies_at(name: str) -> Be:
     """It aborts at the first command of that name, in words that a finding may have."""
 
-    def broken(real: str, arguments: list[str], _script: str) -> None:
-        middle = Middle(real, arguments)
-
-        def command(message: Message) -> list[Message]:
-            if message.get("execute") == name:
-                os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
-                os.kill(middle.process.pid, signal.SIGABRT)
-            return [message]
-
-        middle.run(command)
-
-    return broken
-
-
-def _stops_now_and_then(real: str, arguments: list[str], _script: str) -> None:
-    """In every second checkpoint or stop, on the average, it stands still for good (SIGSTOP)."""
-    middle = Middle(real, arguments)
-    chance = random.Random(os.getpid())
-
-    def command(message: Message) -> list[Message]:
-        does = message.get("execute") in ("xen-colo-do-checkpoint", "xen-set-replication")
-        if does and chance.random() < 0.5:
-            os.kill(middle.process.pid, signal.SIGSTOP)
+    def command(middle: Middle, message: Message) -> list[Message]:
+        if message.get("execute") == name:
+            os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
+            os.kill(middle.process.pid, signal.SIGABRT)
         return [message]
 
-    middle.run(command)
+    return _asking(command)
+
+
+def _stops_now_and_then(middle: Middle, message: Message) -> list[Message]:
+    """In every second checkpoint or stop, on the average, it stands still for good (SIGSTOP)."""
+    does = message.get("execute") in ("xen-colo-do-checkpoint", "xen-set-replication")
+    if does and middle.chance.random() < 0.5:
+        os.kill(middle.process.pid, signal.SIGSTOP)
+    return [message]
 
 
 def _stops_itself(real: str, arguments: list[str], _script: str) -> None:
@@ -424,18 +413,15 @@ def _ends_at_once(_real: str, _arguments: list[str], _script: str) -> None:
     sys.exit("qemu: cannot set up guest memory")
 
 
-def _then(does: Callable[[], None]) -> Callable[[str, list[str], str], None]:
+def _then(does: Callable[[], None]) -> Be:
     """A build that starts well and goes wrong with the first disk."""
 
-    def be(real: str, arguments: list[str], _script: str) -> None:
-        def command(message: Message) -> list[Message]:
-            if message.get("execute") == "blockdev-add":
-                does()
-            return [message]
+    def command(_middle: Middle, message: Message) -> list[Message]:
+        if message.get("execute") == "blockdev-add":
+            does()
+        return [message]
 
-        Middle(real, arguments).run(command)
-
-    return be
+    return _asking(command)
 
 
 def _hangs() -> None:
@@ -463,10 +449,10 @@ def _kills_its_owner(real: str, arguments: list[str], _script: str) -> None:
     os.execv(real, [real, *arguments])
 
 
-BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
+BROKEN: dict[str, Be] = {
     "reference": _reference,
     "wrong-cluster-size": _reference,  # its qemu-img is not
-    "checkpoint-swallowed": _checkpoint_swallowed,
+    "checkpoint-swallowed": _asking(_checkpoint_swallowed),
     "late-start": _late_start,
     "lossy-relay": _lossy_relay,
     "substituted": _substituted,
@@ -483,9 +469,9 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "babbles": _babbles,
     "says-nothing": _answering(_says_nothing),
     "dies-of-a-query": _answering(_dies_of_a_query),
-    "writes-fail": _writes_fail,
+    "writes-fail": _asking(_writes_fail),
     "two-faced": _two_faced,
-    "stops-now-and-then": _stops_now_and_then,
+    "stops-now-and-then": _asking(_stops_now_and_then),
     "stops-itself": _stops_itself,
     "ends-at-once": _ends_at_once,
     "hangs": _then(_hangs),

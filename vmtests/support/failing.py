@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO
 from typing import Any
@@ -17,12 +18,12 @@ from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import read_version
-from qmpshim.model.answers import OK, IoError, io_error
+from qmpshim.model.answers import OK, Answer, IoError, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.operations import operation
+from qmpshim.model.operations import Operation, operation
 from vmtests.support.followed import followed
 
 C = scenarios.C
@@ -118,25 +119,53 @@ class Misbehaving(RealSystem):
         super().fail_io(name, errno)
 
 
-class Refusing(RealSystem):
-    """A QEMU that reports what it should ignore."""
+def answering(
+    change: Callable[[Operation, Answer], Answer | None], data: tuple[int, ...] | None = None
+) -> type[RealSystem]:
+    """A QEMU that answers otherwise.
 
-    def take_answer(self, index: int) -> None:
-        super().take_answer(index)
-        self.now.answers[index] = io_error(EIO)
+    :param change: gives the answer of an operation that had one; None: it stays
+    :param data: what is read where the answer is another one
+    """
+
+    class Answering(RealSystem):
+        def take_answer(self, index: int) -> None:
+            super().take_answer(index)
+            answer = change(self.scenario.ops[index], self.now.answers[index])
+            if answer is not None:
+                self.now.answers[index] = answer
+                self.now.data[index] = self.now.data[index] if data is None else data
+
+    return Answering
+
+
+def seeing(change: Callable[[Outcome], Outcome | None]) -> type[RealSystem]:
+    """A QEMU whose end is seen as something else.
+
+    :param change: gives that; None: it is seen as it is
+    """
+
+    class Seeing(RealSystem):
+        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
+            return super().judge_outcome(change(seen) or seen)
+
+    return Seeing
 
 
 def spoilt(image: str, sector: int) -> type[RealSystem]:
     """A QEMU that leaves in a sector of a disk data that nothing wrote."""
 
-    class Spoilt(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            owners = list(getattr(seen, image))
-            owners[sector] = 99
-            changed: dict[str, Any] = {image: tuple(owners)}
-            return super().judge_outcome(replace(seen, **changed))
+    def change(seen: Outcome) -> Outcome:
+        owners = list(getattr(seen, image))
+        owners[sector] = 99
+        changed: dict[str, Any] = {image: tuple(owners)}
+        return replace(seen, **changed)
 
-    return Spoilt
+    return seeing(change)
+
+
+#: A QEMU that reports what it should ignore.
+Refusing = answering(lambda op, answer: io_error(EIO))
 
 
 def unmapping(pool: QemuPool) -> None:

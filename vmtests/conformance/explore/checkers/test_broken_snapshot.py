@@ -14,15 +14,13 @@ from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
-from qmpshim.conformance.explore.outcome import Outcome
-from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
-from vmtests.support.failing import MOST, explored, filtering, verdicts
+from vmtests.support.failing import MOST, explored, filtering, seeing, verdicts
 
 C = scenarios.C
 
@@ -79,15 +77,10 @@ IN_PARTS = replace(BREAKS, ops=(operation("primary_write", 16, 8),), cluster=1)
 @COPIES
 def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(pool: QemuPool, fails: str) -> None:
     seen: set[tuple[object, ...]] = set()
-
-    class Noted(RealSystem):
-        def judge_outcome(self, seen_now: Outcome) -> RealViolation | None:
-            assert seen_now.view is None and self.now.failed
-            seen.add(seen_now.answers)
-            return super().judge_outcome(seen_now)
-
-    assert not breaks(pool, fails, kind=Noted).found
-    assert seen == {(OK, OK), (OK, io_error(EINVAL))}
+    assert not breaks(
+        pool, fails, kind=seeing(lambda end: seen.add((end.view, *end.answers)))
+    ).found
+    assert seen == {(None, OK, OK), (None, OK, io_error(EINVAL))}
 
 
 @COPIES
@@ -112,12 +105,9 @@ def test_a_copy_that_fails_on_tables_breaks_the_snapshot(pool: QemuPool) -> None
     tables = sorted(one.name for one in names if one.image == "hidden" and one.meta and not one.op)
     assert tables
     assert not explored(pool, scenario, fails=tables[0], all_io=True).found
-
-    class Shown(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, view=(self.scenario.number(0),) * 2 * C))
-
-    shown = explored(pool, scenario, Shown, tables[0], all_io=True)
+    new = (scenario.number(0),) * 2 * C
+    kind = seeing(lambda seen: replace(seen, view=new))
+    shown = explored(pool, scenario, kind, tables[0], all_io=True)
     assert verdicts(shown) == {Verdict.ISOLATION}
 
 
@@ -133,14 +123,8 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
     pool: QemuPool, scenario: scenarios.RealScenario, fails: str, landed: int
 ) -> None:
     """They hold the old data; the write has happened by then."""
-
-    class Noted(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            there.add(seen.hidden[landed])
-            return super().judge_outcome(seen)
-
     there: set[int | None] = set()
-    system = breaks(pool, fails, scenario, Noted)
+    system = breaks(pool, fails, scenario, seeing(lambda seen: there.add(seen.hidden[landed])))
     assert not system.found, system.found
     assert there == {scenarios.BASE}
 
@@ -162,14 +146,9 @@ def test_a_copy_that_is_made_again_for_a_broken_snapshot_may_be_of_new_data(
     """A write that waits for the copy makes it again when that of the failed copy has happened."""
     ops = operation("primary_write", 0, C), operation("primary_write", 64, C)
     scenario = replace(BREAKS, ops=ops)
-
-    class Noted(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            copied.add(seen.hidden[0])
-            return super().judge_outcome(seen)
-
     copied: set[int | None] = set()
-    system = breaks(pool, "hidden write 0+128", scenario, Noted)
+    noted = seeing(lambda seen: copied.add(seen.hidden[0]))
+    system = breaks(pool, "hidden write 0+128", scenario, noted)
     assert not system.found, system.found
     assert copied == {None, scenarios.BASE, scenario.number(0)}
 
@@ -210,22 +189,14 @@ def test_a_failed_copy_is_noticed_beside_a_query(pool: QemuPool) -> None:
     scenario = replace(BREAKS, ops=ops)
     assert not breaks(pool, "hidden write 0+128", scenario).found
     (whole,) = set(LinearizabilityChecker(scenario, behaviour_of((7, 2, 0))).outcomes.values())
-
-    class Unbroken(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(whole, answers=seen.answers))
-
-    unbroken = breaks(pool, "hidden write 0+128", scenario, Unbroken)
+    kind = seeing(lambda seen: replace(whole, answers=seen.answers))
+    unbroken = breaks(pool, "hidden write 0+128", scenario, kind)
     assert verdicts(unbroken) == {Verdict.ISOLATION}
 
 
 @COPIES
 def test_a_broken_snapshot_cannot_be_read(pool: QemuPool, fails: str) -> None:
-    class Generous(RealSystem):
-        """A snapshot that can be read though a copy failed, and is right."""
-
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, view=(scenarios.BASE,) * 2 * C))
-
-    found = breaks(pool, fails, kind=Generous).found
+    """Nor if it is right."""
+    generous = seeing(lambda seen: replace(seen, view=(scenarios.BASE,) * 2 * C))
+    found = breaks(pool, fails, kind=generous).found
     assert {kind for kind, _ in found} == {Verdict.ISOLATION}

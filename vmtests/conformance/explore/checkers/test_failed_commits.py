@@ -19,7 +19,7 @@ from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
-from vmtests.support.failing import FAILOVER, Swallowing, causes, explored, verdicts
+from vmtests.support.failing import FAILOVER, Swallowing, causes, explored, seeing, verdicts
 from vmtests.support.gate import of
 
 C = scenarios.C
@@ -55,27 +55,19 @@ def test_a_commit_that_fails_is_reported(pool: QemuPool) -> None:
     Since 10.0 the cancelled job flushes, too: no report if it cannot, and nothing is lost.
     """
     cancelled = 1 if read_version(pool.build)[0] >= (10, 0, 0) else 0
-    statuses = set()
-
-    class Reporting(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            statuses.add(seen.status)
-            return super().judge_outcome(seen)
-
-    class Silent(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, status=None))
-
+    statuses: set[str | None] = set()
+    reporting = seeing(lambda seen: statuses.add(seen.status))
+    unreported = seeing(lambda seen: replace(seen, status=None))
     for fails, nth, status in (
         ("secondary write 0+128", 0, "I/O error occurred"),
         ("secondary flush", cancelled, "I/O error occurred"),
         *(("secondary flush", nth, None) for nth in range(cancelled)),
     ):
         statuses.clear()
-        reference = explored(pool, FAILOVER, Reporting, fails, nth=nth)
+        reference = explored(pool, FAILOVER, reporting, fails, nth=nth)
         assert not reference.found and not reference.in_part
         assert statuses == {status}
-    silent = explored(pool, FAILOVER, Silent, "secondary write 0+128")
+    silent = explored(pool, FAILOVER, unreported, "secondary write 0+128")
     assert verdicts(silent) == {Verdict.ERROR_CONTRACT}
 
 

@@ -39,7 +39,15 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
-from vmtests.support.failing import Misbehaving, Swallowing, causes, explored, one, verdicts
+from vmtests.support.failing import (
+    Misbehaving,
+    Swallowing,
+    answering,
+    causes,
+    explored,
+    one,
+    verdicts,
+)
 
 C = scenarios.C
 
@@ -57,29 +65,20 @@ def test_an_error_that_is_swallowed_is_found_out(pool: QemuPool, image: str, cau
 
 
 def test_a_client_is_gone_only_where_something_cuts_it_off(pool: QemuPool) -> None:
-    class Vanishing(RealSystem):
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if self.scenario.ops[index].writes and self.now.answers[index] == OK:
-                self.now.answers[index] = DISCONNECTED
-
-    assert causes(explored(pool, one("WQ"), Vanishing)) == {"primary_write answers gone"}
-    assert not explored(pool, one("WK"), Vanishing).found
+    vanishing = answering(lambda op, answer: DISCONNECTED if op.writes and answer == OK else None)
+    assert causes(explored(pool, one("WQ"), vanishing)) == {"primary_write answers gone"}
+    assert not explored(pool, one("WK"), vanishing).found
     # The guest's client is gone; the primary has no excuse.
     cut_off = replace(one("WQ"), ops=(*one("WQ").ops[:1], operation("guest_vanish")))
-    assert "primary_write answers gone" in causes(explored(pool, cut_off, Vanishing))
+    assert "primary_write answers gone" in causes(explored(pool, cut_off, vanishing))
 
 
 def test_a_false_error_is_failovers_own_only_while_it_fails_over(pool: QemuPool) -> None:
-    class Crying(RealSystem):
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if self.scenario.ops[index].queries and self.now.answers[index] != UNANSWERED:
-                self.now.answers[index] = ReportedError("I/O error occurred")
-
+    error = ReportedError("I/O error occurred")
+    crying = answering(lambda op, answer: error if op.queries and answer != UNANSWERED else None)
     known = {"status answers I/O error occurred while failing over"}
     assert causes(explored(pool, one("OQ"))) == known
-    assert causes(explored(pool, one("OQ"), Crying)) == known | {
+    assert causes(explored(pool, one("OQ"), crying)) == known | {
         "status answers I/O error occurred"
     }
 
@@ -202,16 +201,11 @@ def test_an_ejected_disk_excuses_errors_and_nothing_else(pool: QemuPool) -> None
     scenario = replace(one("CP"), ops=ops, contract=True)
     fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
 
-    class Misbehaving(RealSystem):
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if index == 1 and isinstance(self.now.answers[1], IoError):
-                self.now.answers[1] = OK
-
+    silent = answering(lambda op, answer: OK if isinstance(answer, IoError) else None)
     reference = explored(pool, scenario, fails=fails, all_io=True)
     assert reference.in_part and not reference.found
     cause = "active cluster unallocated instead of data, beside a failed hidden metadata"
-    assert causes(explored(pool, scenario, Misbehaving, fails, all_io=True)) == {cause}
+    assert causes(explored(pool, scenario, silent, fails, all_io=True)) == {cause}
 
 
 def test_what_was_judged_in_part_is_in_the_report() -> None:

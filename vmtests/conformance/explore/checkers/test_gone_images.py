@@ -8,13 +8,13 @@ from errno import EIO
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
-from qmpshim.model.answers import OK, IoError, io_error
+from qmpshim.model.answers import OK, Answer, IoError, io_error
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import operation
+from qmpshim.model.operations import Operation, operation
 from vmtests.support.failing import (
     Swallowing,
+    answering,
     causes,
     explored,
     filtering,
@@ -26,6 +26,11 @@ from vmtests.support.failing import (
 from vmtests.support.gate import drop_guest
 
 C = scenarios.C
+
+
+def read_nevertheless(op: Operation, answer: Answer) -> Answer | None:
+    """What cannot be read is read."""
+    return OK if op.reads and answer != OK else None
 
 
 def test_a_disk_that_goes_away_with_such_a_discard_may_have_got_all_else(pool: QemuPool) -> None:
@@ -49,16 +54,9 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> Non
     system = explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)
     assert not system.found, system.found
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
-
-    class Failing(RealSystem):
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if self.scenario.ops[index].reads:
-                self.now.answers[index] = io_error(EIO)
-
-    assert verdicts(explored(pool, elsewhere, Failing, fails, Cut.FOR_GOOD)) == {
-        Verdict.ERROR_CONTRACT
-    }
+    failing = answering(lambda op, answer: io_error(EIO) if op.reads else None)
+    wrong = explored(pool, elsewhere, failing, fails, Cut.FOR_GOOD)
+    assert verdicts(wrong) == {Verdict.ERROR_CONTRACT}
 
 
 def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) -> None:
@@ -77,16 +75,8 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
     assert causes(explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)) <= quiet
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
     assert causes(explored(pool, elsewhere, fails=fails, errno=Cut.FOR_GOOD)) <= quiet
-
-    class Remembering(RealSystem):
-        """A QEMU that returns what can be read no more."""
-
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if self.scenario.ops[index].reads and self.now.answers[index] != OK:
-                self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
-
-    reported = causes(explored(pool, elsewhere, Remembering, fails, Cut.FOR_GOOD)) - quiet
+    remembering = answering(read_nevertheless, (scenarios.BASE,) * C)
+    reported = causes(explored(pool, elsewhere, remembering, fails, Cut.FOR_GOOD)) - quiet
     assert reported == {"guest_read answers ok, after the hidden disk went away"}
 
 
@@ -97,18 +87,9 @@ def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:
     scenario = scenarios.RealScenario("Z", ops, setup)
     fails = "active write 128+128"
     assert not explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD).found
-
-    class Inventing(RealSystem):
-        """A QEMU that returns zeroes for what it cannot read."""
-
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            if self.scenario.ops[index].reads and self.now.answers[index] != OK:
-                self.now.answers[index], self.now.data[index] = OK, (0,) * C
-
-    assert verdicts(explored(pool, scenario, Inventing, fails, Cut.FOR_GOOD)) == {
-        Verdict.ERROR_CONTRACT
-    }
+    inventing = answering(read_nevertheless, (0,) * C)
+    wrong = explored(pool, scenario, inventing, fails, Cut.FOR_GOOD)
+    assert verdicts(wrong) == {Verdict.ERROR_CONTRACT}
 
 
 def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool) -> None:
@@ -121,19 +102,12 @@ def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool)
     )
     fails = "secondary read 0+128"
     assert not explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD).found
-
-    class Silent(RealSystem):
-        """A QEMU that reports no error of what the primary sends."""
-
-        def take_answer(self, index: int) -> None:
-            super().take_answer(index)
-            answers = self.now.answers
-            if self.scenario.ops[index].changes and isinstance(answers[index], IoError):
-                answers[index] = OK
-
+    silent = answering(
+        lambda op, answer: OK if op.changes and isinstance(answer, IoError) else None
+    )
     write = replace(scenario, ops=(ops[0], operation("primary_write", 2 * C, C, after=0)))
     for other in (write, replace(scenario, secondary="raw")):
-        (cause,) = causes(explored(pool, other, Silent, fails, Cut.FOR_GOOD))
+        (cause,) = causes(explored(pool, other, silent, fails, Cut.FOR_GOOD))
         assert cause.startswith(f"{other.ops[1].name} answers ok"), cause
 
 

@@ -28,6 +28,7 @@ from qmpshim.model.operations import Verb, operation
 from qmpshim.model.pointintime.jobs import Ending, OnError
 from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.backups import AnySystem, Kinds, Recording, endings, explored, kinds, point_of
+from vmtests.support.failing import answering
 
 pytestmark = pytest.mark.usefixtures("fresh_predictions")
 
@@ -218,15 +219,6 @@ class Lenient(RealSystem):
             self.now.answers[index] = OK
 
 
-class Strict(RealSystem):
-    """A QEMU that cancels a job, and says that it does not."""
-
-    def take_answer(self, index: int) -> None:
-        super().take_answer(index)
-        if self.scenario.ops[index].verb is Verb.JOB_CANCEL and self.now.answers[index] == OK:
-            self.now.answers[index] = ReportedError("no")
-
-
 def no_order(found: Kinds) -> bool:
     return (Verdict.PROTOCOL, CauseKind.ANSWERS_FIT_NO_ORDER, "") in found
 
@@ -250,7 +242,11 @@ def test_a_paused_job_is_not_cancelled_without_force(
 
 
 def test_a_paused_job_may_be_cancelled(pool: QemuPool) -> None:
-    assert ENDS in kinds(failing(pool, then("job_cancel"), Strict, {OF_FIRST: EIO}))
+    refusal = ReportedError("no")
+    strict = answering(
+        lambda op, answer: refusal if op.verb is Verb.JOB_CANCEL and answer == OK else None
+    )
+    assert ENDS in kinds(failing(pool, then("job_cancel"), strict, {OF_FIRST: EIO}))
 
 
 def test_a_job_that_reports_its_errors_pauses_at_none(pool: QemuPool) -> None:

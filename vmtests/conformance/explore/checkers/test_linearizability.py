@@ -10,7 +10,6 @@ import pytest
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.findings import Finding
@@ -19,7 +18,6 @@ from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Settings
-from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
@@ -29,7 +27,16 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
-from vmtests.support.failing import causes, explored, found, meta_write, one, spoilt, verdicts
+from vmtests.support.failing import (
+    causes,
+    explored,
+    found,
+    meta_write,
+    one,
+    seeing,
+    spoilt,
+    verdicts,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +90,10 @@ def test_a_cluster_that_was_not_written_is_not_allocated(
 
 def test_answers_that_do_not_fit_together_are_found_out(pool: QemuPool) -> None:
     """Of two stops that wait for a write either may be the first, but not both."""
-
-    class Both(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, answers=(seen.answers[0], OK, OK)))
-
+    both = seeing(lambda seen: replace(seen, answers=(seen.answers[0], OK, OK)))
     scenario = RealScenario("WSS", (*one("W").ops, operation("stop"), operation("stop")))
     assert not explored(pool, scenario).found
-    wrong = explored(pool, scenario, Both).found
+    wrong = explored(pool, scenario, both).found
     assert (Verdict.PROTOCOL, Cause(CauseKind.ANSWERS_FIT_NO_ORDER)) in wrong, wrong
 
 
@@ -121,24 +124,21 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
 @pytest.mark.parametrize("where", ["read", "view"])
 def test_new_data_is_never_seen_whatever_failed(pool: QemuPool, where: str) -> None:
     """Also where a failed write of tables excuses the rest."""
-
-    class Leaking(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            new = self.scenario.number(0)
-            if where == "read" and seen.data[1]:
-                read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too
-                seen = replace(seen, data=(seen.data[0], read))
-            if where == "view" and seen.view:
-                seen = replace(seen, view=(new, *seen.view[1:]))
-            return super().judge_outcome(seen)
-
     scenario = one("WR")
+    new = scenario.number(0)
+
+    def leaking(seen: Outcome) -> Outcome:
+        if where == "read" and seen.data[1]:
+            read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too
+            return replace(seen, data=(seen.data[0], read))
+        return replace(seen, view=(new, *seen.view[1:])) if where == "view" and seen.view else seen
+
     fails = meta_write(pool, scenario)
     subject = {"read": "guest_read", "view": "view"}[where]
     cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, subject)
     assert str(cause) not in causes(explored(pool, scenario, fails=fails, all_io=True))
-    leaking = explored(pool, scenario, Leaking, fails, all_io=True)
-    assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found
+    wrong = explored(pool, scenario, seeing(leaking), fails, all_io=True)
+    assert (Verdict.ISOLATION, cause) in wrong.found, wrong.found
 
 
 def test_beside_what_a_reader_gives_up_the_copies_are_checked(pool: QemuPool) -> None:
@@ -163,14 +163,8 @@ def test_what_a_snapshot_does_not_have_cannot_be_read(pool: QemuPool, given_up: 
     else:
         scenario = replace(scenario, ops=(*scenario.ops, operation("guest_discard", C, C)))
     assert not explored(pool, scenario).found
-
-    class Generous(RealSystem):
-        """A snapshot that can be read all the same, and is right."""
-
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, view=(BASE,) * scenario.size))
-
-    assert causes(explored(pool, scenario, Generous)) == {"the view can be read"}
+    generous = seeing(lambda seen: replace(seen, view=(BASE,) * scenario.size))  # and is right
+    assert causes(explored(pool, scenario, generous)) == {"the view can be read"}
 
 
 @pytest.mark.parametrize("do", ["guest_read", "guest_block_status"])
@@ -179,12 +173,7 @@ def test_zeroes_that_are_none_are_lost_writes_whatever_reports_them(
 ) -> None:
     """What is written up of reads of a snapshot (7.2) covers its block status, too."""
     scenario = RealScenario("Z", (operation(do, 0, C),), form="backup")
-
-    class Zeroed(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, data=((0,) * C,)))
-
     assert not explored(pool, scenario).found
-    zeroed = explored(pool, scenario, Zeroed)
+    zeroed = explored(pool, scenario, seeing(lambda seen: replace(seen, data=((0,) * C,))))
     assert verdicts(zeroed) == {Verdict.LOST_WRITE}
     assert causes(zeroed) == {f"{do}: zeroes instead of the old data"}

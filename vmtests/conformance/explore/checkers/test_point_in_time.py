@@ -28,7 +28,7 @@ from qmpshim.model.operations import operation
 from qmpshim.model.pointintime.jobs import Ending
 from vmtests.support.backup_left import left_as
 from vmtests.support.backups import Recording, explored, kinds
-from vmtests.support.failing import one
+from vmtests.support.failing import answering, one
 from vmtests.support.followed import followed
 from vmtests.support.gate import drop, of
 
@@ -168,13 +168,8 @@ def test_a_failed_copy_that_is_not_reported_is_found_out(
         assert kinds(explored(pool, scenario, errnos=(EIO,), most=40)) == MASKED
 
 
-class Obeying(RealSystem):
-    """A QEMU that says success where it refuses a command."""
-
-    def take_answer(self, index: int) -> None:
-        super().take_answer(index)
-        if isinstance(self.now.answers[index], ReportedError):
-            self.now.answers[index] = OK
+#: A QEMU that says success where it refuses a command.
+Obeying = answering(lambda op, answer: OK if isinstance(answer, ReportedError) else None)
 
 
 def test_answers_that_fit_no_order_are_found_out_whatever_failed(pool: QemuPool) -> None:

@@ -14,9 +14,7 @@ from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
-from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 from qmpshim.model.chain.behaviour import KnownDefect
@@ -25,13 +23,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Operation, Verb, operation
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
-from vmtests.support.failing import (
-    Misbehaving,
-    Swallowing,
-    causes,
-    explored,
-    one,
-)
+from vmtests.support.failing import Misbehaving, Swallowing, causes, explored, one, seeing
 from vmtests.support.gate import drop_new, drop_primary, drop_primary_flush, stale_primary_read
 
 MASKED = "guest_write says success after a refused primary write"
@@ -248,19 +240,13 @@ def test_a_swallowed_error_is_found_out_where_qemu_reports_it(pool: QemuPool) ->
 
 
 def test_a_write_that_was_not_forwarded_and_not_reported(pool: QemuPool) -> None:
-    class Silent(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, status=None))
-
-    assert causes(explored(pool, single(WRITE), Silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
+    silent = seeing(lambda seen: replace(seen, status=None))
+    assert causes(explored(pool, single(WRITE), silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
 
 
 def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
-    class Crying(RealSystem):
-        def judge_outcome(self, seen: Outcome) -> RealViolation | None:
-            return super().judge_outcome(replace(seen, status="I/O error occurred"))
-
-    found = causes(explored(pool, single(WRITE), Crying))
+    crying = seeing(lambda seen: replace(seen, status="I/O error occurred"))
+    found = causes(explored(pool, single(WRITE), crying))
     assert found == {"final status I/O error occurred"}
 
 
