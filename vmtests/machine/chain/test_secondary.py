@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import closing
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -25,27 +24,25 @@ MiB, CLUSTER = 1 << 20, 65536
 B, R = Workflow.BACKUP, Workflow.REPLICATION
 OLD, NEW, GUEST = (bytes([value]) * CLUSTER for value in (0x11, 0x22, 0x33))
 
-Test = Callable[[SecondaryChain], Coroutine[Any, Any, None]]
 
-
-def qemu_for(build: Build, directory: Path) -> Qemu:
-    return Qemu(build.command(), directory, env=build.env, limit=20.0)
-
-
-def on_a_chain(build: Build, workspace: Workspace, spec: ChainSpec, test: Test) -> None:
-    async def run() -> None:
-        directory = workspace.subdirectory("chain")
-        qemu = qemu_for(build, directory)
-        await qemu.start()
-        chain = SecondaryChain(qemu, spec, directory, build.tool("qemu-img"))
-        try:
-            await chain.build()
-            await test(chain)
-        finally:
-            chain.close()
-            await qemu.close()
-
-    asyncio.run(run())
+@asynccontextmanager
+async def on_a_chain(
+    build: Build,
+    workspace: Workspace,
+    spec: ChainSpec,
+    kind: type[SecondaryChain] = SecondaryChain,
+) -> AsyncIterator[SecondaryChain]:
+    """A chain on a QEMU of its own."""
+    directory = workspace.subdirectory("chain")
+    qemu = Qemu(build.command(), directory, env=build.env, limit=20.0)
+    await qemu.start()
+    chain = kind(qemu, spec, directory, build.tool("qemu-img"))
+    try:
+        await chain.build()
+        yield chain
+    finally:
+        chain.close()
+        await qemu.close()
 
 
 def write(client: BlockClient, data: bytes, cluster: int) -> None:
@@ -64,10 +61,10 @@ async def allocated(chain: SecondaryChain, node: str) -> dict[int, Alloc]:
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_backup_keeps_the_old_contents(
+async def test_backup_keeps_the_old_contents(
     qemu_build: Build, workspace: Workspace, secondary: str
 ) -> None:
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(B, MiB, CLUSTER, secondary)) as chain:
         write(chain.primary, OLD, 3)
         await chain.start()
         write(chain.primary, NEW, 3)
@@ -86,11 +83,9 @@ def test_backup_keeps_the_old_contents(
         assert await allocated(chain, "hidden") == {}
         assert read(chain.guest, 3) == NEW
 
-    on_a_chain(qemu_build, workspace, ChainSpec(B, MiB, CLUSTER, secondary), test)
 
-
-def test_a_readers_export_is_read_only(qemu_build: Build, workspace: Workspace) -> None:
-    async def test(chain: SecondaryChain) -> None:
+async def test_a_readers_export_is_read_only(qemu_build: Build, workspace: Workspace) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(B, MiB)) as chain:
         with pytest.raises(IOFailed):
             write(chain.guest, NEW, 0)
         async with chain.read_hidden() as client:
@@ -100,14 +95,12 @@ def test_a_readers_export_is_read_only(qemu_build: Build, workspace: Workspace) 
         exports = await chain.qemu.execute("query-block-exports")
         assert {export["id"] for export in exports} == {"primary", "guest"}
 
-    on_a_chain(qemu_build, workspace, ChainSpec(B, MiB), test)
-
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_replication_from_start_to_failover(
+async def test_replication_from_start_to_failover(
     qemu_build: Build, workspace: Workspace, secondary: str
 ) -> None:
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(R, MiB, CLUSTER, secondary)) as chain:
         assert await chain.status() == "Block replication is not running"
         with pytest.raises(IOFailed):
             read(chain.guest, 0)
@@ -143,27 +136,22 @@ def test_replication_from_start_to_failover(
         await chain.start()
         assert (read(chain.guest, 1), read(chain.guest, 2)) == (NEW, GUEST)
 
-    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB, CLUSTER, secondary), test)
 
-
-def test_a_failover_is_waited_for(qemu_build: Build, workspace: Workspace) -> None:
+async def test_a_failover_is_waited_for(qemu_build: Build, workspace: Workspace) -> None:
     """The command answers at once; committing 64 MiB takes longer."""
     last = 64 * MiB // CLUSTER - 1
-
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(R, 64 * MiB, CLUSTER)) as chain:
         await chain.start()
         for offset in range(0, 64 * MiB, 2 * MiB):
             chain.guest.wait(chain.guest.submit_write(GUEST * (2 * MiB // CLUSTER), offset))
         await chain.failover()
         assert read(chain.primary, last) == GUEST
 
-    on_a_chain(qemu_build, workspace, ChainSpec(R, 64 * MiB, CLUSTER), test)
 
-
-def test_a_checkpoint_that_fails_lets_the_machine_run_on(
+async def test_a_checkpoint_that_fails_lets_the_machine_run_on(
     qemu_build: Build, workspace: Workspace
 ) -> None:
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(R, MiB)) as chain:
         assert (await chain.qemu.execute("query-status"))["running"]
         with pytest.raises(CommandFailed, match="Backup job was cancelled unexpectedly"):
             await chain.checkpoint()
@@ -172,13 +160,12 @@ def test_a_checkpoint_that_fails_lets_the_machine_run_on(
             await chain.stop()
         assert (await chain.qemu.execute("query-status"))["running"]
 
-    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB), test)
 
-
-def test_a_failover_after_a_stop_is_not_waited_for(qemu_build: Build, workspace: Workspace) -> None:
+async def test_a_failover_after_a_stop_is_not_waited_for(
+    qemu_build: Build, workspace: Workspace
+) -> None:
     """It is ignored: the graph will not change."""
-
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, ChainSpec(R, MiB)) as chain:
         await chain.start()
         try:
             await chain.stop()
@@ -187,13 +174,10 @@ def test_a_failover_after_a_stop_is_not_waited_for(qemu_build: Build, workspace:
         await chain.start()  # ignored, too
         await asyncio.wait_for(chain.failover(), 10)
 
-    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB), test)
 
-
-def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> None:
+async def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> None:
     spec = ChainSpec(R, 3 * MiB + 512, 4096, "qcow2")
-
-    async def test(chain: SecondaryChain) -> None:
+    async with on_a_chain(qemu_build, workspace, spec) as chain:
         assert chain.overlays == ("hidden", "active")
         assert chain.primary.size == spec.size
         with closing(chain.inspect("guest")) as client:
@@ -208,49 +192,36 @@ def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> N
         assert nodes["hidden"]["backing_file_depth"] == 1
         assert nodes["active"]["backing_file_depth"] == 2
 
-    on_a_chain(qemu_build, workspace, spec, test)
 
-
-def test_what_cannot_be_built(qemu_build: Build, workspace: Workspace) -> None:
-    async def never(chain: SecondaryChain) -> None:
-        raise AssertionError("it was built")
+async def test_what_cannot_be_built(qemu_build: Build, workspace: Workspace) -> None:
+    class Spoilt(SecondaryChain):
+        async def build(self) -> None:
+            self.image("secondary").touch()
+            await super().build()
 
     class NoTool(SecondaryChain):
         async def build(self) -> None:
             self.files.qemu_img = ["/no/such/qemu-img"]
             await super().build()
 
-    async def run(kind: type[SecondaryChain], spoil: bool) -> None:
-        directory = workspace.subdirectory("chain")
-        qemu = qemu_for(qemu_build, directory)
-        await qemu.start()
-        chain = kind(qemu, ChainSpec(B, MiB), directory, qemu_build.tool("qemu-img"))
-        if spoil:
-            chain.image("secondary").touch()
-        try:
-            await chain.build()
-        finally:
-            chain.close()
-            await qemu.close()
-
     with pytest.raises(HostError, match=r"secondary\.raw: File exists"):
-        asyncio.run(run(SecondaryChain, True))
+        async with on_a_chain(qemu_build, workspace, ChainSpec(B, MiB), Spoilt):
+            pass
     with pytest.raises(HostError, match="/no/such/qemu-img is missing: apt-get install qemu-utils"):
-        asyncio.run(run(NoTool, False))
+        async with on_a_chain(qemu_build, workspace, ChainSpec(B, MiB), NoTool):
+            pass
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 80])
-def test_a_size_that_no_file_system_takes(
+async def test_a_size_that_no_file_system_takes(
     qemu_build: Build, workspace: Workspace, size: int
 ) -> None:
-    async def never(chain: SecondaryChain) -> None:
-        raise AssertionError("it was built")
-
     with pytest.raises(HostError, match=f"no file of {size} bytes can be made in .*: choose a"):
-        on_a_chain(qemu_build, workspace, ChainSpec(B, size), never)
+        async with on_a_chain(qemu_build, workspace, ChainSpec(B, size)):
+            pass
 
 
-def test_a_qemu_without_replication_says_so(qemu_build: Build, workspace: Workspace) -> None:
+async def test_a_qemu_without_replication_says_so(qemu_build: Build, workspace: Workspace) -> None:
     class Without(SecondaryChain):
         """QEMU's list of commands, as a build without the feature gives it."""
 
@@ -266,14 +237,6 @@ def test_a_qemu_without_replication_says_so(qemu_build: Build, workspace: Worksp
             self.qemu.execute = lacking  # type: ignore[method-assign]
             await super().build()
 
-    async def run() -> None:
-        directory = workspace.subdirectory("chain")
-        qemu = qemu_for(qemu_build, directory)
-        await qemu.start()
-        try:
-            await Without(qemu, ChainSpec(R, MiB), directory).build()
-        finally:
-            await qemu.close()
-
     with pytest.raises(BuildError, match=r"has no replication driver .*or use --workflow backup"):
-        asyncio.run(run())
+        async with on_a_chain(qemu_build, workspace, ChainSpec(R, MiB), Without):
+            pass

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,30 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.process import Qemu
 from vmtests.support.waiting import wait_until
 
-Test = Callable[[Qemu], Coroutine[Any, Any, None]]
+
+@asynccontextmanager
+async def running(build: Build, directory: Path, limit: float = 20.0) -> AsyncIterator[Qemu]:
+    """A QEMU of which nothing is left in the end."""
+    qemu = Qemu(build.command(), directory, env=build.env, limit=limit)
+    await qemu.start()
+    try:
+        yield qemu
+    finally:
+        await qemu.close()
+    assert not qemu.alive()
+    assert is_gone(qemu.pid)
 
 
-def with_qemu(build: Build, directory: Path, test: Test, limit: float = 20.0) -> int | None:
-    """Run a test on a QEMU; gives its exit status."""
-
-    async def run() -> int | None:
-        qemu = Qemu(build.command(), directory, env=build.env, limit=limit)
-        await qemu.start()
-        try:
-            await test(qemu)
-        finally:
-            status = await qemu.close()
-        assert not qemu.alive()
-        pids.append(qemu.pid)
-        return status
-
-    pids: list[int] = []
-    status = asyncio.run(run())
-    assert not Path(f"/proc/{pids[0]}").exists()
-    return status
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def proc(pid: int, file: str) -> str:
     return Path(f"/proc/{pid}/{file}").read_text()
 
 
-def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Build) -> None:
-    async def test(qemu: Qemu) -> None:
+async def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Build) -> None:
+    async with running(qemu_build, tmp_path) as qemu:
         version = await qemu.execute("query-version")
         assert version["qemu"]["major"] >= 5
         await qemu.execute("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1024})
@@ -62,56 +58,52 @@ def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Build) -> 
         assert messages[2][1]["arguments"]["driver"] == "null-co"
         assert messages[3] == ("<-", {"return": {}})
         assert messages[-1][1]["error"]["class"] == "GenericError"
+    assert qemu.exit_status == 0
 
-    assert with_qemu(qemu_build, tmp_path, test) == 0
 
-
-def test_it_runs_as_little_as_possible(tmp_path: Path, qemu_build: Build) -> None:
-    async def test(qemu: Qemu) -> None:
+async def test_it_runs_as_little_as_possible(tmp_path: Path, qemu_build: Build) -> None:
+    async with running(qemu_build, tmp_path) as qemu:
         words = proc(qemu.pid, "cmdline").split("\0")
         command = [*qemu_build.command(), "-machine", "none", "-nodefaults", "-display"]
         assert words[: len(command)] == command
         assert os.readlink(f"/proc/{qemu.pid}/fd/0") == "/dev/null"
         assert os.readlink(f"/proc/{qemu.pid}/fd/2") == str(tmp_path / "stderr")
 
-    with_qemu(qemu_build, tmp_path, test)
-
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
-def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals, qemu_build: Build) -> None:
-    async def test(qemu: Qemu) -> None:
+async def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals, qemu_build: Build) -> None:
+    async with running(qemu_build, tmp_path) as qemu:
         os.kill(qemu.pid, number)
         with pytest.raises(MachineDied, match=f"QEMU was killed by {number.name} during query"):
             await qemu.execute("query-version")
         assert not qemu.alive()
         with pytest.raises(MachineDied):  # and again, not something else
             await qemu.execute("query-version")
+    assert qemu.exit_status == -number
 
-    assert with_qemu(qemu_build, tmp_path, test) == -number
 
-
-def test_a_qemu_that_leaves(tmp_path: Path, qemu_build: Build) -> None:
-    async def test(qemu: Qemu) -> None:
+async def test_a_qemu_that_leaves(tmp_path: Path, qemu_build: Build) -> None:
+    async with running(qemu_build, tmp_path) as qemu:
         await qemu.execute("quit")
         assert not qemu.alive(patience=30.0)
         with pytest.raises(MachineDied, match="QEMU exited with status 0 during query-block"):
             await qemu.execute("query-block")
+    assert qemu.exit_status == 0
 
-    assert with_qemu(qemu_build, tmp_path, test) == 0
 
-
-def test_a_qemu_that_hangs(tmp_path: Path, qemu_build: Build) -> None:
-    async def test(qemu: Qemu) -> None:
+async def test_a_qemu_that_hangs(tmp_path: Path, qemu_build: Build) -> None:
+    async with running(qemu_build, tmp_path, limit=2.0) as qemu:
         os.kill(qemu.pid, signal.SIGSTOP)
         with pytest.raises(MachineHung, match="query-version: no answer in 2 s"):
             await qemu.execute("query-version")
         assert qemu.alive()
-
-    assert with_qemu(qemu_build, tmp_path, test, limit=2.0) == -signal.SIGKILL
+    assert qemu.exit_status == -signal.SIGKILL
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 
-def test_nothing_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build: Build) -> None:
+async def test_nothing_else_waits_while_a_qemu_does_not_end(
+    tmp_path: Path, qemu_build: Build
+) -> None:
     """One that has lost its connection and still runs is waited for, but not by the whole loop."""
     turns = 0
 
@@ -121,54 +113,46 @@ def test_nothing_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build
             await asyncio.sleep(0.01)
             turns += 1
 
-    async def run() -> None:
-        nonlocal turns
-        qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env, limit=2.0)
-        await qemu.start()
-        os.kill(qemu.pid, signal.SIGSTOP)
-        await qemu.client.disconnect()
-        beside = asyncio.ensure_future(others())
-        with pytest.raises(MachineDied, match="closed its connection but still runs"):
-            await qemu.execute("query-version")
-        assert turns > 10
-        turns = 0
-        assert await qemu.close() == -signal.SIGKILL
-        assert turns > 10
-        beside.cancel()
-
-    asyncio.run(run())
+    qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env, limit=2.0)
+    await qemu.start()
+    os.kill(qemu.pid, signal.SIGSTOP)
+    await qemu.client.disconnect()
+    beside = asyncio.ensure_future(others())
+    with pytest.raises(MachineDied, match="closed its connection but still runs"):
+        await qemu.execute("query-version")
+    assert turns > 10
+    turns = 0
+    assert await qemu.close() == -signal.SIGKILL
+    assert turns > 10
+    beside.cancel()
 
 
-def test_an_interruption_of_the_wait_for_the_end_leaves_nothing_running(
+async def test_an_interruption_of_the_wait_for_the_end_leaves_nothing_running(
     tmp_path: Path, qemu_build: Build
 ) -> None:
-    async def run() -> None:
-        qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
-        await qemu.start()
-        os.kill(qemu.pid, signal.SIGSTOP)
-        sent, inner = asyncio.Event(), qemu.client.execute
+    qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
+    await qemu.start()
+    os.kill(qemu.pid, signal.SIGSTOP)
+    sent, inner = asyncio.Event(), qemu.client.execute
 
-        async def unanswered(command: str, *more: Any, **named: Any) -> Any:
-            sent.set()
-            return await inner(command, *more, **named)
+    async def unanswered(command: str, *more: Any, **named: Any) -> Any:
+        sent.set()
+        return await inner(command, *more, **named)
 
-        qemu.client.execute = unanswered  # type: ignore[method-assign, assignment]
-        closing = asyncio.ensure_future(qemu.close())
-        await sent.wait()
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        assert qemu.exit_status == -signal.SIGKILL
-
-    asyncio.run(run())
+    qemu.client.execute = unanswered  # type: ignore[method-assign, assignment]
+    closing = asyncio.ensure_future(qemu.close())
+    await sent.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert qemu.exit_status == -signal.SIGKILL
 
 
-def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
+async def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
     tmp_path: Path, qemu_build: Build
 ) -> None:
     """asyncio.wait_for() of Python 3.11 gives the answer instead, and nothing is interrupted."""
-
-    async def test(qemu: Qemu) -> None:
+    async with running(qemu_build, tmp_path) as qemu:
         asking = asyncio.ensure_future(qemu.execute("query-version"))
         inner = qemu.client.execute
 
@@ -183,8 +167,7 @@ def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
                 await asking
         finally:
             del qemu.client.execute
-
-    assert with_qemu(qemu_build, tmp_path, test) == 0
+    assert qemu.exit_status == 0
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 5])
@@ -236,12 +219,13 @@ def test_qemu_dies_with_its_owner(tmp_path: Path, qemu_build: Build) -> None:
     owner = os.fork()
     if owner == 0:  # pragma: no cover (another process)
 
-        async def test(qemu: Qemu) -> None:
-            os.write(writing, f"{qemu.pid}\n".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+        async def die() -> None:
+            async with running(qemu_build, tmp_path) as qemu:
+                os.write(writing, f"{qemu.pid}\n".encode())
+                os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            with_qemu(qemu_build, tmp_path, test)
+            asyncio.run(die())
         finally:
             os._exit(1)
     os.close(writing)
