@@ -46,6 +46,12 @@ class Definition:
     empty: Empty | None = None
 
 
+def _fields(text: str) -> tuple[Field, ...]:
+    """Members as in QAPI's schemas: ``name: type``, of an optional one ``*name: type``."""
+    members = (one.strip().split(": ") for one in text.split(","))
+    return tuple(Field(name.lstrip("*"), kind, name.startswith("*")) for name, kind in members)
+
+
 _ROLES = ("secondary", "hidden", "active", "top")
 _ALLOCATIONS = ("unallocated", "zero", "data", "allocated", "unknown")
 #: Enumerations by type name.
@@ -59,169 +65,82 @@ ENUMS: Mapping[str, tuple[str, ...]] = {
 }
 #: Objects by type name.
 OBJECTS: Mapping[str, tuple[Field, ...]] = {
-    "XShimEndpoint": (Field("export", "str"), Field("node", "str"), Field("uri", "str")),
-    "XShimNode": (Field("disk", "XShimDisk"), Field("node", "str")),
-    "XShimUnobserved": (
-        Field("writer", "XShimWriterKind"),
-        Field("name", "str"),
-        Field("node", "str"),
-        Field("since", "str"),
-        Field("after-operation", "int"),
-        Field("chain", "str"),
+    "XShimEndpoint": _fields("export: str, node: str, uri: str"),
+    "XShimNode": _fields("disk: XShimDisk, node: str"),
+    "XShimUnobserved": _fields(
+        "writer: XShimWriterKind, name: str, node: str, since: str, after-operation: int, "
+        "chain: str"
     ),
-    "XShimChain": (
-        Field("workflow", "XShimWorkflow"),
-        Field("stage", "str"),
-        Field("size", "int"),
-        Field("cluster-size", "int"),
-        Field("nodes", "[XShimNode]"),
-        Field("error", "str", True),
-        Field("name", "str"),
-        Field("job", "str", True),
-        Field("divergences", "int"),
-        Field("doubts", "[str]"),
+    "XShimChain": _fields(
+        "workflow: XShimWorkflow, stage: str, size: int, cluster-size: int, nodes: [XShimNode], "
+        "*error: str, name: str, *job: str, divergences: int, doubts: [str]"
     ),
-    "XShimStatus": (
-        Field("clients", "int"),
-        Field("commands", "int"),
-        Field("malformed", "int"),
-        Field("events", "int"),
-        Field("operations", "int"),
-        Field("divergences", "int"),
-        Field("doubts", "[str]"),
-        Field("endpoints", "[XShimEndpoint]"),
-        Field("hung", "int", True),
-        Field("unobserved", "[XShimUnobserved]"),
-        Field("chains", "[XShimChain]"),
-        Field("chain", "XShimChain", True),
-        Field("not-modelled", "str", True),
+    "XShimStatus": _fields(
+        "clients: int, commands: int, malformed: int, events: int, operations: int, "
+        "divergences: int, doubts: [str], endpoints: [XShimEndpoint], *hung: int, "
+        "unobserved: [XShimUnobserved], chains: [XShimChain], *chain: XShimChain, "
+        "*not-modelled: str"
     ),
-    "XShimExtent": (
-        Field("offset", "int"),
-        Field("length", "int"),
-        Field("operation", "int"),
-        Field("zero", "bool"),
-        Field("allocation", "XShimAllocation", True),
+    "XShimExtent": _fields(
+        "offset: int, length: int, operation: int, zero: bool, *allocation: XShimAllocation"
     ),
-    "XShimPrediction": (
-        Field("node", "str"),
-        Field("offset", "int"),
-        Field("length", "int"),
-        Field("extents", "[XShimExtent]"),
-        Field("sha256", "str"),
-        Field("data", "str", True),
-        Field("unobserved", "[XShimUnobserved]"),
+    "XShimPrediction": _fields(
+        "node: str, offset: int, length: int, extents: [XShimExtent], sha256: str, *data: str, "
+        "unobserved: [XShimUnobserved]"
     ),
-    "XShimVerdict": (
-        Field("verdict", "str"),
-        Field("where", "str"),
-        Field("operation", "int"),
-        Field("predicted", "str"),
-        Field("observed", "str"),
+    "XShimVerdict": _fields(
+        "verdict: str, where: str, operation: int, predicted: str, observed: str"
     ),
-    "XShimVerification": (
-        Field("as-predicted", "bool"),
-        Field("verdicts", "[XShimVerdict]"),
-        Field("compared", "int"),
-        Field("doubts", "[str]"),
-        Field("chains", "[XShimVerifiedChain]"),
+    "XShimVerification": _fields(
+        "as-predicted: bool, verdicts: [XShimVerdict], compared: int, doubts: [str], "
+        "chains: [XShimVerifiedChain]"
     ),
-    "XShimVerifiedChain": (
-        Field("name", "str"),
-        Field("as-predicted", "bool"),
-        Field("verdicts", "[XShimVerdict]"),
-        Field("compared", "int"),
-        Field("doubts", "[str]"),
-        Field("bitmaps", "[str]"),
+    "XShimVerifiedChain": _fields(
+        "name: str, as-predicted: bool, verdicts: [XShimVerdict], compared: int, doubts: [str], "
+        "bitmaps: [str]"
     ),
-    "XShimRun": (
-        Field("start", "int"),
-        Field("count", "int"),
-        Field("allocation", "XShimAllocation"),
+    "XShimRun": _fields("start: int, count: int, allocation: XShimAllocation"),
+    "XShimDiskMap": _fields("disk: XShimDisk, node: str, runs: [XShimRun]"),
+    "XShimMap": _fields(
+        "cluster-size: int, clusters: int, disks: [XShimDiskMap], *not-modelled: str"
     ),
-    "XShimDiskMap": (
-        Field("disk", "XShimDisk"),
-        Field("node", "str"),
-        Field("runs", "[XShimRun]"),
+    "XShimReplay": _fields("reproduced: bool, operations: int, *verdict: XShimVerdict"),
+    "XShimRecord": _fields("*kind: XShimBundleKind, *case: any, *shows: str, *not-modelled: str"),
+    "XShimRule": _fields("*disk: XShimDisk, *operation: XShimOperation, metadata: bool"),
+    "XShimHeldIO": _fields(
+        "number: int, disk: XShimDisk, operation: str, offset: int, length: int, step: str"
     ),
-    "XShimMap": (
-        Field("cluster-size", "int"),
-        Field("clusters", "int"),
-        Field("disks", "[XShimDiskMap]"),
-        Field("not-modelled", "str", True),
+    "XShimHeld": _fields(
+        "rules: [XShimRule], held: [XShimHeldIO], in-flight: [str], next-operation: int, "
+        "*not-gated: str"
     ),
-    "XShimReplay": (
-        Field("reproduced", "bool"),
-        Field("operations", "int"),
-        Field("verdict", "XShimVerdict", True),
-    ),
-    "XShimRecord": (
-        Field("kind", "XShimBundleKind", True),
-        Field("case", "any", True),
-        Field("shows", "str", True),
-        Field("not-modelled", "str", True),
-    ),
-    "XShimRule": (
-        Field("disk", "XShimDisk", True),
-        Field("operation", "XShimOperation", True),
-        Field("metadata", "bool"),
-    ),
-    "XShimHeldIO": (
-        Field("number", "int"),
-        Field("disk", "XShimDisk"),
-        Field("operation", "str"),
-        Field("offset", "int"),
-        Field("length", "int"),
-        Field("step", "str"),
-    ),
-    "XShimHeld": (
-        Field("rules", "[XShimRule]"),
-        Field("held", "[XShimHeldIO]"),
-        Field("in-flight", "[str]"),
-        Field("next-operation", "int"),
-        Field("not-gated", "str", True),
-    ),
-    "XShimSchedule": (Field("steps", "[str]"), Field("not-gated", "str", True)),
-    "XShimWatched": (Field("node", "str"),),
+    "XShimSchedule": _fields("steps: [str], *not-gated: str"),
+    "XShimWatched": _fields("node: str"),
     "XShimNothing": (),
-    "XShimHung": (Field("seconds", "int"), Field("commands", "[str]")),
-    "XShimAnswers": (Field("seconds", "int"),),
-    "XShimGone": (
-        Field("reason", "str"),
-        Field("status", "int", True),
-        Field("signal", "int", True),
-    ),
+    "XShimHung": _fields("seconds: int, commands: [str]"),
+    "XShimAnswers": _fields("seconds: int"),
+    "XShimGone": _fields("reason: str, *status: int, *signal: int"),
 }
-_CHAIN = Field("chain", "str", True)  # which of several: a job's id or a node's name
+_CHAIN = _fields("*chain: str")  # which of several: a job's id or a node's name
 _NOT_MODELLED = "not-modelled"
 _NO_MAP = Empty(_NOT_MODELLED, {"cluster-size": 0, "clusters": 0, "disks": []})
 _NO_SCHEDULE = Empty("not-gated", {"steps": []})
 _NONE_HELD = Empty("not-gated", {"rules": [], "held": [], "in-flight": [], "next-operation": 0})
 #: The commands by name.
 COMMANDS: Mapping[str, Definition] = {
-    "x-shim-status": Definition((_CHAIN,), "XShimStatus"),
+    "x-shim-status": Definition(_CHAIN, "XShimStatus"),
     "x-shim-predict": Definition(
-        (
-            Field("node", "str"),
-            Field("offset", "int", True),
-            Field("length", "int", True),
-            Field("data", "bool", True),
-            _CHAIN,
-        ),
+        _fields("node: str, *offset: int, *length: int, *data: bool, *chain: str"),
         "XShimPrediction",
     ),
-    "x-shim-verify": Definition((_CHAIN,), "XShimVerification"),
-    "x-shim-map": Definition((_CHAIN,), "XShimMap", empty=_NO_MAP),
+    "x-shim-verify": Definition(_CHAIN, "XShimVerification"),
+    "x-shim-map": Definition(_CHAIN, "XShimMap", empty=_NO_MAP),
     "x-shim-checkpoint": Definition((), "XShimNothing"),
-    "x-shim-watch-node": Definition((Field("node", "str"),), "XShimWatched"),
-    "x-shim-replay": Definition((Field("bundle", "str"),), "XShimReplay"),
-    "x-shim-record": Definition((_CHAIN,), "XShimRecord", empty=Empty(_NOT_MODELLED, {})),
+    "x-shim-watch-node": Definition(_fields("node: str"), "XShimWatched"),
+    "x-shim-replay": Definition(_fields("bundle: str"), "XShimReplay"),
+    "x-shim-record": Definition(_CHAIN, "XShimRecord", empty=Empty(_NOT_MODELLED, {})),
     "x-shim-hold": Definition(
-        (
-            Field("disk", "XShimDisk", True),
-            Field("operation", "XShimOperation", True),
-            Field("metadata", "bool", True),
-        ),
+        _fields("*disk: XShimDisk, *operation: XShimOperation, *metadata: bool"),
         "XShimHeld",
         oob=True,
         empty=_NONE_HELD,
@@ -229,10 +148,7 @@ COMMANDS: Mapping[str, Definition] = {
     "x-shim-let": Definition((), "XShimHeld", oob=True, empty=_NONE_HELD),
     "x-shim-held": Definition((), "XShimHeld", oob=True, empty=_NONE_HELD),
     "x-shim-release": Definition(
-        (Field("number", "int", True), Field("errno", "int", True)),
-        "XShimHeld",
-        oob=True,
-        empty=_NONE_HELD,
+        _fields("*number: int, *errno: int"), "XShimHeld", oob=True, empty=_NONE_HELD
     ),
     "x-shim-schedule": Definition((), "XShimSchedule", oob=True, empty=_NO_SCHEDULE),
 }

@@ -74,6 +74,22 @@ def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:
     return fits(operations_in(order), precedence)
 
 
+def ways(
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    precedence: Sequence[frozenset[int]],
+    uncertain: Sequence[int],
+) -> Iterator[tuple[Order, tuple[int, ...]]]:
+    """The orders that keep to what was seen, each with all choices of what is not done in it.
+
+    :param uncertain: operations that may be done or not
+    """
+    for order in orders_of(scenario, behaviour):
+        if keeps_to(order, precedence):
+            for undone in subsets(uncertain):
+                yield order, undone
+
+
 def subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """All choices of some of these, the smallest first: of what may be done or not, what is."""
     return (some for n in range(len(items) + 1) for some in combinations(items, n))

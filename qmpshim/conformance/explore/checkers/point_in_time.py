@@ -13,7 +13,7 @@ overlapping changes is free. A change that ended with an error may be done or no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from errno import EIO
 from functools import cached_property, lru_cache
@@ -24,9 +24,7 @@ from qmpshim.conformance.explore.checkers.orders import (
     Commit,
     Do,
     Order,
-    keeps_to,
-    orders_of,
-    subsets,
+    ways,
 )
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.choices import CUTS, Fail, IoId
@@ -139,9 +137,9 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
         return RealViolation(Verdict.CONTENT, text, cause=cause)
     sector = min(everywhere)
     found = left.target[sector]
-    kind = _kind(scenario, found)
+    kind = kind_of_data(scenario, found)
     owners = frozenset().union(*(_permitted(one, sector, left.ending) for one in ends))
-    wanted = sorted({_kind(scenario, owner) for owner in owners})
+    wanted = sorted({kind_of_data(scenario, owner) for owner in owners})
     text = f"the target has {kind} in sector {sector}, predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "target", kind, tuple(wanted))
     cluster = sector // scenario.cluster
@@ -277,17 +275,12 @@ def possible(
         for index, answer in enumerate(answers)
         if failures.any and isinstance(answer, IoError)
     ]
-    for order in orders_of(scenario, behaviour):
-        if keeps_to(order, precedence):
-            for undone in subsets(uncertain):
-                pushes = _run(
-                    scenario, behaviour, order, answers, frozenset(undone), ending, failures.paused
-                )
-                if pushes is not None:
-                    numbers = {scenario.number(index) for index in uncertain}
-                    before = pushes.before - numbers
-                    end = found.setdefault(before, Possible(zeroes=zeroes))
-                    _add(end, pushes, failures)
+    numbers = {scenario.number(index) for index in uncertain}
+    for order, undone in ways(scenario, behaviour, precedence, uncertain):
+        pushes = _run(scenario, behaviour, order, answers, undone, ending, failures.paused)
+        if pushes is not None:
+            end = found.setdefault(pushes.before - numbers, Possible(zeroes=zeroes))
+            _add(end, pushes, failures)
     return tuple(found.values())
 
 
@@ -296,7 +289,7 @@ def _run(
     behaviour: Behaviour,
     order: Order,
     answers: tuple[Answer, ...],
-    undone: frozenset[int],
+    undone: Collection[int],
     ending: Ending | None,
     paused: frozenset[int],
 ) -> PushChain | None:
@@ -351,7 +344,7 @@ def _ending(ending: Ending | None) -> str:
     return "no job" if ending is None else ending.name.lower()
 
 
-def _kind(scenario: RealScenario, owner: int | None) -> str:
+def kind_of_data(scenario: RealScenario, owner: int | None) -> str:
     """Whose data, in words that are the same for all scenarios."""
     if owner is None:
         return "nothing"

@@ -17,14 +17,13 @@ from functools import lru_cache
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.orders import (
     Order,
-    keeps_to,
     operations_in,
-    orders_of,
-    subsets,
+    ways,
 )
+from qmpshim.conformance.explore.checkers.point_in_time import kind_of_data
 from qmpshim.conformance.explore.checkers.sequential import after_setup, run_op
 from qmpshim.conformance.explore.harness.history import History
-from qmpshim.conformance.explore.scenarios import BASE, RealScenario
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import OK, Answer
 from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
@@ -61,8 +60,8 @@ def snapshot_is_point_in_time(end: End) -> RealViolation | None:
         cause = Cause(CauseKind.NO_POINT_IN_TIME, "view")
         return RealViolation(Verdict.CONTENT, text, cause=cause)
     sector = min(everywhere)
-    there = sorted({_kind(end.scenario, owner) for owner in seen[sector]})
-    wanted = sorted({_kind(end.scenario, o) for one in points for o in one.owners[sector]})
+    there = sorted({kind_of_data(end.scenario, owner) for owner in seen[sector]})
+    wanted = sorted({kind_of_data(end.scenario, o) for one in points for o in one.owners[sector]})
     text = f"the snapshot has {' and '.join(there)} in sector {sector}"
     text += f", predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "view", there[0], tuple(wanted))
@@ -115,14 +114,12 @@ def possible_points(
     uncertain = [
         n for n, op in enumerate(scenario.ops) if failing and op.changes and answers[n] != OK
     ]
-    for order in orders_of(scenario, behaviour):
-        if keeps_to(order, precedence):
-            for undone in subsets(uncertain):
-                before, owners = _at_start(scenario, behaviour, order, undone)
-                point = found.setdefault(before - {*uncertain}, Point(before))
-                point.owners = point.owners or [set() for _ in owners]
-                for there, owner in zip(point.owners, owners, strict=True):
-                    there.add(owner)
+    for order, undone in ways(scenario, behaviour, precedence, uncertain):
+        before, owners = _at_start(scenario, behaviour, order, undone)
+        point = found.setdefault(before - {*uncertain}, Point(before))
+        point.owners = point.owners or [set() for _ in owners]
+        for there, owner in zip(point.owners, owners, strict=True):
+            there.add(owner)
     return tuple(found.values())
 
 
@@ -167,10 +164,3 @@ def _reads(scenario: RealScenario, history: History) -> Iterator[tuple[int, Sequ
 
 def _wrong(seen: Mapping[int, set[int]], point: Point, sector: int) -> bool:
     return not seen[sector] <= point.owners[sector]
-
-
-def _kind(scenario: RealScenario, owner: int) -> str:
-    """Whose data, in words that are the same for all scenarios."""
-    if owner <= 0:
-        return "garbage" if owner else "zeroes"
-    return "the old data" if owner < scenario.number(0) or owner == BASE else "new data"
