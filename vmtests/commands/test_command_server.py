@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from vmtests.support.command_line import QMPSHIM, ROOT, CommandLine
-from vmtests.support.command_server import command_server
+from vmtests.support.command_line import QMPSHIM, CommandLine
+from vmtests.support.command_server import run_command
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,6 @@ def test_a_command_ends_as_by_hand(words: str, qmpshim: CommandLine) -> None:
 
 def test_a_command_that_takes_too_long_is_killed(qmpshim: CommandLine) -> None:
     """And the next one is carried out."""
-    server = command_server(ROOT)
     with pytest.raises(subprocess.TimeoutExpired):
-        server.run(["verify", "--ops", "100000"], qmpshim.home, qmpshim.env(), 0.5)
-    assert server.run(["--version"], qmpshim.home, qmpshim.env(), 60.0).returncode == 0
+        run_command(["verify", "--ops", "100000"], qmpshim.home, qmpshim.env(), 0.5)
+    assert run_command(["--version"], qmpshim.home, qmpshim.env(), 60.0).returncode == 0

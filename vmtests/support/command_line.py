@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmtests.support.command_server import command_server
+from vmtests.support.command_server import run_command
 from vmtests.support.waiting import becomes_true
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
@@ -45,7 +45,7 @@ class CommandLine:
         """Run to the end."""
         if command is QMPSHIM and not any(name.startswith("PYTHON") for name in self.environment):
             words = [*map(str, args)]
-            return command_server(ROOT).run(words, self.home, self.env(), LIMIT)
+            return run_command(words, self.home, self.env(), LIMIT)
         return subprocess.run(
             [*command, *map(str, args)],
             cwd=self.home,

@@ -80,7 +80,7 @@ def our_python(module: str, *words: str) -> list[str]:
     Nothing is imported from the working directory, whatever PYTHONPATH holds: the process has the
     import path of this one, and the package from where this one has it.
 
-    :param module: e.g. ``qmpshim.conformance.check.run.case_worker``
+    :param module: e.g. ``qmpshim.machine.host.fork_server``
     :param words: its arguments
     """
     path = import_path()

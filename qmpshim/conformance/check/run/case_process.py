@@ -1,7 +1,7 @@
 """One case in a process of its own, under a watchdog: what goes wrong costs this case alone.
 
-The process has a private ``TMPDIR`` and a mark in its environment that its children inherit, so
-that all of them can be measured, and ended, whatever they did to their session.
+The process has a private ``TMPDIR``, and what it starts a mark in its environment, so that all of
+them can be measured, and ended, whatever they did to their session.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import tarfile
 import time
 import uuid
@@ -25,16 +24,19 @@ from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Statu
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.errors import HostError, QmpshimError, os_errors
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.fork_server import ForkServer
 from qmpshim.machine.host.marks import Marked
-from qmpshim.machine.host.safe_path import our_python
-from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.verdict import Verdict
 
 OUTCOME, RESULTS = "outcome.json", "results"
+_WORKER = "qmpshim.conformance.check.run.case_worker:main"
 _MARK = "QMPSHIM_CASE"
 _GLANCE = 0.2  # seconds between two looks at a case
 _ENDING = 10.0  # seconds, at most, that what was killed takes to end
 _MOST_KEPT = 64 << 20  # bytes of bundles and images that one case may leave in the results
+
+_SERVER = ForkServer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +100,17 @@ class _Watched:
         self.order, self.directory, self.temporary = order, directory, temporary
         mark = uuid.uuid4().hex
         self._marked = Marked(_MARK, mark.__eq__)
-        words = (str(directory / "order"), str(directory))
-        with (directory / "output").open("wb") as output:
-            self.process = subprocess.Popen(
-                dies_with_owner(our_python("qmpshim.conformance.check.run.case_worker", *words)),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "TMPDIR": str(temporary), _MARK: mark},
-                start_new_session=True,
+        with (
+            open(os.devnull, "rb") as nothing,
+            (directory / "output").open("wb") as output,
+        ):
+            self.process = _SERVER.start(
+                _WORKER,
+                (str(directory / "order"), str(directory)),
+                (nothing.fileno(), output.fileno(), output.fileno()),
+                {**os.environ, "TMPDIR": str(temporary), _MARK: mark},
+                os.getcwd(),
+                (order.runner.partition(":")[0],),
             )
 
     def wait(self, cancelled: Callable[[], bool]) -> CaseOutcome:
@@ -114,11 +118,8 @@ class _Watched:
         case = self.order.case
         began = time.monotonic()
         while True:
-            try:
-                status = self.process.wait(_GLANCE)
+            if (status := self.process.wait(_GLANCE)) is not None:
                 return self._ended(status)
-            except subprocess.TimeoutExpired:
-                pass
             if cancelled():
                 raise Cancelled(f"{case.name} on {self.order.build.name} was cancelled")
             seconds = round(time.monotonic() - began, 3)
@@ -143,7 +144,7 @@ class _Watched:
     def _gluttony(self) -> CaseOutcome | None:
         """A finding, when memory or disk are eaten up."""
         case = self.order.case
-        sizes = {pid: _resident(pid) for pid in self._marked.pids()}
+        sizes = {pid: _resident(pid) for pid in (self.process.pid, *self._marked.pids())}
         if sum(sizes.values()) > case.memory:
             eater = max(sizes, key=lambda pid: sizes[pid])
             text = (
@@ -170,7 +171,6 @@ class _Watched:
     def end(self) -> None:
         """End what still runs. A janitor of a workspace ends by itself, its directory with ours."""
         self.process.kill()
-        self.process.wait()
         self._marked.end(_ENDING)
 
 

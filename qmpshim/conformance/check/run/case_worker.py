@@ -1,4 +1,4 @@
-"""The process in which one case is done: ``python -m ...check.case_worker ORDER DIR``.
+"""The process in which one case is done; its arguments are ORDER and DIR.
 
 Reads a pickled :class:`~qmpshim.conformance.check.run.case_process.Order`, does the case in
 ``DIR/results`` and leaves the outcome beside it. Whatever goes wrong here costs this process.
@@ -22,8 +22,9 @@ from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.errors import BuildError, MachineError, QmpshimError, UnsupportedFeature
 
 
-def main(order_file: str, directory: str) -> int:
+def main() -> int:
     """Do the case."""
+    order_file, directory = sys.argv[1:]
     order: Order = pickle.loads(Path(order_file).read_bytes())
     # A process maps more than it uses (QEMU a GiB and more at once); what is resident is watched
     # from outside, and this ends what grows too fast for that.
@@ -69,7 +70,3 @@ def _misbehaved(error: MachineError) -> CaseOutcome:
         str(error),
     )
     return CaseOutcome(Status.DIVERGED, str(error), (finding,))
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

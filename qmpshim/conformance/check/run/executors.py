@@ -53,7 +53,6 @@ class LocalExecutor:
         cancelled = threading.Event()
 
         def here(order: Order) -> Delivery:
-            # A case's process dies with the thread that started it, so the thread waits for it.
             if cancelled.is_set():
                 raise Cancelled
             started(order)
