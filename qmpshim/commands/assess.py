@@ -94,7 +94,7 @@ def add(commands: Any) -> None:
 
 def _assess(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.html)
-    if args.html is not None and args.html == args.json:
+    if args.html and args.json and args.html.resolve() == args.json.resolve():
         raise InputError(f"--html and --json name the same file, {args.html}")
     chosen = chosen_builds(args)
     if args.keep is not None:
@@ -155,6 +155,9 @@ def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
         return shlex.join([*shlex.split(command_of(reason.entry)), *on_build(build)])
     if reason.workload is not None:
         return reason.workload.command(build)
+    if reason.trial is not None:
+        words = shlex.split(command_of(reason.trial.entry))
+        return shlex.join([*words, *on_build(build)])
     assert reason.finding is not None
     if isinstance(reason.finding, DirectedFinding):
         return directed_command(reason.finding.case.id, build)

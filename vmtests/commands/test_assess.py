@@ -139,3 +139,16 @@ def test_the_page_in_a_browser(width: int, dark: bool, tmp_path: Path, qemu_buil
     assert seen["dark"] is dark
     assert seen["hint"] is (width == 400)
     assert seen["headings"][:4] == ["H1", "H2", "H2", "H3"]
+
+
+@pytest.mark.parametrize("other", ["it", "./it", "sub/../it"])
+def test_two_documents_in_one_file_are_refused(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second would replace the first; nothing is begun, and the document has the error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setattr(command, "assess", lambda *_: pytest.fail("it was begun"))
+    assert main(["assess", "--html", "it", "--json", other]) == 2
+    assert capsys.readouterr().err == "qmpshim: --html and --json name the same file, it\n"
+    assert json.loads((tmp_path / "it").read_text())["exit_status"] == 2

@@ -46,6 +46,8 @@ class Reason:
     :ivar entry: the write-up, None: there is none
     :ivar finding: of the exploration, None: something else shows it
     :ivar workload: that showed it, None: something else does
+    :ivar trial: of a known finding, in whose case it went wrong instead, None: something else shows
+        it
     :ivar contract: it keeps to QEMU's documents
     """
 
@@ -58,6 +60,7 @@ class Reason:
     entry: WriteUp | None = None
     finding: AnyFinding | None = None
     workload: Workload | None = None
+    trial: Trial | None = None
     contract: bool = True
 
 
@@ -140,6 +143,10 @@ def judge(
             new.append(_of_finding(finding))
         elif use in entry.meaning.affects:
             shown.setdefault(entry.name, _of_entry(entry))
+    elsewhere = {one.described for one in explored.seen if one.confirmed}
+    instead = [trial for trial in own if trial.new and use in trial.uses]
+    by_text = {trial.why: trial for trial in instead if trial.why not in elsewhere}
+    new += [_of_trial(trial) for trial in by_text.values()]
     for run in ran:
         for found in run.outcome.findings:
             entry = by_id(found.known) if found.known else None
@@ -174,7 +181,7 @@ def judge(
     doubts += [
         f"{trial.entry.name}: {_doubt(trial)}"
         for trial in own
-        if _leaves_doubt(trial) and trial.entry.name not in shown
+        if _leaves_doubt(trial) and trial.entry.name not in shown and trial not in instead
     ]
     answer = Answer.NOT_RELIABLE if reasons else Answer.CANNOT_TELL if doubts else Answer.RELIABLE
     remarks = tuple(one for one in everything if not _disqualifies(one))
@@ -234,6 +241,13 @@ def _of_workload(workload: Workload, found: CaseFinding) -> Reason:
     severity = SEVERITY_OF[found.verdict]
     text = _what(found.verdict, found.title)
     return Reason(severity, text, workload=workload, contract=found.contract)
+
+
+def _of_trial(trial: Trial) -> Reason:
+    assert trial.wrong is not None
+    severity = SEVERITY_OF[trial.wrong]
+    text = name_errnos(trial.why).removeprefix(f"{severity.value}: ")
+    return Reason(severity, text, trial=trial)
 
 
 def _what(verdict: Verdict, text: str) -> str:

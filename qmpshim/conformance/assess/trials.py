@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import replay_case
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
@@ -36,16 +37,19 @@ from qmpshim.conformance.known.matching import (
     PairWriteUp,
     WorkloadWriteUp,
 )
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Use
 from qmpshim.conformance.known.tracker import script_of
+from qmpshim.conformance.known.uses import uses_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
-from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.conformance.pair.plan import PairFinding, PairPlan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import environment_with, write_programs
 from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.safe_path import python_script
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.check.verdict import Verdict
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
@@ -69,11 +73,22 @@ class Trial:
     """A finding that was tried.
 
     :ivar why: what was seen, or why nothing follows, one line
+    :ivar wrong: the verdict of something else that went wrong within QEMU's documents
+    :ivar uses: that this concerns, of those that the finding affects
+    :ivar again: it went wrong once more when it was tried again
     """
 
     entry: WriteUp
     seen: Seen
     why: str = ""
+    wrong: Verdict | None = None
+    uses: tuple[Use, ...] = ()
+    again: bool = False
+
+    @property
+    def new(self) -> bool:
+        """Whether it shows something that no write-up explains, each time it is tried."""
+        return self.wrong is not None and self.again
 
 
 #: What the status of a stand-alone script means; any other: nothing is known.
@@ -216,9 +231,9 @@ def carry_out_batch(
 def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
     """Add what came of a batch. A finding that any batch showed is shown."""
     for line in record.lines:
-        name, seen, text = json.loads(line)
-        trial = Trial(write_up(name), Seen(seen), text)
-        if name not in found or trial.seen is Seen.SHOWN:
+        trial = _from_json(line)
+        name = trial.entry.name
+        if name not in found or trial.seen is Seen.SHOWN or trial.again:
             found[name] = trial
     nothing = Seen.NOT_TRIED if record.late else Seen.UNSURE
     for name in names:
@@ -233,11 +248,32 @@ def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
             if name in done:  # it was decided with another
                 continue
             for trial in try_finding(build, write_up(name), directory):
-                line = json.dumps([trial.entry.name, trial.seen.value, trial.why])
-                record.write(f"{line}\n")
+                record.write(f"{json.dumps(_to_json(trial))}\n")
                 record.flush()
                 done.add(trial.entry.name)
+                if trial.wrong is not None and _again(build, trial, directory):
+                    record.write(f"{json.dumps(_to_json(replace(trial, again=True)))}\n")
+                    record.flush()
     return CaseOutcome(Status.OK)
+
+
+def _to_json(trial: Trial) -> list[Any]:
+    wrong, uses = trial.wrong, [use.value for use in trial.uses]
+    return [trial.entry.name, trial.seen.value, trial.why, wrong and wrong.value, uses, trial.again]
+
+
+def _from_json(line: str) -> Trial:
+    name, seen, why, wrong, uses, again = json.loads(line)
+    verdict = Verdict(wrong) if wrong else None
+    return Trial(write_up(name), Seen(seen), why, verdict, tuple(map(Use, uses)), again)
+
+
+def _again(build: Build, first: Trial, directory: Path) -> bool:
+    """Whether the same goes wrong when it is tried once more."""
+    trials = try_finding(build, first.entry, directory)
+    return any(
+        (one.seen, one.wrong, one.why) == (first.seen, first.wrong, first.why) for one in trials
+    )
 
 
 def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
@@ -274,7 +310,9 @@ def _schedule(build: Build, one: WriteUp) -> list[Trial]:
     if one.id in found:
         return trials
     if new is not None:
-        return [*trials, Trial(one, Seen.OTHER, new.described)]
+        own = tuple(use for use in uses_of(new.scenario.form) if use in one.meaning.affects)
+        wrong = new.verdict if new.contract else None
+        return [*trials, Trial(one, Seen.OTHER, new.described, wrong, own)]
     return [*trials, Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)]
 
 
@@ -292,11 +330,12 @@ def _directed(build: Build, one: DirectedWriteUp) -> Trial:
 def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
     plan = replace(one.plan, limit=min(one.plan.limit, _PAIR_LIMIT))
     outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
-    trials, others = [], []
+    trials: list[Trial] = []
+    others: list[PairFinding] = []
     for finding in outcome.findings:
         shown = [known for known in known_pairs() if known.shown_by(finding, plan)]
         trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in shown]
-        others += [] if shown else [str(finding.cause)]
+        others += [] if shown else [finding]
     shown_ones = [trial.entry for trial in trials]
     for known in known_pairs():  # what the run went through, and did not show
         shorter = _in_outline(known.plan) == _in_outline(plan) and known != one
@@ -305,7 +344,10 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
     if one in shown_ones:
         return trials
     if others:
-        return [*trials, Trial(one, Seen.OTHER, "; ".join(others))]
+        wrong = [other.divergence.verdict for other in others if other.contract]
+        worst = min(wrong, key=lambda verdict: SEVERITY_OF[verdict].rank, default=None)
+        why = "; ".join(str(other.cause) for other in others)
+        return [*trials, Trial(one, Seen.OTHER, why, worst, one.meaning.affects)]
     if shown_ones:  # and it is over with that
         return [*trials, Trial(one, Seen.UNSURE, f"{shown_ones[0].name} shows itself instead")]
     return [*trials, Trial(one, Seen.NOT_SEEN)]

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.assess.trials import Seen, pairs_alike, try_finding
+from qmpshim.conformance.assess import trials
+from qmpshim.conformance.assess.exploration import Explored
+from qmpshim.conformance.assess.judgement import Answer, judge
+from qmpshim.conformance.assess.trials import (
+    Record,
+    Seen,
+    Trial,
+    note,
+    pairs_alike,
+    run_batch,
+    try_finding,
+)
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners import runners
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -56,6 +67,32 @@ def test_what_nothing_explains_is_no_sign_of_soundness(
     monkeypatch.setattr(folder, "known_findings", lambda: ())
     (trial,) = try_finding(qemu_build, other, tmp_path)
     assert trial.seen is Seen.OTHER and trial.why
+    assert trial.wrong is not None and trial.uses and not trial.new
+
+
+def test_what_goes_wrong_again_is_new(
+    shadowed: tuple[str, ExplorerWriteUp],
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was a doubt only: a build that lost each write in a case was not called unreliable."""
+    _, other = shadowed
+    monkeypatch.setattr(folder, "known_findings", lambda: ())
+    monkeypatch.setattr(trials, "write_up", lambda name: other)
+    record = tmp_path / "record"
+    words = {"names": [other.name], "record": str(record)}
+    run_batch(qemu_build, Case("trial", other.name, words), tmp_path)
+    found: dict[str, Trial] = {}
+    note(found, [other.name], Record(tuple(record.read_text().splitlines()), ""))
+    trial = found[other.name]
+    assert trial.new and trial.seen is Seen.OTHER
+    for use in trial.uses:
+        judged = judge(use, [trial], Explored(scenarios=1, reached=1, schedules=3))
+        assert judged.answer is Answer.NOT_RELIABLE and not judged.doubts
+        assert [reason.trial for reason in judged.reasons] == [trial]
+        once = judge(use, [replace(trial, again=False)], Explored(scenarios=1, reached=1))
+        assert once.answer is Answer.CANNOT_TELL and "something else went wrong" in once.doubts[0]
 
 
 def test_a_check_of_what_is_known_diverges_over_something_else(
@@ -67,7 +104,7 @@ def test_a_check_of_what_is_known_diverges_over_something_else(
     """Where it is written up it is no news; what could not be tried to its end was not tried."""
     _, other = shadowed
     case = Case("known", "x", {"id": "x"})
-    monkeypatch.setattr(runners, "known_finding", lambda name: other)
+    monkeypatch.setattr(runners, "write_up", lambda name: other)
     assert runners.known(qemu_build, case, tmp_path).status is Status.OK
     with monkeypatch.context() as nothing_known:
         nothing_known.setattr(folder, "known_findings", lambda: ())
@@ -90,7 +127,7 @@ def test_another_cause_of_the_same_write_up_is_the_same(
     path = other.path.rename(tmp_path / f"{name}.json")  # its name is the write-up's id
     same = replace(known_finding(name), path=path)
     assert [one.seen for one in try_finding(qemu_build, same, tmp_path)] == [Seen.SHOWN]
-    monkeypatch.setattr(runners, "known_finding", lambda name: same)
+    monkeypatch.setattr(runners, "write_up", lambda name: same)
     outcome = runners.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)
     assert (outcome.status, outcome.figures) == (Status.OK, {"seen": 1})
 
