@@ -62,15 +62,18 @@ def _cleared(machine: GatedMachine, named: NamedIo) -> None:
     machine.call("block-dirty-bitmap-clear", _BITMAP)
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_granule_that_is_not_marked_is_missed(pool: QemuPool) -> None:
     enabled_again = {(Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "b0")}
     assert found(pool, "push-Vd", _not_recorded) == MISSES | enabled_again
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_bitmap_that_is_cleared_too_early_is_found_out(pool: QemuPool) -> None:
     assert found(pool, "push-WD", _cleared) == MISSES
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_successor_that_is_lost_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_what_a_failed_job_gave_back_may_be_cleared(pool: QemuPool) -> None:
     assert kinds(system) == set()
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_bitmap_that_is_not_given_back_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +111,7 @@ def test_a_bitmap_that_is_not_given_back_is_found_out(
         assert found(pool, name) == MISSES
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_bitmap_that_names_too_much_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +136,7 @@ def test_what_is_beside_a_transaction(precedence: list[set[int]], named: bool) -
     assert beside_transaction(scenario, list(map(frozenset, precedence))) == touched
 
 
+@pytest.mark.kills("bitmaps")
 def test_a_new_bitmap_may_name_what_is_written_beside_its_transaction(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

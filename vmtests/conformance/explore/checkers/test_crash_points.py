@@ -60,6 +60,7 @@ def broken(image: str, reader: str) -> Cause:
     return Cause(CauseKind.BROKEN_BY_CRASH, image, reader)
 
 
+@pytest.mark.kills("crash_points")
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
 def test_our_reader_sees_each_image(pool: QemuPool, image: str) -> None:
     found = looked_at(pool, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
@@ -67,6 +68,7 @@ def test_our_reader_sees_each_image(pool: QemuPool, image: str) -> None:
     assert looked_at(pool, "qcow2-WP", after_a_crash) == set()
 
 
+@pytest.mark.kills("crash_points")
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
 def test_qemu_img_sees_what_our_reader_does_not(
     pool: QemuPool, image: str, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +78,7 @@ def test_qemu_img_sees_what_our_reader_does_not(
     assert found == {(Verdict.CORRUPTION, broken(image, "qemu-img check"))}
 
 
+@pytest.mark.kills("crash_points")
 def test_a_fresh_qemu_sees_what_neither_does(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_failed_commit_leaves_old_or_new_and_nothing_else(pool: QemuPool) -> N
     assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
 
+@pytest.mark.kills("durability")
 def test_a_commit_that_is_never_flushed_is_lost(pool: QemuPool) -> None:
     assert not explored(pool, FAILOVER).found
     assert causes(explored(pool, FAILOVER, release=unflushed)) == {"commit not flushed"}

@@ -52,6 +52,7 @@ from vmtests.support.failing import (
 C = scenarios.C
 
 
+@pytest.mark.kills("failures")
 @pytest.mark.parametrize(
     ("image", "cause"),
     [
@@ -90,6 +91,7 @@ def test_the_status_may_report_the_end_of_a_commit_late(pool: QemuPool) -> None:
     assert causes(system) == {"status answers I/O error occurred while failing over"}
 
 
+@pytest.mark.kills("failures")
 @pytest.mark.parametrize("errno", [EIO, Cut.FOR_GOOD])
 def test_a_failed_write_that_happened_nevertheless_is_found_out(pool: QemuPool, errno: int) -> None:
     """Whether the disk is there afterwards or gone for good."""
@@ -158,6 +160,7 @@ def test_a_flush_that_hides_its_failure_is_found_out(
 SECOND = operation("primary_write", 64, 128)  # half of either cluster
 
 
+@pytest.mark.kills("failures")
 @pytest.mark.parametrize(
     ("form", "ops", "hit", "answers", "cause"),
     [

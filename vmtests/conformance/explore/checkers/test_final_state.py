@@ -27,6 +27,7 @@ def spoil(machine: GatedMachine, named: NamedIo) -> None:
         machine.stores["secondary"].write(REFCOUNTS, bytes(65536))
 
 
+@pytest.mark.kills("final_state")
 @pytest.mark.parametrize(
     ("name", "misbehaviour", "verdict"),
     [
@@ -71,6 +72,7 @@ def test_an_export_that_goes_with_its_client_is_missed(
     assert set(causes) == {Verdict.HANG}, causes
 
 
+@pytest.mark.kills("liveness")
 @pytest.mark.parametrize(
     ("do", "name", "verdict", "cause"),
     [
@@ -104,6 +106,7 @@ def test_a_command_that_does_nothing_is_missed(
     pool.discard()
 
 
+@pytest.mark.kills("liveness")
 def test_a_job_that_ends_by_itself_is_missed(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_reference_gate_yields_no_finding(pool: QemuPool) -> None:
         assert verdicts(pool, name, faithfully) <= {Verdict.ISOLATION, Verdict.CRASH}
 
 
+@pytest.mark.kills("online")
 @pytest.mark.parametrize("form", ["", "backup-", "fleecing-"])
 def test_new_data_before_the_old_is_saved_is_order(pool: QemuPool, form: str) -> None:
     found = causes(pool, f"{form}WR", Early(), most=50)
@@ -105,6 +106,7 @@ def test_a_copy_that_never_arrives_is_found_out(pool: QemuPool) -> None:
     assert found & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
+@pytest.mark.kills("online")
 @pytest.mark.parametrize("form", ["", "backup-", "fleecing-"])
 def test_new_data_for_an_old_read_is_seen_in_the_copy(pool: QemuPool, form: str) -> None:
     """At once, where the copy comes to the hidden disk; what reads that later is no witness."""
@@ -112,12 +114,14 @@ def test_new_data_for_an_old_read_is_seen_in_the_copy(pool: QemuPool, form: str)
     assert found == {(Verdict.CONTENT, "the copy holds new data")}
 
 
+@pytest.mark.kills("linearizability")
 def test_new_data_for_an_old_read_is_content_or_isolation(pool: QemuPool) -> None:
     """Without that, by what the guest reads and by what the disks hold in the end."""
     found = verdicts(pool, "WR", new_for_old, online=False)
     assert found and found <= {Verdict.CONTENT, Verdict.ISOLATION}
 
 
+@pytest.mark.kills("linearizability")
 @pytest.mark.parametrize(("name", "drop"), [("WR", drop_new), ("GR", drop_guest)])
 def test_a_dropped_write_is_lost(pool: QemuPool, name: str, drop: Release) -> None:
     name = "".join(sorted(name, key="WVDZRPGFHCOSQX".index))
@@ -135,6 +139,7 @@ def test_a_write_behind_its_flush_is_lost(pool: QemuPool) -> None:
         assert {kind for kind, _ in system.found} == wanted
 
 
+@pytest.mark.kills("online")
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
 @pytest.mark.parametrize("side", ["guest", "primary"])
 def test_a_dropped_write_is_missed_by_the_flush_after_it(

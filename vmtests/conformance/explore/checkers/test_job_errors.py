@@ -119,6 +119,7 @@ def test_a_job_that_pauses_when_its_target_is_full_fails_by_other_errors(
         assert kinds(failing(pool, FULL, plan={WRITE: errno})) == {ENDS}
 
 
+@pytest.mark.kills("point_in_time")
 def test_a_request_that_fails_is_no_reason_for_a_job_to_fail(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +140,12 @@ class Hasty(RealSystem):
             self.machine.call("block-job-resume", {"device": "backup"})
 
 
+@pytest.mark.kills("job_errors")
 def test_a_job_that_goes_on_by_itself_is_found_out(pool: QemuPool) -> None:
     assert kinds(failing(pool, PAUSES, Hasty)) == {ENDS}
 
 
+@pytest.mark.kills("job_errors")
 def test_an_action_of_another_option_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ def test_an_action_of_another_option_is_found_out(
         assert wrong in kinds(failing(pool, PAUSES))
 
 
+@pytest.mark.kills("job_errors")
 @pytest.mark.parametrize(
     ("what", "value"), [("status", "running"), ("paused", False), ("io-status", "nospace")]
 )
@@ -170,6 +174,7 @@ def test_a_paused_job_that_is_shown_as_another_is_found_out(
     assert found == {(Verdict.ERROR_CONTRACT, CauseKind.JOB_STATE, what)}
 
 
+@pytest.mark.kills("job_errors")
 def test_a_resume_that_does_nothing_is_a_hang(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +184,7 @@ def test_a_resume_that_does_nothing_is_a_hang(
     assert found == {(Verdict.HANG, CauseKind.HANGS, "backup job")}
 
 
+@pytest.mark.kills("job_errors")
 def test_a_resume_that_is_refused_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +194,7 @@ def test_a_resume_that_is_refused_is_found_out(
     assert found == {(Verdict.ERROR_CONTRACT, CauseKind.WRONG_ANSWER, "job_resume")}
 
 
+@pytest.mark.kills("point_in_time")
 def test_what_a_resumed_job_leaves_out_is_missing(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +204,7 @@ def test_what_a_resumed_job_leaves_out_is_missing(
         assert found == {(Verdict.CONTENT, CauseKind.WRONG_DATA, "target")}
 
 
+@pytest.mark.kills("point_in_time")
 def test_a_paused_job_that_is_cancelled_does_not_complete(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +231,7 @@ def no_order(found: Kinds) -> bool:
     return (Verdict.PROTOCOL, CauseKind.ANSWERS_FIT_NO_ORDER, "") in found
 
 
+@pytest.mark.kills("point_in_time")
 @pytest.mark.parametrize("name", ["bitmap_clear", "bitmap_disable", "bitmap_remove"])
 def test_a_bitmap_stays_in_use_while_its_job_is_paused(pool: QemuPool, name: str) -> None:
     """That a command beside the job is done when it has ended is no excuse then."""

@@ -39,6 +39,7 @@ from vmtests.support.failing import (
 )
 
 
+@pytest.mark.kills("liveness")
 @pytest.mark.parametrize(
     ("name", "do"),
     [
@@ -67,6 +68,7 @@ def test_an_operation_that_never_ends_hangs(
     assert wrong == {Verdict.HANG: {f"{do} hangs"}}
 
 
+@pytest.mark.kills("linearizability")
 @pytest.mark.parametrize("name", ["RH", "GH"])
 def test_a_cluster_that_was_not_written_is_not_allocated(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +90,7 @@ def test_a_cluster_that_was_not_written_is_not_allocated(
     assert found(pool, name, faithfully) == {}
 
 
+@pytest.mark.kills("linearizability")
 def test_answers_that_do_not_fit_together_are_found_out(pool: QemuPool) -> None:
     """Of two stops that wait for a write either may be the first, but not both."""
     both = seeing(lambda seen: replace(seen, answers=(seen.answers[0], OK, OK)))

@@ -20,6 +20,7 @@ from qmpshim.model.operations import JOB_CONTROLS, Operation, Verb, operation
 from vmtests.support.failing import explored
 
 
+@pytest.mark.kills("liveness")
 def test_a_commit_that_gets_no_answer_is_missed(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +51,7 @@ _UNCHANGED = {
 }
 
 
+@pytest.mark.kills("liveness")
 @pytest.mark.parametrize("control", JOB_CONTROLS)
 def test_a_control_that_does_nothing_is_missed(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch, control: Verb

@@ -116,16 +116,19 @@ def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
     machine.gate.corrupt(named.io, bytes(pattern.data_of(4, named.start, named.count)))
 
 
+@pytest.mark.kills("point_in_time")
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_copy_taken_after_t0_is_found_out(pool: QemuPool, name: str) -> None:
     assert kinds(explored(pool, one(name), release=_after_t0)) == WRONG_DATA
 
 
+@pytest.mark.kills("point_in_time")
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_cluster_that_is_left_out_is_found_out(pool: QemuPool, name: str) -> None:
     assert kinds(explored(pool, one(name), release=drop("hidden"))) == WRONG_DATA
 
 
+@pytest.mark.kills("point_in_time")
 def test_a_target_of_two_points_in_time_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_target_of_two_points_in_time_is_found_out(
     assert kinds(explored(pool, scenario)) == torn_target | WRONG_DATA
 
 
+@pytest.mark.kills("point_in_time")
 def test_a_job_that_ends_by_itself_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +160,7 @@ def test_a_job_that_ends_by_itself_is_found_out(
     assert kinds(explored(pool, one("push-Wf"))) == JOB_ENDS
 
 
+@pytest.mark.kills("point_in_time")
 def test_a_failed_copy_that_is_not_reported_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +177,7 @@ def test_a_failed_copy_that_is_not_reported_is_found_out(
 Obeying = answering(lambda op, answer: OK if isinstance(answer, ReportedError) else None)
 
 
+@pytest.mark.kills("point_in_time")
 def test_answers_that_fit_no_order_are_found_out_whatever_failed(pool: QemuPool) -> None:
     wrong = kinds(explored(pool, REFUSED, Obeying, errnos=(EIO,), most=40))
     assert wrong == {

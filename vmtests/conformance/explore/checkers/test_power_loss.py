@@ -66,6 +66,7 @@ def without_flushes_of(image: str) -> Release:
     return release
 
 
+@pytest.mark.kills("power_loss")
 @pytest.mark.parametrize(
     ("side", "image", "secondary"),
     [
@@ -126,6 +127,7 @@ def test_an_answered_fua_write_is_durable(
         assert lost_fua(side) in found(pool, scenario, without_flushes_of(image))
 
 
+@pytest.mark.kills("power_loss")
 def test_a_loss_of_power_takes_no_fua_write(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_loss_of_power_takes_no_fua_write(
     assert lost_fua("primary") in found(pool, scenario, how=How.POWER_LOSS)
 
 
+@pytest.mark.kills("power_loss")
 def test_tables_are_ordered_by_flushes(pool: QemuPool) -> None:
     """Without the flush between them, a table may be there that refers to a free cluster."""
     scenario = flushed("guest")

@@ -80,10 +80,12 @@ def test_nothing_is_wrong_with_a_faithful_storage(pool: QemuPool, name: str, bit
     assert found(pool, name, bitmap) == set()
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_granule_that_is_not_marked_is_missed(pool: QemuPool) -> None:
     assert found(pool, READ, release=not_recorded) == {misses("b1")}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_bitmap_that_is_cleared_too_early_is_found_out(pool: QemuPool) -> None:
     """Also where it names what was written before the operations that overlap."""
     assert found(pool, READ, release=cleared) == {misses("b1")}
@@ -91,12 +93,14 @@ def test_a_bitmap_that_is_cleared_too_early_is_found_out(pool: QemuPool) -> None
     assert found(pool, name, release=cleared) == {misses("b1")}
 
 
+@pytest.mark.kills("linearizability", "pulled_bitmaps")
 def test_a_frozen_bitmap_that_records_is_found_out(pool: QemuPool) -> None:
     """By a client that reads it afterwards, and in the end."""
     assert found(pool, READ, release=recorded) == {AFTER_T0, exceeds("b0")}
     assert found(pool, "primary_write+status", release=recorded) == {exceeds("b0")}
 
 
+@pytest.mark.kills("linearizability", "pulled_bitmaps")
 def test_what_was_changed_before_t0_must_not_be_missing(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,7 @@ def left_as(
     monkeypatch.setattr(final_state, "bitmaps_left", left)
 
 
+@pytest.mark.kills("pulled_bitmaps")
 @pytest.mark.parametrize("name", ["b0", "b1"])
 def test_a_bitmap_that_names_too_much_is_found_out(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
@@ -167,10 +172,12 @@ def test_a_bitmap_that_names_too_much_is_found_out(
     assert found(pool, READ, "middle") == {exceeds(name)}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_bitmap_that_does_not_record_any_more_is_found_out(pool: QemuPool) -> None:
     assert found(pool, READ, release=stopped) == {state("b1")}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_bitmap_that_is_not_there_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,12 +70,14 @@ def test_nothing_is_wrong_with_a_faithful_storage(pool: QemuPool, name: str) -> 
     assert found(pool, name) == set()
 
 
+@pytest.mark.kills("linearizability")
 def test_a_t0_that_is_too_early_is_found_out(pool: QemuPool) -> None:
     """A write that was done, or under way, when the command came is not in the snapshot."""
     wrong = found(pool, "primary_write+start,third=start_then_primary_write", stale)
     assert wrong == {(Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "view")}
 
 
+@pytest.mark.kills("linearizability")
 def test_a_t0_that_is_too_late_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def seen_in_snapshot(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(final_state, "read_view", read)
 
 
+@pytest.mark.kills("pulled_point")
 def test_a_write_that_is_in_the_snapshot_in_part_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_write_that_is_in_the_snapshot_in_part_is_found_out(
     assert (Verdict.CONTENT, CauseKind.NO_POINT_IN_TIME, "view") in found(pool, WAITS)
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_write_under_way_that_is_counted_late_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +127,7 @@ def test_a_write_under_way_that_is_counted_late_is_found_out(
     assert found(pool, NOTHING_BEFORE, counted_late) == set()
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_change_that_neither_bitmap_names_is_missed(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_change_that_neither_bitmap_names_is_missed(
     assert misses("b0 or b1") in found(pool, WAITS)
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_bitmaps_that_are_exchanged_are_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +162,7 @@ def test_bitmaps_that_are_exchanged_are_found_out(
     assert found(pool, BESIDE) == {misses("b0")}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_bitmap_is_frozen_by_the_transaction(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +174,7 @@ def test_a_bitmap_is_frozen_by_the_transaction(
     assert found(pool, BESIDE) == {(Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "b0")}
 
 
+@pytest.mark.kills("online")
 def test_new_data_before_the_old_is_saved_is_order(pool: QemuPool) -> None:
     """Once the pull has begun: in the end everything is where it belongs."""
     order = (Verdict.ORDER, CauseKind.NEW_BEFORE_OLD, "")

@@ -232,6 +232,7 @@ def test_a_refused_write_that_happened_nevertheless_is_found_out(
 # -- QEMU ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kills("quorum")
 def test_a_swallowed_error_is_found_out_where_qemu_reports_it(pool: QemuPool) -> None:
     """Once replication is over nothing masks it."""
     stopped = single(STOP, replace(WRITE, after=0))
@@ -250,6 +251,7 @@ def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
     assert found == {"final status I/O error occurred"}
 
 
+@pytest.mark.kills("quorum")
 def test_an_error_that_no_event_reports(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an error nor QUORUM_REPORT_BAD."""
     take_in = NonBlockingQmp.take_message
@@ -273,6 +275,7 @@ def test_an_error_that_no_event_reports(pool: QemuPool, monkeypatch: pytest.Monk
         assert causes(run(pool, scenario, fails)) == {masks}
 
 
+@pytest.mark.kills("probe")
 @pytest.mark.parametrize(
     ("do", "scenario", "cause"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,25 @@ from qmpshim.model.check.verdict import Verdict
 FOLDER = Path(next(iter(package.__path__)))
 
 
+def marked() -> dict[str, list[tuple[str, str]]]:
+    """By checker, the tests here with mutants that it kills: ``pytest.mark.kills`` has it."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+        for test in ast.parse(file.read_text()).body:
+            for mark in getattr(test, "decorator_list", []):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.kills":
+                    names = file.stem, getattr(test, "name", "")
+                    for checker in mark.args:
+                        found[ast.literal_eval(checker)].append(
+                            (names[0].removeprefix("test_"), names[1].removeprefix("test_"))
+                        )
+    return found
+
+
 def test_the_readme_has_the_table() -> None:
     readme = (FOLDER / "README.md").read_text()
-    assert register.table() in readme, f"the README's table is to be:\n{register.table()}"
+    table = register.table(marked())
+    assert table in readme, f"the README's table is to be:\n{table}"
 
 
 def test_every_module_is_a_checker_or_shared() -> None:
@@ -43,8 +60,8 @@ def test_a_row_is_true(checker: Checker) -> None:
         and node.value.id == "Verdict"
     }
     assert named <= set(checker.verdicts)
-    assert checker.kills
-    for file, test in checker.kills:
-        tests = ast.parse(Path(__file__).with_name(f"test_{file}.py").read_text())
-        names = {node.name for node in ast.walk(tests) if isinstance(node, ast.FunctionDef)}
-        assert f"test_{test}" in names
+    assert marked()[checker.module]
+
+
+def test_a_test_names_checkers_that_there_are() -> None:
+    assert marked().keys() == {one.module for one in CHECKERS}

@@ -44,6 +44,7 @@ def found(pool: QemuPool, io: IoId, scenario: RealScenario = RETRIES) -> Kinds:
     return kinds(explored(pool, scenario, plan={io: EIO}, mode=Mode.RANDOM, most=12, seed=3))
 
 
+@pytest.mark.kills("point_in_time")
 @pytest.mark.parametrize("io", [READ, WRITE], ids=str)
 def test_a_copy_that_failed_is_made_again(
     pool: QemuPool, io: IoId, monkeypatch: pytest.MonkeyPatch
@@ -82,6 +83,7 @@ def test_no_disk_is_cut_off_for_good_beside_a_job_that_ignores_its_errors() -> N
     assert errnos_of(ignoring(), faults) == faults
 
 
+@pytest.mark.kills("point_in_time")
 def test_an_error_that_no_event_reports_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +91,7 @@ def test_an_error_that_no_event_reports_is_found_out(
     assert found(pool, WRITE) == MASKED
 
 
+@pytest.mark.kills("point_in_time")
 def test_what_is_not_copied_again_is_missing(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +102,7 @@ def test_what_is_not_copied_again_is_missing(
     assert found(pool, WRITE) == {(Verdict.CONTENT, CauseKind.WRONG_DATA, "target")}
 
 
+@pytest.mark.kills("point_in_time")
 def test_what_a_job_reports_excuses_no_request(pool: QemuPool) -> None:
     """A guest's write and a copy fail; the event is about the copy, and the write says success."""
     write, backup = RETRIES.ops

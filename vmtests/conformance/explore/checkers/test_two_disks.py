@@ -80,6 +80,7 @@ def test_writes_of_both_disks_and_a_reader_beside_the_start(pool: QemuPool) -> N
     assert found(pool, everything_beside()) == set()
 
 
+@pytest.mark.kills("linearizability")
 def test_two_t0s_are_found_out(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = point_of("pull", WRITES)
     started_by(monkeypatch, scenario, without_last_job)
@@ -95,6 +96,7 @@ def test_two_t0s_are_found_out(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) 
     assert found(pool, scenario, late) == {NEW_VIEW}
 
 
+@pytest.mark.kills("liveness")
 @pytest.mark.parametrize("name", [WRITES, GROUPED])
 def test_a_disk_without_a_job_is_found_out(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +108,7 @@ def test_a_disk_without_a_job_is_found_out(
     assert found(pool, scenario) == {JOB_GONE}
 
 
+@pytest.mark.kills("liveness")
 def test_a_grouped_job_that_is_not_cancelled_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +117,7 @@ def test_a_grouped_job_that_is_not_cancelled_is_found_out(
     assert found(pool, scenario) == {(Verdict.HANG, CauseKind.STAYS, "the backup job")}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_a_bitmap_of_one_disk_that_is_not_frozen_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +134,7 @@ def test_a_bitmap_of_one_disk_that_is_not_frozen_is_found_out(
     assert found(pool, scenario) == {(Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "list")}
 
 
+@pytest.mark.kills("pulled_bitmaps")
 def test_changes_that_are_marked_on_the_other_disk_are_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
