@@ -23,7 +23,6 @@ PRIVATE = re.compile(r"_[A-Za-z]\w*")
 _INSIDE = "the bytes of one connection are looked at where they come in, in their order"
 ALLOWED = {
     ("bench/bench_verify.py", "_handle"): "libnbd itself: what a client that checks nothing costs",
-    ("conformance/explore/search/test_soak.py", "_CANDIDATES"): "the choice is compared with none",
     ("machine/nbd/gate/test_gate.py", "_connections"): "a transport's buffer, before an image",
     ("machine/nbd/gate/test_polled.py", "_readable"): "a client that does not read",
     ("machine/nbd/gate/test_polled.py", "_sock"): "a client that does not read",

@@ -117,16 +117,21 @@ class Space:
             return None
         return {one.name: chosen[one.name] for one in self.dimensions}
 
-    def sample(self, rng: random.Random) -> Point:
-        """A point by chance: each dimension in turn has any value that a point is left with."""
-        chosen: dict[str, str] = {}
+    def sample(self, rng: random.Random, given: Point | None = None) -> Point:
+        """A point by chance: each dimension in turn has any value that a point is left with.
+
+        :param given: values that it has to have, which some point has
+        """
+        chosen = dict(given or {})
         for one in self.dimensions:
+            if one.name in chosen:
+                continue
             values = [v for v in one.values if self._keeps({**chosen, one.name: v}, one.name)]
             rng.shuffle(values)
             while self.complete({**chosen, one.name: values[-1]}) is None:
                 values.pop()
             chosen[one.name] = values[-1]
-        return chosen
+        return {one.name: chosen[one.name] for one in self.dimensions}
 
     def possible(self, pairs: Tuple) -> bool:
         """Whether some point contains this tuple."""
