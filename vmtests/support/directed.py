@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
@@ -26,7 +27,7 @@ def run_mutant(name: str, mutant: Mutant, build: Build, **changes: Any) -> RealV
     """
     case = CASES[name]
 
-    def run(machine: GatedMachine) -> RealViolation | None:
+    def run(machine: CaseMachine) -> RealViolation | None:
         machine.settle()
         mutant(machine)
         return case.run(machine)
@@ -47,6 +48,19 @@ def expect_finding(
     found = run_mutant(name, mutant, build, **changes)
     assert found is not None
     assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text
+
+
+def sees(*rows: tuple[str, Mutant, Verdict, str]) -> Callable[..., None]:
+    """A test that each of these mutants of a case is found, as by :func:`expect_finding`.
+
+    :param rows: case, mutant, verdict, and how the cause begins
+    """
+
+    @pytest.mark.parametrize(("name", "mutant", "verdict", "cause"), rows)
+    def test(name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build) -> None:
+        expect_finding(name, mutant, verdict, cause, qemu_build)
+
+    return test
 
 
 def since(version: tuple[int, int], mutant: Mutant) -> Mutant:

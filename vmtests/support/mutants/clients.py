@@ -6,7 +6,7 @@ from collections.abc import Callable
 from errno import EINVAL
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.nonblocking import NbdAnswer, NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from errno import EIO, ENOSPC
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER
 from qmpshim.machine.chain.gated import GatedMachine
 from vmtests.support.directed import Mutant
 

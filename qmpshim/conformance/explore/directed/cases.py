@@ -24,13 +24,13 @@ from qmpshim.conformance.explore.directed import starts as starts
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed import timeouts as timeouts
 from qmpshim.conformance.explore.directed import votes as votes
-from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
+from qmpshim.conformance.explore.directed.machine import CLUSTER, SIZE, Broken, CaseMachine
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import topology_of
-from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.gated import Shape
 from qmpshim.machine.chain.variants import Options
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -50,7 +50,7 @@ class Directed:
     name: str
     about: str
     contract: bool
-    run: Callable[[GatedMachine], RealViolation | None]
+    run: Callable[[CaseMachine], RealViolation | None]
     reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
     form: str = "replication"
     options: Options = ()
@@ -69,7 +69,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     """
     topology = topology_of(case.form, options=case.options)
     try:
-        machine = GatedMachine(build, Shape(topology, case.size, CLUSTER, case.reconnect))
+        machine = CaseMachine(build, Shape(topology, case.size, CLUSTER, case.reconnect))
     except MachineError as error:
         return _failed(case, error)
     try:
@@ -111,13 +111,13 @@ def crash_cause(case: str, ending: Ending) -> Cause:
 def _case(
     name: str,
     contract: bool,
-    run: Callable[[GatedMachine], None],
+    run: Callable[[CaseMachine], None],
     reconnect: int = 0,
     form: str = "replication",
     options: Options = (),
     size: int = SIZE,
 ) -> Directed:
-    def go(machine: GatedMachine) -> RealViolation | None:
+    def go(machine: CaseMachine) -> RealViolation | None:
         run(machine)
         return None
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import (
+from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
     COUNT,
     SIZE,
     Broken,
-    comes,
-    events,
-    expect_bitmaps,
-    flushed_image,
-    held,
-    job_ended,
-    written,
+    CaseMachine,
+    copies_to,
+    io_of,
 )
-from qmpshim.conformance.explore.harness.io_naming import owners, tags
+from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.errors import OptionMissing
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -31,28 +25,19 @@ _BOTH_AT_ONCE = {"max-workers": 2, "max-chunk": CLUSTER}
 _BITMAP = {"node": "secondary", "name": "changed"}
 
 
-def _old_read(io: HeldIO) -> bool:
-    return io.image == "secondary" and io.op is Nbd.READ
-
-
-def _copied(io: HeldIO) -> bool:
-    return io.image == "hidden" and len(tags(io.data)) > 0
-
-
-def errors_of_disks(machine: GatedMachine) -> None:
+def errors_of_disks(machine: CaseMachine) -> None:
     """A full backup whose source cannot be read, or whose target cannot be written to, stops where
     it is to stop, goes on where it is to ignore that, and is whole when it ends.
     """
     number, sizes = 0, []
-    for side, hit in (("source", _old_read), ("target", _copied)):
+    for side, hit in (("source", io_of("secondary", Nbd.READ)), ("target", copies_to("hidden"))):
         for action in ("stop", "ignore"):
             option, number = f"on-{side}-error", number + 1
-            written(machine, "primary", number, 0, SIZE // SECTOR)  # what no earlier job has copied
+            machine.written("primary", number, 0, SIZE // SECTOR)  # what no earlier job has copied
             machine.settle()
             machine.gate.hold(hit)
             begin(machine, sync="full", **{option: action})
-            first, other = held(machine, "a backup job", 2)
-            machine.gate.open()
+            first, other = machine.caught("a backup job", 2)
             machine.gate.fail(first, 5)
             machine.gate.release(other)
             if action == "stop":
@@ -67,26 +52,26 @@ def errors_of_disks(machine: GatedMachine) -> None:
             _expect_copied(machine, {0, 1}, number)
 
 
-def bitmap_backup(machine: GatedMachine) -> None:
+def bitmap_backup(machine: CaseMachine) -> None:
     """A backup of what a bitmap names copies that as it was, and with bitmap-mode=never keeps it.
 
     Meanwhile the bitmap is busy, and a write to the end of the disk is nothing special.
     """
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
-    machine.clients["primary"].call(Nbd.TRIM, 0, CLUSTER)
-    expect_bitmaps(machine, "secondary", [CLUSTER], "after a discard of a cluster")
-    written(machine, "primary", 1, 0, SIZE // SECTOR)
-    expect_bitmaps(machine, "secondary", [SIZE], "after a write of everything")
+    machine.io("primary", Nbd.TRIM, 0, COUNT)
+    machine.expect_bitmaps("secondary", [CLUSTER], "after a discard of a cluster")
+    machine.written("primary", 1, 0, SIZE // SECTOR)
+    machine.expect_bitmaps("secondary", [SIZE], "after a write of everything")
     limited = {"speed": 1, "bitmap-mode": "never"}  # it copies a cluster, and waits for hours
     begin(machine, sync="bitmap", bitmap="changed", **limited)
-    written(machine, "primary", 2, COUNT, COUNT)
+    machine.written("primary", 2, COUNT, COUNT)
     machine.call("block-job-set-speed", {"device": "backup", "speed": 0})
     _completes(machine, SIZE)
     _expect_copied(machine, {0, 1})
-    expect_bitmaps(machine, "secondary", [SIZE], "after a backup with bitmap-mode=never")
+    machine.expect_bitmaps("secondary", [SIZE], "after a backup with bitmap-mode=never")
 
 
-def failed_copy_stays(machine: GatedMachine) -> None:
+def failed_copy_stays(machine: CaseMachine) -> None:
     """With bitmap-mode=always a bitmap keeps what could not be copied when its job failed, and what
     was not begun then.
 
@@ -94,33 +79,30 @@ def failed_copy_stays(machine: GatedMachine) -> None:
     """
     size = machine.shape.size
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
-    written(machine, "primary", 2, 0, 4 * COUNT)
+    machine.written("primary", 2, 0, 4 * COUNT)
     machine.settle()
-    machine.gate.hold(_copied)
+    machine.gate.hold(copies_to("hidden"))
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "always"})
-    first, other = held(machine, "a backup job", 2)
-    machine.gate.open()
+    first, other = machine.caught("a backup job", 2)
     machine.gate.fail(first, 5)
     machine.settle()
     machine.gate.release(other)
     _completes(machine, None)
-    expect_bitmaps(
-        machine, "secondary", [3 * CLUSTER], "after a backup that copied a quarter", size
-    )
+    machine.expect_bitmaps("secondary", [3 * CLUSTER], "after a backup that copied a quarter", size)
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "on-success"})
     _completes(machine, None, 3 * CLUSTER)
     _expect_copied(machine, {0, 1, 2, 3}, 2)
-    expect_bitmaps(machine, "secondary", [0], "after a backup that succeeded", size)
+    machine.expect_bitmaps("secondary", [0], "after a backup that succeeded", size)
 
 
-def throttled(machine: GatedMachine) -> None:
+def throttled(machine: CaseMachine) -> None:
     """A job that its speed makes wait for hours is paused, resumed, sped up and cancelled at once.
 
     It has not copied anything twice then, and nothing too little.
     """
     job = {"device": "backup"}
     for command, arguments in (("block-job-set-speed", {"speed": 0}), ("block-job-cancel", {})):
-        written(machine, "primary", 2, 0, SIZE // SECTOR)
+        machine.written("primary", 2, 0, SIZE // SECTOR)
         begin(machine, sync="full", speed=1)
         machine.call("block-job-pause", job)
         _comes_to(machine, "paused")
@@ -130,13 +112,13 @@ def throttled(machine: GatedMachine) -> None:
         if arguments:
             _completes(machine, SIZE)
             _expect_copied(machine, {0, 1}, 2)
-    job_ended(machine)
-    if len(events(machine, "BLOCK_JOB_CANCELLED")) != 1:
+    machine.job_ended()
+    if len(machine.events("BLOCK_JOB_CANCELLED")) != 1:
         text = "a job that was cancelled while it waited does not end as cancelled"
         raise Broken(Verdict.PROTOCOL, text, "end of a cancelled job")
 
 
-def cancelled_beside_lost_target(machine: GatedMachine) -> None:
+def cancelled_beside_lost_target(machine: CaseMachine) -> None:
     """A job is cancelled by force at once, though QEMU waits a minute for its raw target to be
     back.
     """
@@ -145,9 +127,9 @@ def cancelled_beside_lost_target(machine: GatedMachine) -> None:
     file = {**machine.gate.blockdev("raw"), "reconnect-delay": 60}
     machine.call("blockdev-add", {"driver": "raw", "node-name": "raw", "file": file})
     machine.settle()
-    machine.gate.hold(lambda io: io.image == "raw" and io.op is Nbd.WRITE)
+    machine.gate.hold(io_of("raw", Nbd.WRITE))
     begin(machine, target="raw", sync="full")
-    held(machine, "a backup job")
+    machine.held("a backup job")
     machine.gate.refuse("raw")
     machine.gate.cut("raw")
     machine.gate.open()
@@ -156,17 +138,17 @@ def cancelled_beside_lost_target(machine: GatedMachine) -> None:
         text = "a job does not wait for its target to come back within reconnect-delay"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay of a target is not kept")
     machine.call("block-job-cancel", {"device": "backup", "force": True})
-    job_ended(machine)
+    machine.job_ended()
 
 
-def _comes_to(machine: GatedMachine, status: str) -> None:
+def _comes_to(machine: CaseMachine, status: str) -> None:
     def there() -> bool:
         return [job["status"] for job in machine.call("query-block-jobs")] == [status]
 
-    comes(machine, there, f"a throttled job that should be {status}")
+    machine.comes(there, f"a throttled job that should be {status}")
 
 
-def begin(machine: GatedMachine, **more: Any) -> None:
+def begin(machine: CaseMachine, **more: Any) -> None:
     """Start a job that copies each cluster by itself."""
     if not machine.features.x_perf:
         raise OptionMissing("this QEMU has no x-perf")
@@ -175,20 +157,20 @@ def begin(machine: GatedMachine, **more: Any) -> None:
     machine.settle()
 
 
-def _completes(machine: GatedMachine, *sizes: int | None) -> None:
+def _completes(machine: CaseMachine, *sizes: int | None) -> None:
     """Wait for the job's end, which is that of the last of these.
 
     :param sizes: by job, how many bytes it must have copied; None: it must have failed
     """
-    done = job_ended(machine)
+    done = machine.job_ended()
     found = [None if "error" in one else (one["offset"], one["len"]) for one in done]
     if found != [size and (size, size) for size in sizes]:
         raise Broken(Verdict.PROTOCOL, f"the backup job ends with {done}", "end of a backup job")
 
 
-def _expect_copied(machine: GatedMachine, clusters: set[int], number: int = 1) -> None:
+def _expect_copied(machine: CaseMachine, clusters: set[int], number: int = 1) -> None:
     """The hidden disk has the data of operation *number* in these clusters, and nothing else."""
-    image = flushed_image(machine, "hidden")
+    image = machine.flushed_image("hidden")
     found = Qcow2Reader.parse(image).clusters()
     places = dict(zip(found.index.tolist(), found.host.tolist(), strict=True))
     whose = {n: set(owners(image[at : at + CLUSTER], n * COUNT)) for n, at in places.items()}

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from qmpshim.conformance.explore.directed.tools import (
-    Broken,
-    add_client,
-    add_filter,
-    add_snapshot,
-    expect_bitmaps,
-    open_image,
-    read,
-    remove_client,
-)
+from qmpshim.conformance.explore.directed.machine import Broken, CaseMachine, content
 from qmpshim.conformance.explore.harness.io_naming import owners
-from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import create_qcow2
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
@@ -38,14 +27,14 @@ _OUTSIDE = (_START - 1, _END, _SIZE // SECTOR - 1)
 _MARKED = (*_INSIDE, *_OUTSIDE)
 
 
-def requests(machine: GatedMachine) -> None:
+def requests(machine: CaseMachine) -> None:
     """Zeroes of more than 2 GiB in one request are zeroes, on raw and on qcow2 disks; a discard of
     so much is done or not; neither touches what is beside it. A dirty bitmap names all of it.
     """
     _add_raw(machine, "raw")
     _add_qcow2(machine, "qcow2")
     for name in ("raw", "qcow2"):
-        add_client(machine, name)
+        machine.add_client(name)
         bitmap = {"node": name, "name": "changed", "granularity": _CLUSTER}
         for op, inside in ((Nbd.WRITE_ZEROES, {0}), (Nbd.TRIM, {0, 1})):
             for sector in _MARKED:
@@ -56,11 +45,11 @@ def requests(machine: GatedMachine) -> None:
             what = f"a {op.name.lower()} of {_COUNT} sectors"
             _expect(machine, name, inside, what)
             touched = (_END * SECTOR - 1) // _CLUSTER + 1
-            expect_bitmaps(machine, name, [touched * _CLUSTER], f"after {what}", _SIZE)
+            machine.expect_bitmaps(name, [touched * _CLUSTER], f"after {what}", _SIZE)
             machine.call("block-dirty-bitmap-remove", {"node": name, "name": "changed"})
 
 
-def copied(machine: GatedMachine) -> None:
+def copied(machine: CaseMachine) -> None:
     """What zeroes of more than 2 GiB in one request are about to change is copied for the snapshot
     before, all of it; so is what such a discard is about to.
     """
@@ -69,19 +58,19 @@ def copied(machine: GatedMachine) -> None:
         _add_raw(machine, disk)
         _add_qcow2(machine, target)
         for sector in _MARKED:
-            data = bytes(pattern.data_of(1, sector, 1))
+            data = content(1, sector, 1)
             machine.gate.store(disk).write(sector * SECTOR, data)
-        add_filter(machine, over, disk, target)
-        add_snapshot(machine, over)
+        machine.add_filter(over, disk, target)
+        machine.add_snapshot(over)
         _do(machine, over, op)
         what = f"a {op.name.lower()} of {_COUNT} sectors through a filter"
         _expect(machine, over, inside, what)
         _expect(machine, "snapshot", {1}, what)
-        remove_client(machine, "snapshot")
+        machine.remove_client("snapshot")
         machine.call("blockdev-del", {"node-name": "snapshot"})
 
 
-def _add_raw(machine: GatedMachine, name: str) -> None:
+def _add_raw(machine: CaseMachine, name: str) -> None:
     machine.stores[name] = MemoryStore(_SIZE)
     machine.gate.add(name, machine.stores[name])
     file = {**machine.gate.blockdev(name), "discard": "unmap"}
@@ -89,35 +78,35 @@ def _add_raw(machine: GatedMachine, name: str) -> None:
     machine.call("blockdev-add", words)
 
 
-def _add_qcow2(machine: GatedMachine, name: str) -> None:
+def _add_qcow2(machine: CaseMachine, name: str) -> None:
     path = machine.workspace.path / f"{name}.qcow2"
     build = machine.build
     create_qcow2(build.tool("qemu-img"), path, _SIZE, _CLUSTER, (), build.environment())
     machine.stores[name] = MemoryStore(_ROOM)
     machine.stores[name].write(0, path.read_bytes())
     machine.gate.add(name, machine.stores[name])
-    open_image(machine, name)
+    machine.open_image(name)
 
 
-def _write(machine: GatedMachine, name: str, number: int, sector: int) -> None:
-    data = bytes(pattern.data_of(number, sector, 1))
+def _write(machine: CaseMachine, name: str, number: int, sector: int) -> None:
+    data = content(number, sector, 1)
     if errno := machine.clients[name].call(Nbd.WRITE, sector * SECTOR, 0, data, _LIMIT).errno:
         text = f"a write of a sector of a large disk fails with errno {errno}"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a write to a large disk fails")
 
 
-def _do(machine: GatedMachine, name: str, op: Nbd) -> None:
+def _do(machine: CaseMachine, name: str, op: Nbd) -> None:
     answer = machine.clients[name].call(op, _START * SECTOR, _COUNT * SECTOR, b"", _LIMIT)
     if answer.errno:
         text = f"a {op.name.lower()} of {_COUNT} sectors fails with errno {answer.errno}"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"a large {op.name.lower()} fails")
 
 
-def _expect(machine: GatedMachine, name: str, inside: Collection[int], what: str) -> None:
+def _expect(machine: CaseMachine, name: str, inside: Collection[int], what: str) -> None:
     """Sectors of the request are of one of these operations, and those beside it as before."""
     for sector in _MARKED:
         allowed = inside if sector in _INSIDE else {1}
-        (found,) = owners(read(machine, name, sector, 1), sector)
+        (found,) = owners(machine.read(name, sector, 1), sector)
         if found not in allowed:
             text = f"after {what} {name} holds operation {found} in sector {sector}, not {allowed}"
             raise Broken(Verdict.CONTENT, text, f"a large request, seen at {name}")

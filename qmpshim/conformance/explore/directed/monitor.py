@@ -5,27 +5,19 @@ What a client of the disks cannot see and no schedule changes: so each needs to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from errno import EIO
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import (
+from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
     COUNT,
     SIZE,
     Broken,
-    answered,
-    events,
-    fails,
-    flushed_image,
-    held,
-    read,
-    written,
+    CaseMachine,
+    any_of,
+    content,
 )
-from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -35,26 +27,26 @@ _CHANGING, _HARMLESS = {"write", "resize"}, {"consistent-read", "write-unchanged
 _JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
 
 
-def job_progress(machine: GatedMachine) -> None:
+def job_progress(machine: CaseMachine) -> None:
     """A backup job's status is its work: all there is to copy, and what was copied; zeroes too."""
-    machine.clients["primary"].call(Nbd.WRITE_ZEROES, CLUSTER, CLUSTER)
+    machine.io("primary", Nbd.WRITE_ZEROES, COUNT, COUNT)
     machine.call("blockdev-backup", _JOB)
     _expect_job(machine, 0, "before the first write")
-    written(machine, "primary", 2, 64, 128)  # half of either cluster: both are copied
+    machine.written("primary", 2, 64, 128)  # half of either cluster: both are copied
     _expect_job(machine, SIZE, "when all was copied")
-    written(machine, "primary", 3, 0, 128)
+    machine.written("primary", 3, 0, 128)
     _expect_job(machine, SIZE, "when there was nothing left to copy")
-    image = flushed_image(machine, "hidden")
+    image = machine.flushed_image("hidden")
     found = Qcow2Reader.parse(image)
     if found.allocation() != {0: Alloc.DATA, 1: Alloc.ZERO}:
         text = f"the copy of data and zeroes is {found.allocation()} on the hidden disk"
         raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes is no zero cluster")
     (place,) = (int(n) for n in found.clusters().host[:1])
-    if image[place : place + CLUSTER] != bytes(pattern.data_of(1, 0, COUNT)):
+    if image[place : place + CLUSTER] != content(1, 0, COUNT):
         raise Broken(Verdict.CONTENT, "the copy is not the old data", "the copy beside zeroes")
 
 
-def _expect_job(machine: GatedMachine, offset: int, when: str) -> None:
+def _expect_job(machine: CaseMachine, offset: int, when: str) -> None:
     """The job's status, as qapi/block-core.json (BlockJobInfo) describes it.
 
     :param offset: bytes that are copied
@@ -71,11 +63,11 @@ def _expect_job(machine: GatedMachine, offset: int, when: str) -> None:
         raise Broken(Verdict.PROTOCOL, text, f"job status {when}")
 
 
-def sizes_stay(machine: GatedMachine) -> None:
+def sizes_stay(machine: CaseMachine) -> None:
     """Writes that end where a disk ends change the size of no node."""
     machine.start()
     for side, number in (("primary", 2), ("guest", 3)):
-        written(machine, side, number, 0, SIZE // SECTOR)
+        machine.written(side, number, 0, SIZE // SECTOR)
     machine.settle()
     for node in machine.call("query-named-block-nodes", {"flat": True}):
         size = node["image"]["virtual-size"]
@@ -84,83 +76,68 @@ def sizes_stay(machine: GatedMachine) -> None:
             raise Broken(Verdict.PROTOCOL, text, f"size of {node['node-name']}")
 
 
-def write_threshold(machine: GatedMachine) -> None:
+def write_threshold(machine: CaseMachine) -> None:
     """A write beyond a node's threshold is an event with the amount, one up to it is none."""
     name = {"node-name": "secondary"}
     machine.call("block-set-write-threshold", {**name, "write-threshold": CLUSTER})
     for start, exceeded in ((0, []), (2, [2 * SECTOR])):
-        written(machine, "primary", 2, start, COUNT)
-        found = [one["amount-exceeded"] for one in events(machine, "BLOCK_WRITE_THRESHOLD")]
+        machine.written("primary", 2, start, COUNT)
+        found = [one["amount-exceeded"] for one in machine.events("BLOCK_WRITE_THRESHOLD")]
         if found != exceeded:
             text = f"a write to sector {start} exceeds the threshold by {found}, not {exceeded}"
             raise Broken(Verdict.PROTOCOL, text, "BLOCK_WRITE_THRESHOLD")
 
 
-def first_child_is_read(machine: GatedMachine) -> None:
+def first_child_is_read(machine: CaseMachine) -> None:
     """A quorum with read-pattern=fifo reads its first child, and finds fault with none."""
     machine.start()
-    if read(machine, "guest", 0, 8) != bytes(pattern.data_of(1, 0, 8)):
-        raise Broken(Verdict.CONTENT, "the guest reads something else", "quorum read")
-    if bad := events(machine, "QUORUM_REPORT_BAD") + events(machine, "QUORUM_FAILURE"):
+    machine.shows("guest", 1, 0, 8, "quorum read", Verdict.CONTENT)
+    if bad := machine.events("QUORUM_REPORT_BAD") + machine.events("QUORUM_FAILURE"):
         text = f"the quorum finds fault with {bad[0]}, though all disks are well"
         raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
 
 
-def flush_error(machine: GatedMachine) -> None:
+def flush_error(machine: CaseMachine) -> None:
     """A flush that fails on a child of a quorum is an event that names the child; it succeeds as
     long as enough children for the vote are flushed.
     """
     machine.start()
     for image, child in (("primary", "primary"), ("secondary", "forward")):
-        written(machine, "guest", 2, 0, 8)
-        machine.settle()
-        machine.gate.hold(lambda io: io.op is Nbd.FLUSH)
-        cookie = machine.clients["guest"].send(Nbd.FLUSH)
-        machine.settle()
+        machine.written("guest", 2, 0, 8)
+        cookie = machine.begun("guest", any_of(Nbd.FLUSH), Nbd.FLUSH, 0, 0)
         if image == "secondary":  # the children are flushed one after the other
-            machine.gate.release(*held(machine, "a flush of a quorum", 1))
+            machine.gate.release(*machine.held("a flush of a quorum", 1))
             machine.settle()
-        (flush,) = held(machine, "a flush of a quorum", 1)
-        machine.gate.open()
+        (flush,) = machine.caught("a flush of a quorum", 1)
         machine.gate.fail(flush, 5)
-        if errno := answered(machine, "guest", cookie, "a flush of a quorum"):
-            text = f"a flush that fails on the {image} disk alone fails with errno {errno}"
-            raise Broken(Verdict.ERROR_CONTRACT, text, "a flush of a quorum fails")
-        bad = events(machine, "QUORUM_REPORT_BAD")
+        machine.succeeds("guest", cookie, "a flush of a quorum fails")
+        bad = machine.events("QUORUM_REPORT_BAD")
         found = [(one["type"], one["node-name"]) for one in bad][-1:]
         if found != [("flush", child)]:
             text = f"a flush fails on the {image} disk, and the last event about it is {found}"
             raise Broken(Verdict.PROTOCOL, text, "quorum event of a failed flush")
 
 
-def failed_quorum(machine: GatedMachine) -> None:
+def failed_quorum(machine: CaseMachine) -> None:
     """A write or flush that fails on all children of a quorum fails, with their error (10.0:
     quorum_has_too_much_io_failed() and quorum_co_flush() in block/quorum.c). Replication does not
     run: its filter fails each write then.
     """
     for op in (Nbd.WRITE, Nbd.FLUSH):
-        data = bytes(pattern.data_of(2, 0, 8)) if op is Nbd.WRITE else b""
-        machine.settle()
-        machine.gate.hold(_is(op))
-        cookie = machine.clients["guest"].send(op, 0, 0, data)
-        machine.settle()
+        cookie = machine.begun("guest", any_of(op), op, 0, 8 if op is Nbd.WRITE else 0)
         what = f"a {op.name.lower()} to a quorum"
-        waiting = held(machine, what)
+        waiting = machine.held(what)
         while waiting:  # of a flush the next comes when one has been answered
             machine.gate.fail(waiting[0], EIO)
             machine.settle()
             waiting = machine.gate.held
         machine.gate.open()
-        if (errno := answered(machine, "guest", cookie, what)) != EIO:
+        if (errno := machine.answered("guest", cookie, what)) != EIO:
             text = f"{what} that fails on all its children ends with errno {errno}"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"failed {op.name.lower()} to a quorum")
 
 
-def _is(op: Nbd) -> Callable[[HeldIO], bool]:
-    return lambda io: io.op is op
-
-
-def quorum_permissions(machine: GatedMachine) -> None:
+def quorum_permissions(machine: CaseMachine) -> None:
     """A quorum lets no other node write or resize a child, which "would make the children differ"
     (quorum_child_perm(), block/quorum.c); writes that change nothing, and reads, it shares. The
     filter below it reads what it is on.
@@ -177,7 +154,7 @@ def quorum_permissions(machine: GatedMachine) -> None:
         raise Broken(Verdict.PROTOCOL, text, "permissions that a filter takes")
 
 
-def filter_permissions(machine: GatedMachine) -> None:
+def filter_permissions(machine: CaseMachine) -> None:
     """No other node writes or resizes the disk of a copy-before-write filter, which would change it
     without a copy, or resizes its target, whose size is looked at once; writes to the target are
     shared (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
@@ -200,7 +177,7 @@ def filter_permissions(machine: GatedMachine) -> None:
 class _Edges:
     """The edges of the block graph."""
 
-    def __init__(self, machine: GatedMachine) -> None:
+    def __init__(self, machine: CaseMachine) -> None:
         graph = machine.call("x-debug-query-block-graph")
         names = {node["id"]: node["name"] for node in graph["nodes"]}
         self._edges: dict[tuple[str, str], dict[str, Any]] = {
@@ -218,7 +195,7 @@ class _Edges:
         return self._edges[parent, child]
 
 
-def quorum_refused(machine: GatedMachine) -> None:
+def quorum_refused(machine: CaseMachine) -> None:
     """A quorum of disks that differ in size, of none, or with a threshold that cannot be met, is
     refused.
 
@@ -238,12 +215,12 @@ def quorum_refused(machine: GatedMachine) -> None:
         if any(one["device"] == "bad" for one in machine.call("query-block")):
             text = f"a drive with the options {words} is made"
             raise Broken(Verdict.PROTOCOL, text, "a drive with a quorum and bad options")
-    fails(machine, "blockdev-add", quorum(1))
-    fails(machine, "blockdev-add", quorum(1, "one", "larger"))
-    fails(machine, "blockdev-add", quorum(3, "one", "other"))
-    fails(machine, "blockdev-add", quorum(0, "one", "other"))
-    fails(machine, "blockdev-add", quorum(1, "one", "other", blkverify=True))
-    fails(machine, "blockdev-add", quorum(1, "third", "nowhere"))
+    machine.fails("blockdev-add", quorum(1))
+    machine.fails("blockdev-add", quorum(1, "one", "larger"))
+    machine.fails("blockdev-add", quorum(3, "one", "other"))
+    machine.fails("blockdev-add", quorum(0, "one", "other"))
+    machine.fails("blockdev-add", quorum(1, "one", "other", blkverify=True))
+    machine.fails("blockdev-add", quorum(1, "third", "nowhere"))
     machine.call("blockdev-del", {"node-name": "third"})  # nothing holds it any more
     machine.call("blockdev-add", {"driver": "null-co", "node-name": "third", "size": SIZE})
     for children in (("one", "other"), ("one", "other", "third")):
@@ -251,24 +228,24 @@ def quorum_refused(machine: GatedMachine) -> None:
         machine.call("blockdev-del", {"node-name": "quorum"})
 
 
-def backup_refused(machine: GatedMachine) -> None:
+def backup_refused(machine: CaseMachine) -> None:
     """A backup is refused with arguments that make no sense, and then done with ones that do."""
     words = {"driver": "null-co", "node-name": "larger", "size": 2 * SIZE}
     machine.call("blockdev-add", words)
-    fails(machine, "blockdev-backup", {**_JOB, "target": "secondary"})
-    fails(machine, "blockdev-backup", {**_JOB, "target": "larger"})
-    fails(machine, "blockdev-backup", {**_JOB, "sync": "incremental"})
-    fails(machine, "blockdev-backup", {**_JOB, "speed": -1})
-    fails(machine, "blockdev-backup", {**_JOB, "target": "nowhere"})
-    fails(machine, "blockdev-backup", {**_JOB, "filter-node-name": "hidden"})
+    machine.fails("blockdev-backup", {**_JOB, "target": "secondary"})
+    machine.fails("blockdev-backup", {**_JOB, "target": "larger"})
+    machine.fails("blockdev-backup", {**_JOB, "sync": "incremental"})
+    machine.fails("blockdev-backup", {**_JOB, "speed": -1})
+    machine.fails("blockdev-backup", {**_JOB, "target": "nowhere"})
+    machine.fails("blockdev-backup", {**_JOB, "filter-node-name": "hidden"})
     if machine.features.x_perf:
         for name, value in (("max-workers", 0), ("max-chunk", -1), ("max-chunk", CLUSTER // 2)):
-            fails(machine, "blockdev-backup", {**_JOB, "x-perf": {name: value}})
+            machine.fails("blockdev-backup", {**_JOB, "x-perf": {name: value}})
     if machine.call("query-block-jobs"):
         raise Broken(Verdict.PROTOCOL, "a refused backup left a job", "a job that was refused")
     machine.call("blockdev-backup", _JOB)
-    fails(machine, "blockdev-backup", _JOB)
+    machine.fails("blockdev-backup", _JOB)
     spare = {"driver": "null-co", "node-name": "spare", "size": SIZE}
     machine.call("blockdev-add", spare)
     other = {"job-id": "other", "device": "hidden", "target": "spare"}  # which a job writes to
-    fails(machine, "blockdev-backup", {**_JOB, **other})
+    machine.fails("blockdev-backup", {**_JOB, **other})

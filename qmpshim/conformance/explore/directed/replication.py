@@ -6,28 +6,19 @@ from collections.abc import Mapping, Sequence
 from errno import EIO
 from typing import NamedTuple
 
-from qmpshim.conformance.explore.directed.tools import (
+from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
+    COUNT,
     FAILOVER,
     PATIENCE,
     SIZE,
     START,
     Broken,
-    add_image,
-    answered,
-    begun,
-    comes,
-    fails,
-    held,
-    read,
-    remove_client,
-    status,
-    write,
-    written,
+    CaseMachine,
+    content,
+    io_of,
 )
-from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
@@ -35,86 +26,80 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 
-def busy_start(machine: GatedMachine) -> None:
+def busy_start(machine: CaseMachine) -> None:
     """Replication cannot start: the secondary disk belongs to another job. Then again."""
     machine.call("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})
     job = {"job-id": "other", "device": "secondary", "target": "nowhere", "sync": "none"}
     machine.call("blockdev-backup", job)
-    fails(machine, "xen-set-replication", START)
-    fails(machine, "xen-set-replication", START)
+    machine.fails("xen-set-replication", START)
+    machine.fails("xen-set-replication", START)
 
 
-def bad_top(machine: GatedMachine) -> None:
+def bad_top(machine: CaseMachine) -> None:
     """A filter whose top-id names nothing: starting fails, and fails again."""
-    remove_client(machine, "guest")
+    machine.remove_client("guest")
     machine.call("blockdev-del", {"node-name": "top"})
     words = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
     machine.call("blockdev-add", {**words, "top-id": "nobody"})
-    fails(machine, "xen-set-replication", START)
-    fails(machine, "xen-set-replication", START)
+    machine.fails("xen-set-replication", START)
+    machine.fails("xen-set-replication", START)
 
 
-def no_backend(machine: GatedMachine) -> None:
+def no_backend(machine: CaseMachine) -> None:
     """Starting is refused while nothing uses the secondary disk: no export, no device."""
-    remove_client(machine, "primary")
-    fails(machine, "xen-set-replication", START)
+    machine.remove_client("primary")
+    machine.fails("xen-set-replication", START)
 
 
-def read_only(machine: GatedMachine) -> None:
+def read_only(machine: CaseMachine) -> None:
     """Starting makes a hidden disk writable that was opened read-only, as backing files are."""
     machine.call("xen-set-replication", START)
-    written(machine, "primary", 2, 0, 128)
-    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
-        text = "the guest does not see the old data: the hidden disk was read-only at the start"
-        raise Broken(Verdict.ISOLATION, text, "hidden disk read-only at the start")
+    machine.written("primary", 2, 0, COUNT)
+    machine.shows("guest", 1, 0, 128, "hidden disk read-only at the start")
 
 
-def not_running(machine: GatedMachine) -> None:
+def not_running(machine: CaseMachine) -> None:
     """Before replication starts the filter takes no I/O, and no disk changes by it."""
-    client = machine.clients["guest"]
-    data = bytes(pattern.data_of(2, 0, 128))
-    for op, words in ((Nbd.WRITE, (0, 0, data)), (Nbd.READ, (0, SECTOR))):
-        errno = client.call(op, *words).errno
+    for op in (Nbd.WRITE, Nbd.READ):
+        errno = machine.io("guest", op, 0, COUNT).errno
         if errno != EIO:
             text = f"a guest {op.name.lower()} before the start says {errno}, not EIO"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"guest {op.name.lower()} before the start")
     machine.call("xen-set-replication", START)
-    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
-        text = "a guest write that was refused before the start is read after it"
-        raise Broken(Verdict.CONTENT, text, "guest data of before the start")
+    machine.shows("guest", 1, 0, 128, "guest data of before the start", Verdict.CONTENT)
 
 
-def failed_copy(machine: GatedMachine) -> None:
+def failed_copy(machine: CaseMachine) -> None:
     """Copying fails (3. of the seven failures): it is to be reported to the FT/HA manager."""
     _failing(machine, "hidden", Nbd.WRITE, "Backup failed (writing the hidden disk)")
 
 
-def failed_old_read(machine: GatedMachine) -> None:
+def failed_old_read(machine: CaseMachine) -> None:
     """The secondary disk fails (4. of the seven): it is to be reported to the FT/HA manager."""
     _failing(machine, "secondary", Nbd.READ, "I/O error on the secondary disk (reading old data)")
 
 
-def failed_new_write(machine: GatedMachine) -> None:
+def failed_new_write(machine: CaseMachine) -> None:
     """The same with the new data."""
     _failing(machine, "secondary", Nbd.WRITE, "I/O error on the secondary disk (new data)")
 
 
-def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
+def _failing(machine: CaseMachine, image: str, op: Nbd, what: str) -> None:
     machine.call("xen-set-replication", START)
 
     def hold(io: HeldIO) -> bool:
         return io.image == image and io.op is op and io.length >= 512
 
-    cookie = begun(machine, "primary", 128, hold)
-    for io in held(machine, "a primary write"):
+    cookie = machine.begun("primary", hold, Nbd.WRITE, 0, COUNT)
+    for io in machine.held("a primary write"):
         machine.gate.fail(io, 5)
     machine.gate.open()
-    errno = answered(machine, "primary", cookie, "a primary write whose I/O failed")
+    errno = machine.answered("primary", cookie, "a primary write whose I/O failed")
     machine.settle()
     if errno != EIO:
         text = f"{what}: the primary's write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: no EIO")
-    if status(machine) is None:
+    if machine.status() is None:
         text = (
             f"{what}: query-xen-replication-status reports no error, though the document says "
             "it is reported to the FT/HA manager"
@@ -122,74 +107,71 @@ def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: not in the status")
 
 
-def failed_empty(machine: GatedMachine) -> None:
+def failed_empty(machine: CaseMachine) -> None:
     """Emptying the hidden disk fails (6.): reported, and the next checkpoint makes all well."""
     machine.call("xen-set-replication", START)
-    written(machine, "primary", 2, 0, 128)
-    written(machine, "guest", 3, 128, 128)
+    machine.written("primary", 2, 0, COUNT)
+    machine.written("guest", 3, 128, 128)
     if _succeeds_without_hidden_disk(machine, "xen-colo-do-checkpoint"):
         text = "emptying the hidden disk fails, and the checkpoint says success"
         raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
     machine.call("xen-colo-do-checkpoint")
-    written(machine, "primary", 4, 0, 128)
-    wanted = bytes(pattern.data_of(2, 0, 128)) + bytes(pattern.data_of(1, 128, 128))
-    if read(machine, "guest", 0, 256) != wanted:
+    machine.written("primary", 4, 0, COUNT)
+    wanted = content(2, 0, COUNT) + content(1, 128, 128)
+    if machine.read("guest", 0, 256) != wanted:
         text = "the guest does not see the state of the checkpoint that follows a failed one"
         raise Broken(Verdict.ISOLATION, text, "the next checkpoint does not make all well")
 
 
-def failed_start(machine: GatedMachine) -> None:
+def failed_start(machine: CaseMachine) -> None:
     """Starting fails while it empties the hidden disk: then replication does not run."""
     if _succeeds_without_hidden_disk(machine, "xen-set-replication", START):
         text = "emptying the hidden disk fails, and starting says success"
         raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent at the start")
-    if status(machine) is None:
+    if machine.status() is None:
         text = "starting replication fails, and its status says that it runs without error"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a failed start leaves replication running")
 
 
-def ejected_disk(machine: GatedMachine) -> None:
+def ejected_disk(machine: CaseMachine) -> None:
     """A checkpoint that cannot empty the hidden disk loses it: it and the next one report that."""
     _eject(machine, "hidden")
 
 
-def ejected_active_disk(machine: GatedMachine) -> None:
+def ejected_active_disk(machine: CaseMachine) -> None:
     """The same of the active disk, which is emptied first."""
     _eject(machine, "active")
 
 
-def _eject(machine: GatedMachine, disk: str) -> None:
+def _eject(machine: CaseMachine, disk: str) -> None:
     if not machine.features.ejected_disk_is_reported:
         raise BuildError("this QEMU's end divides by zero then, which is written up")
     machine.start()
     machine.settle()
-    machine.gate.hold(lambda io: io.image == disk and io.op is Nbd.WRITE_ZEROES)
+    machine.gate.hold(io_of(disk, Nbd.WRITE_ZEROES))
     number = machine.qmp.send("xen-colo-do-checkpoint")
     machine.settle()
-    (emptying,) = held(machine, "a checkpoint", 1)
-    machine.gate.open()
+    (emptying,) = machine.caught("a checkpoint", 1)
     machine.gate.fail(emptying, 5)
     if _succeeds(machine, "xen-colo-do-checkpoint", number):
         text = f"emptying the {disk} disk fails, and the checkpoint says success"
         raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
     for _ in range(2):
-        fails(machine, "xen-colo-do-checkpoint", {})
+        machine.fails("xen-colo-do-checkpoint", {})
 
 
-def checkpoint_to_the_end(machine: GatedMachine) -> None:
+def checkpoint_to_the_end(machine: CaseMachine) -> None:
     """After a checkpoint everything is copied again, a disk's end inside a cluster too."""
     machine.start()
     last = machine.shape.size // SECTOR - 1
     for number in (2, 3, 4):
-        written(machine, "primary", number, last, 1)
-        if read(machine, "guest", last, 1) != bytes(pattern.data_of(number - 1, last, 1)):
-            text = "the guest does not see the end of the disk as the last checkpoint left it"
-            raise Broken(Verdict.ISOLATION, text, "the end of a disk after a checkpoint")
+        machine.written("primary", number, last, 1)
+        machine.shows("guest", number - 1, last, 1, "the end of a disk after a checkpoint")
         machine.settle()
         machine.call("xen-colo-do-checkpoint")
 
 
-def start_refused(machine: GatedMachine) -> None:
+def start_refused(machine: CaseMachine) -> None:
     """A secondary does not start where its disks are no chain of three, or differ in size, however
     often that is tried; and it starts where they are.
     """
@@ -203,7 +185,7 @@ def start_refused(machine: GatedMachine) -> None:
     ):
         _add_filter(machine, images)
         for _ in range(2):
-            fails(machine, "xen-set-replication", START)
+            machine.fails("xen-set-replication", START)
         machine.call("blockdev-del", {"node-name": "filter"})
     _add_filter(machine, [_Overlay("below", SIZE, "disk"), _Overlay("top", SIZE, "below")])
     machine.call("xen-set-replication", START)
@@ -220,15 +202,15 @@ class _Overlay(NamedTuple):
     backing: str | None = None
 
 
-def _add_filter(machine: GatedMachine, images: Sequence[_Overlay]) -> None:
+def _add_filter(machine: CaseMachine, images: Sequence[_Overlay]) -> None:
     """Open images, and a replication filter on the last of them."""
     for name, size, backing in images:
-        add_image(machine, name, size, CLUSTER, **({"backing": backing} if backing else {}))
+        machine.add_image(name, size, CLUSTER, **({"backing": backing} if backing else {}))
     words = {"driver": "replication", "node-name": "filter", "mode": "secondary"}
     machine.call("blockdev-add", {**words, "top-id": "filter", "file": images[-1].name})
 
 
-def refused(machine: GatedMachine) -> None:
+def refused(machine: CaseMachine) -> None:
     """A replication filter is refused without a disk, without a mode or with one that there is not,
     with a top-id where there is no sense in it, or without one where there is.
     """
@@ -242,27 +224,27 @@ def refused(machine: GatedMachine) -> None:
     null = {"driver": "null-co", "node-name": "disk", "size": SIZE}
     machine.call("blockdev-add", null)
     words = {"driver": "replication", "node-name": "filter"}
-    fails(machine, "blockdev-add", {**words, "mode": "secondary", "file": "disk"})
-    fails(machine, "blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})
+    machine.fails("blockdev-add", {**words, "mode": "secondary", "file": "disk"})
+    machine.fails("blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})
     for good in (
         {"mode": "primary"},
         {"mode": "primary", "read-only": True},
         {"mode": "secondary", "top-id": "filter"},
     ):
-        fails(machine, "blockdev-add", {**words, **good, "file": "nowhere"})
+        machine.fails("blockdev-add", {**words, **good, "file": "nowhere"})
         machine.call("blockdev-add", {**words, **good, "file": "disk"})
         machine.call("blockdev-del", {"node-name": "filter"})
 
 
 def _succeeds_without_hidden_disk(
-    machine: GatedMachine, command: str, arguments: Mapping[str, object] | None = None
+    machine: CaseMachine, command: str, arguments: Mapping[str, object] | None = None
 ) -> bool:
     """What a command answers while nothing can be written to the hidden disk."""
     machine.settle()
     machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
     number = machine.qmp.send(command, arguments)
     machine.settle()
-    waiting = held(machine, command)
+    waiting = machine.held(command)
     while waiting:
         machine.gate.fail(waiting[0], 5)
         machine.settle()
@@ -271,7 +253,7 @@ def _succeeds_without_hidden_disk(
     return _succeeds(machine, command, number)
 
 
-def _succeeds(machine: GatedMachine, command: str, number: int) -> bool:
+def _succeeds(machine: CaseMachine, command: str, number: int) -> bool:
     """Whether a command that was sent ends with success."""
     machine.qmp.wait(command, number, PATIENCE)
     try:
@@ -281,50 +263,51 @@ def _succeeds(machine: GatedMachine, command: str, number: int) -> bool:
     return True
 
 
-def quit_running(machine: GatedMachine) -> None:
+def quit_running(machine: CaseMachine) -> None:
     """Quit while replication runs: QEMU ends with status 0."""
     machine.call("xen-set-replication", START)
-    written(machine, "primary", 2, 0, 128)
+    machine.written("primary", 2, 0, COUNT)
 
 
-def failed_failover(machine: GatedMachine) -> None:
+def failed_failover(machine: CaseMachine) -> None:
     """The commit fails (7.): the guest goes on reading what it wrote, and its writes arrive."""
     machine.call("xen-set-replication", START)
-    written(machine, "primary", 2, 0, 128)
-    written(machine, "guest", 3, 16, 8)
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
-    machine.call("xen-set-replication", FAILOVER)
-    machine.settle()
-    for io in held(machine, "failover"):
+    machine.written("primary", 2, 0, COUNT)
+    machine.written("guest", 3, 16, 8)
+    for io in machine.fail_over():
         machine.gate.fail(io, 5)
     machine.gate.open()
     machine.settle()
-    if status(machine) is None:
+    if machine.status() is None:
         text = "failover's commit fails, and the status reports no error"
         raise Broken(Verdict.ERROR_CONTRACT, text, "failed failover is not in the status")
     # The last begins in a cluster that the active disk has, and ends in one that it has not.
     for start, number in ((0, 4), (128, 5), (20, 6), (124, 7)):
-        if write(machine, "guest", number, start, 8):
+        if machine.write("guest", number, start, 8):
             text = "after a failed failover a guest write fails"
             raise Broken(Verdict.ERROR_CONTRACT, text, "guest write after failed failover fails")
     for start, count, number in ((0, 4, 4), (132, 4, 5), (20, 4, 6), (16, 4, 3), (124, 8, 7)):
-        if read(machine, "guest", start, count) != bytes(pattern.data_of(number, start, count)):
-            text = f"after a failed failover the guest's write to sector {start} is lost"
-            raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
+        machine.shows(
+            "guest",
+            number,
+            start,
+            count,
+            "guest write after failed failover is lost",
+            Verdict.LOST_WRITE,
+        )
     # Zeroes, too, go where the guest's data of their place is: neither overlay has this cluster.
-    machine.clients["guest"].call(Nbd.WRITE_ZEROES, 132 * SECTOR, 4 * SECTOR)
+    machine.io("guest", Nbd.WRITE_ZEROES, 132, 4)
     if any(machine.gate.store("secondary").read(132 * SECTOR, 4 * SECTOR)):
         text = "after a failed failover the guest's zeroes do not reach the secondary disk"
         raise Broken(Verdict.LOST_WRITE, text, "guest zeroes after failed failover are lost")
 
 
-def stop_flushes_all(machine: GatedMachine) -> None:
+def stop_flushes_all(machine: CaseMachine) -> None:
     """Stop flushes all disks (do_vm_stop()), those that only the monitor owns as well."""
     machine.call("xen-set-replication", START)
-    written(machine, "guest", 2, 0, 128)
+    machine.written("guest", 2, 0, COUNT)
     machine.call("xen-set-replication", FAILOVER)
-    comes(machine, lambda: status(machine) is None, "failover")
+    machine.comes(lambda: machine.status() is None, "failover")
     machine.call("stop")
     machine.settle()
     if not Qcow2Reader.parse(memoryview(machine.stores["active"].snapshot())).allocation():

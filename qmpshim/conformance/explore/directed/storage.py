@@ -5,29 +5,20 @@ from __future__ import annotations
 import time
 from errno import EIO
 
-from qmpshim.conformance.explore.directed.tools import (
+from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
     COUNT,
     PATIENCE,
     SIZE,
     START,
     Broken,
-    add_client,
-    add_image,
-    add_snapshot,
-    answered,
-    fails,
-    has_snapshots,
-    held,
-    open_image,
-    read,
-    remove_client,
-    write,
-    written,
+    CaseMachine,
+    any_of,
+    content,
+    io_of,
 )
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
@@ -38,16 +29,12 @@ from qmpshim.model.units import SECTOR
 DELAYED_LIMIT = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
 
 
-def answer_waits(machine: GatedMachine) -> None:
+def answer_waits(machine: CaseMachine) -> None:
     """Two reads are in flight on one NBD connection: the first is done when its answer is there."""
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
     client = machine.clients["primary"]
-    first = client.send(Nbd.READ, 0, 512)
-    machine.settle()
-    second = client.send(Nbd.READ, CLUSTER, 512)
-    machine.settle()
-    one, other = held(machine, "two primary reads", 2)
+    first = machine.begun("primary", io_of("secondary", Nbd.READ), Nbd.READ, 0, 1)
+    second = machine.sent("primary", Nbd.READ, COUNT, 1)
+    one, other = machine.held("two primary reads", 2)
     machine.gate.release(one)
     machine.settle()
     machine.event_loop.until(
@@ -56,7 +43,7 @@ def answer_waits(machine: GatedMachine) -> None:
     done = first in client.answers
     machine.gate.release(other)
     for cookie in (first, second):
-        answered(machine, "primary", cookie, "a primary read")
+        machine.answered("primary", cookie, "a primary read")
     if not done:
         text = (
             "a read of an NBD node does not end when its answer comes, but only when the answer "
@@ -65,14 +52,11 @@ def answer_waits(machine: GatedMachine) -> None:
         raise Broken(Verdict.HANG, text, "an NBD request waits for another one's answer")
 
 
-def _cut_while_writing(machine: GatedMachine) -> int:
+def _cut_while_writing(machine: CaseMachine) -> int:
     """Break the connection to the secondary disk under a primary write; its cookie."""
     machine.call("xen-set-replication", START)
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
-    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
-    machine.settle()
-    held(machine, "a primary write", 1)
+    cookie = machine.begun("primary", io_of("secondary", Nbd.WRITE), Nbd.WRITE, 0, COUNT)
+    machine.held("a primary write", 1)
     machine.gate.refuse("secondary")
     machine.gate.cut("secondary")
     machine.gate.open()
@@ -80,21 +64,21 @@ def _cut_while_writing(machine: GatedMachine) -> int:
     return cookie
 
 
-def back_in_time(machine: GatedMachine) -> None:
+def back_in_time(machine: CaseMachine) -> None:
     """The disk is back within reconnect-delay: the write is sent again, and succeeds."""
     client, cookie = machine.clients["primary"], _cut_while_writing(machine)
     if machine.event_loop.until(lambda: cookie in client.answers, 0.5):
         text = "a write fails although reconnect-delay is not over"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
     machine.gate.refuse("secondary", False)
-    errno = answered(machine, "primary", cookie, "a write whose disk is back", DELAYED_LIMIT)
+    errno = machine.answered("primary", cookie, "a write whose disk is back", DELAYED_LIMIT)
     _expect_content(machine, errno, "its disk came back in time")
 
 
-def back_too_late(machine: GatedMachine) -> None:
+def back_too_late(machine: CaseMachine) -> None:
     """It is not: the write fails when the delay is over, and the next one works again."""
     cookie = _cut_while_writing(machine)
-    errno = answered(machine, "primary", cookie, "a write whose disk is gone", DELAYED_LIMIT)
+    errno = machine.answered("primary", cookie, "a write whose disk is gone", DELAYED_LIMIT)
     if errno != EIO:
         text = f"the write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
@@ -102,25 +86,23 @@ def back_too_late(machine: GatedMachine) -> None:
     errnos = []
     until = time.monotonic() + DELAYED_LIMIT
     while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
-        errnos.append(write(machine, "primary", 2, 0, 128))
+        errnos.append(machine.write("primary", 2, 0, 128))
         if not errnos[-1]:
             break
         machine.event_loop.poll(0.05)
     _expect_content(machine, errnos[-1], "its disk is back")
 
 
-def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
+def _expect_content(machine: CaseMachine, errno: int, when: str) -> None:
     if errno:
         text = f"a write fails with errno {errno} although {when}"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
-    if machine.gate.store("secondary").read(0, 128 * SECTOR) != bytes(pattern.data_of(2, 0, 128)):
+    if machine.gate.store("secondary").read(0, 128 * SECTOR) != content(2, 0, 128):
         raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
-    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
-        text = f"the guest does not see the old data although {when}"
-        raise Broken(Verdict.ISOLATION, text, f"not the old data, {when}")
+    machine.shows("guest", 1, 0, 128, f"not the old data, {when}")
 
 
-def snapshot_after_checkpoint(machine: GatedMachine) -> None:
+def snapshot_after_checkpoint(machine: CaseMachine) -> None:
     """A snapshot-access on the filter of replication's own job shows the last checkpoint.
 
     ``backup_do_checkpoint`` resets the copy bitmap and not the filter's ``done_bitmap``, so a
@@ -131,36 +113,29 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
     machine.call("xen-set-replication", START)
     nodes = machine.call("query-named-block-nodes", {"flat": True})
     names = [node["node-name"] for node in nodes if node["drv"] == "copy-before-write"]
-    add_snapshot(machine, names[0] if names else "top")  # 5.2 has none of the two drivers
+    machine.add_snapshot(names[0] if names else "top")  # 5.2 has none of the two drivers
     for number in (2, 3):
         _see(machine, number - 1, "before a write")
-        written(machine, "primary", number, 0, 128)
+        machine.written("primary", number, 0, 128)
         _see(machine, number - 1, "after a write")
         machine.settle()
         machine.call("xen-colo-do-checkpoint")
-    machine.settle()
     # Now a read that is under way while the next write would copy and then write.
-    machine.gate.hold(lambda io: io.length >= CLUSTER)
-    reader, writer = machine.clients["snapshot"], machine.clients["primary"]
-    reading = reader.send(Nbd.READ, 0, CLUSTER)
-    machine.settle()
-    (first,) = held(machine, "a read of the snapshot", 1)
-    writing = writer.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(4, 0, 128)))
-    machine.settle()
+    reading = machine.begun("snapshot", lambda io: io.length >= CLUSTER, Nbd.READ, 0, COUNT)
+    (first,) = machine.held("a read of the snapshot", 1)
+    writing = machine.sent("primary", Nbd.WRITE, 0, COUNT, 4)
     while others := [io for io in machine.gate.held if io != first]:
         machine.gate.release(others[0])
         machine.settle()
     machine.gate.open()
     machine.gate.release_all()
     for side, cookie in (("snapshot", reading), ("primary", writing)):
-        if errno := answered(machine, side, cookie, f"the {side}'s request"):
-            text = f"the {side}'s request fails with errno {errno} while the other is in flight"
-            raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
-    _is_of(reader.answers[reading].data, 3, "while a write is under way")
+        machine.succeeds(side, cookie, f"{side} fails beside the other")
+    _is_of(machine.clients["snapshot"].answers[reading].data, 3, "while a write is under way")
 
 
-def _see(machine: GatedMachine, number: int, when: str) -> None:
-    _is_of(read(machine, "snapshot", 0, COUNT), number, when)
+def _see(machine: CaseMachine, number: int, when: str) -> None:
+    _is_of(machine.read("snapshot", 0, COUNT), number, when)
 
 
 def _is_of(data: bytes, number: int, when: str) -> None:
@@ -169,42 +144,41 @@ def _is_of(data: bytes, number: int, when: str) -> None:
         raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
 
 
-def detected_zeroes(machine: GatedMachine) -> None:
+def detected_zeroes(machine: CaseMachine) -> None:
     """Zeroes that are written as data are detected, and leave a hole where the disk may have one;
     what is beside them is not taken for zeroes.
 
     A flush that fails is reported, whatever driver it fails in.
     """
-    remove_client(machine, "primary")
+    machine.remove_client("primary")
     for option, no_hole in (("on", True), ("unmap", False)):
         words = {"driver": "raw", "file": "secondary", "discard": "unmap"}
         machine.call("blockdev-add", {**words, "node-name": option, "detect-zeroes": option})
-        add_client(machine, option)
+        machine.add_client(option)
         machine.settle()
-        machine.gate.hold(lambda io: io.op in (Nbd.WRITE, Nbd.WRITE_ZEROES))
+        machine.gate.hold(any_of(Nbd.WRITE, Nbd.WRITE_ZEROES))
         cookie = machine.clients[option].send(Nbd.WRITE, 0, 0, bytes(CLUSTER))
         machine.settle()
-        (zeroes,) = held(machine, "zeroes that are written as data", 1)
-        machine.gate.open()
+        (zeroes,) = machine.caught("zeroes that are written as data", 1)
         machine.gate.release(zeroes)
-        answered(machine, option, cookie, "zeroes that are written as data")
+        machine.answered(option, cookie, "zeroes that are written as data")
         if (zeroes.op, zeroes.no_hole) != (Nbd.WRITE_ZEROES, no_hole):
             text = f"with detect-zeroes={option} zeroes reach the disk as {zeroes}"
             raise Broken(Verdict.ALLOCATION, text, f"detect-zeroes={option}")
         _written_beside_zeroes(machine, option)
-        remove_client(machine, option)
+        machine.remove_client(option)
         machine.call("blockdev-del", {"node-name": option})
     error = {"event": "none", "iotype": "flush", "errno": 5, "immediately": False}
     words = {"driver": "blkdebug", "node-name": "failing", "image": "secondary"}
     machine.call("blockdev-add", {**words, "inject-error": [error]})
-    add_client(machine, "failing")
-    written(machine, "failing", 2, 0, 1)
-    if not machine.clients["failing"].call(Nbd.FLUSH).errno:
+    machine.add_client("failing")
+    machine.written("failing", 2, 0, 1)
+    if not machine.io("failing", Nbd.FLUSH, 0, 0).errno:
         text = "a flush succeeds that failed in the driver"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a flush's error is lost")
 
 
-def _written_beside_zeroes(machine: GatedMachine, node: str) -> None:
+def _written_beside_zeroes(machine: CaseMachine, node: str) -> None:
     """Data that is zeroes but for one sector is written as it is, wherever that sector is."""
     for sector in (0, 64, CLUSTER // SECTOR - 1):
         data = bytearray(CLUSTER)
@@ -215,87 +189,79 @@ def _written_beside_zeroes(machine: GatedMachine, node: str) -> None:
             raise Broken(Verdict.LOST_WRITE, text, "data beside zeroes that are detected")
 
 
-def snapshot_of_nothing(machine: GatedMachine) -> None:
+def snapshot_of_nothing(machine: CaseMachine) -> None:
     """A snapshot-access on a node that has no snapshot cannot be read, and discards nothing."""
-    remove_client(machine, "primary")
-    add_snapshot(machine, "secondary")
-    client = machine.clients["snapshot"]
-    client.call(Nbd.TRIM, 0, CLUSTER)  # which is advice: QEMU may ignore it
-    if not client.call(Nbd.READ, 0, CLUSTER).errno:
+    machine.remove_client("primary")
+    machine.add_snapshot("secondary")
+    machine.io("snapshot", Nbd.TRIM, 0, COUNT)  # which is advice: QEMU may ignore it
+    if not machine.io("snapshot", Nbd.READ, 0, COUNT).errno:
         text = "a snapshot can be read that there is not"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a read of no snapshot")
-    if bytes(machine.gate.snapshot("secondary")[:CLUSTER]) != bytes(pattern.data_of(1, 0, 128)):
+    if bytes(machine.gate.snapshot("secondary")[:CLUSTER]) != content(1, 0, 128):
         text = "a discard of a snapshot that there is not changes the disk"
         raise Broken(Verdict.LOST_WRITE, text, "a discard of no snapshot")
 
 
-def small_discard(machine: GatedMachine) -> None:
+def small_discard(machine: CaseMachine) -> None:
     """On a disk with blocks of 4096 bytes a discard of less is advice as any other: it succeeds,
     and what is around it stays.
     """
     block = 8  # sectors
-    remove_client(machine, "primary")
+    machine.remove_client("primary")
     words = {"driver": "blkdebug", "node-name": "blocks", "align": block * SECTOR}
     machine.call("blockdev-add", {**words, "discard": "unmap", "image": "secondary"})
-    add_client(machine, "blocks")
+    machine.add_client("blocks")
     allowed = [{1} for _ in range(COUNT)]  # whose data a sector may hold
     for start, count in (
         (1, 1),  # inside a block
         (2 * block, 3),  # its beginning
         (4 * block - 2, 4),  # the end of one and the beginning of another
     ):
-        errno = machine.clients["blocks"].call(Nbd.TRIM, start * SECTOR, count * SECTOR).errno
-        if errno:
+        if errno := machine.io("blocks", Nbd.TRIM, start, count).errno:
             text = f"a discard of {count} sectors fails with errno {errno}"
             raise Broken(Verdict.ERROR_CONTRACT, text, "a small discard fails")
         allowed[start : start + count] = [{0, 1}] * count
-    found = owners(read(machine, "blocks", 0, COUNT), 0)
+    found = owners(machine.read("blocks", 0, COUNT), 0)
     if wrong := [sector for sector in range(COUNT) if found[sector] not in allowed[sector]]:
         text = f"discards of parts of blocks leave other data in sectors {wrong}"
         raise Broken(Verdict.CONTENT, text, "small discards")
 
 
-def ejected_target(machine: GatedMachine) -> None:
+def ejected_target(machine: CaseMachine) -> None:
     """An image with broken tables is ejected: I/O fails, nothing is backed up to it or from it."""
-    add_image(machine, "image", SIZE)
-    add_client(machine, "image")
-    written(machine, "image", 2, 0, SIZE // SECTOR)
-    remove_client(machine, "image")
+    machine.add_image("image", SIZE)
+    machine.add_client("image")
+    machine.written("image", 2, 0, SIZE // SECTOR)
+    machine.remove_client("image")
     machine.call("blockdev-del", {"node-name": "image"})
     store = machine.gate.store("image")
     header = Qcow2Reader.parse(store.snapshot()).header
     store.write(header.l1_offset + 6, bytes([2]))  # its table is at an odd sector
-    open_image(machine, "image")
-    add_client(machine, "image")
-    above = has_snapshots(machine)
+    machine.open_image("image")
+    machine.add_client("image")
+    above = machine.has_snapshots()
     if above:
-        add_snapshot(machine, "image")
-    client, data = machine.clients["image"], bytes(pattern.data_of(3, 0, 1))
-    for op, length, payload in (
-        (Nbd.READ, SECTOR, b""),
-        (Nbd.WRITE, 0, data),
-        (Nbd.WRITE_ZEROES, CLUSTER, b""),
-        (Nbd.TRIM, CLUSTER, b""),
-    ):
-        if not client.call(op, 0, length, payload).errno:
+        machine.add_snapshot("image")
+    for op in (Nbd.READ, Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM):
+        if not machine.io("image", op, 0, COUNT).errno:
             text = f"a {op.name.lower()} succeeds on an image with broken tables"
             raise Broken(Verdict.ERROR_CONTRACT, text, "I/O of an ejected image")
     if above:
-        machine.clients["snapshot"].call(Nbd.TRIM, 0, CLUSTER)
-        if not machine.clients["snapshot"].call(Nbd.READ, 0, CLUSTER).errno:
+        machine.io("snapshot", Nbd.TRIM, 0, COUNT)
+        if not machine.io("snapshot", Nbd.READ, 0, COUNT).errno:
             text = "a snapshot of an image with broken tables can be read"
             raise Broken(Verdict.ERROR_CONTRACT, text, "I/O above an ejected image")
-        remove_client(machine, "snapshot")
-    remove_client(machine, "image")
+        machine.remove_client("snapshot")
+    machine.remove_client("image")
     job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
-    fails(machine, "blockdev-backup", job)
+    machine.fails("blockdev-backup", job)
     words = {"driver": "copy-before-write", "node-name": "filter", "file": "secondary"}
-    fails(machine, "blockdev-add", {**words, "target": "image"})
+    machine.fails("blockdev-add", {**words, "target": "image"})
     machine.call("blockdev-add", {"driver": "null-co", "node-name": "sound", "size": SIZE})
-    fails(machine, "blockdev-backup", {**job, "device": "image", "target": "sound"})
+    machine.fails("blockdev-backup", {**job, "device": "image", "target": "sound"})
 
 
-def client_of_iothread(machine: GatedMachine) -> None:
+def client_of_iothread(machine: CaseMachine) -> None:
     """A client of an export that an iothread serves comes and goes, as any backup program does."""
     machine.batch(
         [

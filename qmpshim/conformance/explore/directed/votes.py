@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from errno import EIO, ENOSPC
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import (
+from qmpshim.conformance.explore.directed.machine import (
     COUNT,
     SIZE,
     Broken,
-    add_client,
-    add_disk,
-    answered,
-    comes,
-    ends_beside,
-    events,
-    fails,
-    held,
-    read,
-    remove_client,
-    written,
+    CaseMachine,
+    any_of,
+    content,
+    io_of,
 )
 from qmpshim.conformance.explore.harness.io_naming import owners
-from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
-from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.machine.nbd.status_client import StatusClient
@@ -36,13 +26,13 @@ from qmpshim.model.units import SECTOR
 
 _THREE = ("one", "two", "three")
 _BAD, _LOST = "QUORUM_REPORT_BAD", "QUORUM_FAILURE"
-_ZEROES_AS_DATA = (Nbd.WRITE_ZEROES, Nbd.WRITE)  # up to 5.2 a quorum has no zeroes
+_ZEROES = (Nbd.WRITE_ZEROES, Nbd.WRITE)  # up to 5.2 a quorum writes zeroes as data
 _HAS_ZEROES = (6, 0)
 _CHANGE = "x-blockdev-change"
 _NUMBERED = {f"children.{number}": name for number, name in enumerate(_THREE)}
 
 
-def most_votes(machine: GatedMachine) -> None:
+def most_votes(machine: CaseMachine) -> None:
     """What most children hold is read, if there are enough of them for the vote; else the read
     fails. An event names the child that holds something else, or the disk that has no majority,
     and the sectors. Without rewrite-corrupted no child is changed.
@@ -58,14 +48,14 @@ def most_votes(machine: GatedMachine) -> None:
         _spoil(machine, name, 1, 1)
     for number, name in enumerate(_THREE, 1):
         _spoil(machine, name, number, 1)
-    errno = machine.clients["votes"].call(Nbd.READ, SECTOR, SECTOR).errno
+    errno = machine.io("votes", Nbd.READ, 1, 1).errno
     if errno != EIO:
         text = f"a read of a sector in which all children differ answers with errno {errno}"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a read without a majority")
     _expect_events(machine, {_LOST: [_lost(1, 1)]}, "all children differ")
 
 
-def failed_votes(machine: GatedMachine) -> None:
+def failed_votes(machine: CaseMachine) -> None:
     """A child that fails has no vote. A request fails where too few are left, with the error that
     most children have; an event names each child that failed, and one the disk whose request did.
     """
@@ -84,55 +74,48 @@ def failed_votes(machine: GatedMachine) -> None:
             _spoil(machine, two, 2, 1)
             _fail(machine, op, {one: EIO}, EIO)  # the two that are left do not agree
         _comes_event(machine, _lost(0, COUNT), f"a {op.name.lower()} by votes fails")
-        remove_client(machine, "votes")
+        machine.remove_client("votes")
         machine.call("blockdev-del", {"node-name": "votes"})
 
 
-def _fail(machine: GatedMachine, op: Nbd, errors: Mapping[str, int], wanted: int) -> None:
+def _fail(machine: CaseMachine, op: Nbd, errors: Mapping[str, int], wanted: int) -> None:
     """Some children fail a request of the first cluster, which must end with *wanted*."""
     machine.qmp.events.clear()
-    data = bytes(pattern.data_of(1, 0, COUNT)) if op is Nbd.WRITE else b""
-    machine.settle()
-    machine.gate.hold(lambda io: io.op is op or (op, io.op) == _ZEROES_AS_DATA)
-    cookie = machine.clients["votes"].send(op, 0, 0 if data else COUNT * SECTOR, data)
-    machine.settle()
+    ops = _ZEROES if op is Nbd.WRITE_ZEROES else (op,)
+    cookie = machine.begun("votes", any_of(*ops), op, 0, COUNT, 1)
     what = f"a {op.name.lower()} of which {', '.join(errors)} fail"
-    waiting = held(machine, what, len(_THREE))
-    machine.gate.open()
+    waiting = machine.caught(what, len(_THREE))
     for io in waiting:
         if io.image in errors:
             machine.gate.fail(io, errors[io.image])
         else:
             machine.gate.release(io)
-    if (errno := answered(machine, "votes", cookie, what)) != wanted:
+    if (errno := machine.answered("votes", cookie, what)) != wanted:
         text = f"{what} ends with errno {errno}, not {wanted}"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"the error of a {op.name.lower()} by votes")
     if op is Nbd.READ and not wanted:
         _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
 
 
-def next_is_read(machine: GatedMachine) -> None:
+def next_is_read(machine: CaseMachine) -> None:
     """With read-pattern=fifo the next child is read where one fails; an event names each that
     fails. The read fails, with the last error, where all of them do.
     """
     _open(machine, _THREE, 1, **{"read-pattern": "fifo"})
     for number, errors in enumerate(((EIO,), (EIO, ENOSPC), (EIO, EIO, ENOSPC)), 1):
         what = f"a read of which {number} of three children fail"
-        machine.settle()
-        machine.gate.hold(lambda io: io.op is Nbd.READ)
-        cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
+        cookie = machine.begun("votes", any_of(Nbd.READ), Nbd.READ, 0, COUNT)
         for name, errno in zip(_THREE, errors, strict=False):
-            machine.settle()
-            (io,) = held(machine, what, 1)
+            (io,) = machine.held(what, 1)
             if io.image != name:
                 text = f"{what}: {io.image} is read, not {name}"
                 raise Broken(Verdict.ORDER, text, "the child that is read next")
             machine.gate.fail(io, errno)
-        machine.settle()
+            machine.settle()
         machine.gate.open()
         machine.gate.release_all()
         wanted = errors[-1] if number == len(_THREE) else 0
-        if (errno := answered(machine, "votes", cookie, what)) != wanted:
+        if (errno := machine.answered("votes", cookie, what)) != wanted:
             text = f"{what} ends with errno {errno}, not {wanted}"
             raise Broken(Verdict.ERROR_CONTRACT, text, "the error of a read, one child at a time")
         if not wanted:
@@ -141,13 +124,13 @@ def next_is_read(machine: GatedMachine) -> None:
         _comes_bad(machine, name)
 
 
-def _comes_bad(machine: GatedMachine, name: str) -> None:
+def _comes_bad(machine: CaseMachine, name: str) -> None:
     """An event that a child's read failed comes, or came, if not at once."""
     bad = _bad("read", name, 0, COUNT)
-    comes(machine, lambda: bad in _reported(machine), f"a read of {name} fails: its {_BAD}")
+    machine.comes(lambda: bad in _reported(machine), f"a read of {name} fails: its {_BAD}")
 
 
-def rewritten(machine: GatedMachine) -> None:
+def rewritten(machine: CaseMachine) -> None:
     """With rewrite-corrupted each child that holds something else than the majority is given that,
     before the read is answered. The children take writes for that, though nothing else writes.
     """
@@ -156,12 +139,9 @@ def rewritten(machine: GatedMachine) -> None:
     for different in (("one",), ("five",), ("two", "four"), ("one", "five")):
         for number, name in enumerate(different, 2):
             _spoil(machine, name, number, 1)
-        machine.settle()
-        machine.gate.hold(lambda io: io.op is Nbd.WRITE)
-        cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
-        machine.settle()
+        cookie = machine.begun("votes", any_of(Nbd.WRITE), Nbd.READ, 0, COUNT)
         what = f"a read where {' and '.join(different)} differ"
-        waiting = held(machine, what, len(different))
+        waiting = machine.held(what, len(different))
         if {io.image for io in waiting} != {*different}:
             text = f"{what}: {waiting} are rewritten"
             raise Broken(Verdict.CONTENT, text, "which children are rewritten")
@@ -172,85 +152,71 @@ def rewritten(machine: GatedMachine) -> None:
                 raise Broken(Verdict.ORDER, text, "a read overtakes what it rewrites")
             machine.gate.release(io)
         machine.gate.open()
-        if errno := answered(machine, "votes", cookie, what):
-            text = f"{what} fails with errno {errno}, though most children agree"
-            raise Broken(Verdict.ERROR_CONTRACT, text, "a read that rewrites fails")
+        machine.succeeds("votes", cookie, "a read that rewrites fails")
         _expect_owners(machine.clients["votes"].answers[cookie].data, [1] * COUNT, what)
         for name in five:
             _expect_disks(machine, name, [1] * COUNT)
 
 
-def rewrite_fails(machine: GatedMachine) -> None:
+def rewrite_fails(machine: CaseMachine) -> None:
     """A child that cannot be rewritten stays as it is, and the read succeeds nevertheless."""
     _open(machine, _THREE, 2, **{"rewrite-corrupted": True})
     _spoil(machine, "two", 2, 1)
-    machine.settle()
-    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
-    cookie = machine.clients["votes"].send(Nbd.READ, 0, COUNT * SECTOR)
-    machine.settle()
-    (rewrite,) = held(machine, "a read that rewrites a child", 1)
-    machine.gate.open()
+    cookie = machine.begun("votes", any_of(Nbd.WRITE), Nbd.READ, 0, COUNT)
+    (rewrite,) = machine.caught("a read that rewrites a child", 1)
     machine.gate.fail(rewrite, EIO)
-    if errno := answered(machine, "votes", cookie, "a read whose rewrite failed"):
-        text = f"a read whose rewrite failed ends with errno {errno}"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "a rewrite's error is the reader's")
+    machine.succeeds("votes", cookie, "a rewrite's error is the reader's")
     _expect_disks(machine, "two", [1, 2, 1])
 
 
-def write_beside_rewrite(machine: GatedMachine) -> None:
+def write_beside_rewrite(machine: CaseMachine) -> None:
     """A write that was answered stays, though reads were under way beside it that give children
     what most have.
     """
     _open(machine, _THREE, 2, **{"rewrite-corrupted": True})
-    client = machine.clients["votes"]
-    reads = []
-    for late in ("three", "two"):
-        machine.settle()
-        machine.gate.hold(_is_read_of(late))
-        reads.append(client.send(Nbd.READ, 0, SECTOR))
-        machine.settle()
-    waiting = held(machine, "two reads of a quorum", 2)
-    written(machine, "votes", 2, 0, 1)
+    reads = [
+        machine.begun("votes", io_of(late, Nbd.READ), Nbd.READ, 0, 1) for late in ("three", "two")
+    ]
+    waiting = machine.held("two reads of a quorum", 2)
+    machine.written("votes", 2, 0, 1)
     machine.gate.open()
     for cookie, io in zip(reads, waiting, strict=True):
         machine.gate.release(io)
-        if errno := answered(machine, "votes", cookie, "a read beside a write"):
-            text = f"a read beside a write fails with errno {errno}, though all disks are well"
-            raise Broken(Verdict.ERROR_CONTRACT, text, "a read beside a write by votes fails")
-    found = owners(read(machine, "votes", 0, 1), 0)
+        machine.succeeds("votes", cookie, "a read beside a write by votes fails")
+    found = owners(machine.read("votes", 0, 1), 0)
     if found != [2]:
         text = "a write was answered, and a read after it gives what was there before"
         raise Broken(Verdict.LOST_WRITE, text, "a write beside rewrites is lost")
 
 
-def read_beside_writes(machine: GatedMachine) -> None:
+def read_beside_writes(machine: CaseMachine) -> None:
     """A read beside writes has in each sector what was there before or after, and does not fail:
     all disks are well. Neither does it where the writes have come to some of the children only.
     """
     _open(machine, _THREE, 2)
     client = machine.clients["votes"]
     machine.settle()
-    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
+    machine.gate.hold(any_of(Nbd.WRITE))
     writes = [
-        client.send(Nbd.WRITE, sector * SECTOR, 0, bytes(pattern.data_of(number, sector, 1)))
+        client.send(Nbd.WRITE, sector * SECTOR, 0, content(number, sector, 1))
         for number, sector in ((2, 0), (3, 1))
     ]
     machine.settle()
-    waiting = held(machine, "two writes to a quorum", 2 * len(_THREE))
+    waiting = machine.held("two writes to a quorum", 2 * len(_THREE))
     early = [io for io in waiting if (io.image, io.offset) in (("one", 0), ("two", SECTOR))]
     for io in early:
         machine.gate.release(io)
     machine.settle()
     cookie = client.send(Nbd.READ, 0, 2 * SECTOR)
-    ends_beside(machine, cookie, COUNT, "votes", "votes")  # or it waits for the writes
+    machine.ends_beside(cookie, COUNT, "votes", "votes")  # or it waits for the writes
     machine.gate.open()
     for io in waiting:
         if io not in early:
             machine.gate.release(io)
-    errno = answered(machine, "votes", cookie, "a read beside two writes")
+    errno = machine.answered("votes", cookie, "a read beside two writes")
     for write in writes:
-        answered(machine, "votes", write, "a write beside a read")
-    _expect_owners(read(machine, "votes", 0, 2), [2, 3], "a read after two writes")
+        machine.answered("votes", write, "a write beside a read")
+    _expect_owners(machine.read("votes", 0, 2), [2, 3], "a read after two writes")
     if errno:
         text = f"a read beside two writes fails with errno {errno}, though all disks are well"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a read beside two writes by votes fails")
@@ -260,19 +226,15 @@ def read_beside_writes(machine: GatedMachine) -> None:
         raise Broken(Verdict.CONTENT, text, "data of a quorum's read")
 
 
-def _is_read_of(name: str) -> Callable[[HeldIO], bool]:
-    return lambda io: io.op is Nbd.READ and io.image == name
-
-
-def changed_children(machine: GatedMachine) -> None:
+def changed_children(machine: CaseMachine) -> None:
     """A child that is added is written and read as the others, one that is removed is not any more;
     no fewer are left than the vote needs. What cannot be added or removed is refused.
     """
     _open(machine, _THREE, 2)
-    add_disk(machine, "four")
+    machine.add_disk("four")
     fixed = {"driver": "null-co", "node-name": "fixed", "size": SIZE, "read-only": True}
     machine.call("blockdev-add", fixed)
-    fails(machine, _CHANGE, {"parent": "votes", "node": "fixed"})
+    machine.fails(_CHANGE, {"parent": "votes", "node": "fixed"})
     _change(machine, node="four")
     _expect_children(machine, {**_NUMBERED, "children.3": "four"})
     for words in (
@@ -282,12 +244,12 @@ def changed_children(machine: GatedMachine) -> None:
         {"child": "children.3", "node": "secondary"},
         {},
     ):
-        fails(machine, _CHANGE, {"parent": "votes", **words})
+        machine.fails(_CHANGE, {"parent": "votes", **words})
     _writes(machine, 2, {"one", "two", "three", "four"})
     _change(machine, child="children.3")
     _expect_children(machine, _NUMBERED)
     _writes(machine, 3, {"one", "two", "three"})
-    machine.gate.store("four").write(0, bytes(pattern.data_of(3, 0, COUNT)))
+    machine.gate.store("four").write(0, content(3, 0, COUNT))
     _change(machine, node="four")
     _expect_children(machine, {**_NUMBERED, "children.3": "four"})
     _change(machine, child="children.0")
@@ -297,47 +259,40 @@ def changed_children(machine: GatedMachine) -> None:
     _writes(machine, 5, {"two", "four"})
     _reads(machine, 5, 0, COUNT)
     for left in ("children.1", "children.3"):
-        fails(machine, _CHANGE, {"parent": "votes", "child": left})
+        machine.fails(_CHANGE, {"parent": "votes", "child": left})
     _spoil(machine, "two", 6, 1)
-    if machine.clients["votes"].call(Nbd.READ, 0, COUNT * SECTOR).errno != EIO:
+    if machine.io("votes", Nbd.READ, 0, COUNT).errno != EIO:
         text = "two children that differ give a majority"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a read without a majority")
 
 
-def child_leaves_beside_write(machine: GatedMachine) -> None:
+def child_leaves_beside_write(machine: CaseMachine) -> None:
     """A child is removed, and one added, while a write is under way: that ends, on those children
     that it began on, and what comes after it is on the children that are there then.
     """
     _open(machine, _THREE, 2)
-    add_disk(machine, "four")
+    machine.add_disk("four")
     _change_beside_write(machine, 2, [*_THREE], node="four")
     _change_beside_write(machine, 3, [*_THREE, "four"], child="children.0")
     _writes(machine, 4, {"two", "three", "four"})
 
 
 def _change_beside_write(
-    machine: GatedMachine, number: int, children: list[str], **words: str
+    machine: CaseMachine, number: int, children: list[str], **words: str
 ) -> None:
-    machine.settle()
-    machine.gate.hold(lambda io: io.op is Nbd.WRITE)
-    cookie = machine.clients["votes"].send(
-        Nbd.WRITE, 0, 0, bytes(pattern.data_of(number, 0, COUNT))
-    )
-    machine.settle()
-    held(machine, "a write to a quorum", len(children))
+    cookie = machine.begun("votes", any_of(Nbd.WRITE), Nbd.WRITE, 0, COUNT, number)
+    machine.held("a write to a quorum", len(children))
     command = machine.qmp.send(_CHANGE, {"parent": "votes", **words})
     machine.settle()
     machine.gate.open()
     machine.gate.release_all()
-    if errno := answered(machine, "votes", cookie, "a write beside a change of children"):
-        text = f"a write beside a change of children fails with errno {errno}"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "a write beside a change of children")
-    comes(machine, lambda: command in machine.qmp.answers, _CHANGE)
+    machine.succeeds("votes", cookie, "a write beside a change of children")
+    machine.comes(lambda: command in machine.qmp.answers, _CHANGE)
     for name in children:
         _expect_disks(machine, name, [number] * COUNT)
 
 
-def zeroes_by_votes(machine: GatedMachine) -> None:
+def zeroes_by_votes(machine: CaseMachine) -> None:
     """Zeroes may leave a hole in all children, if the writer lets them, and none where a child
     cannot keep that apart. A quorum reports zeroes where all children do, and only there.
     """
@@ -350,7 +305,7 @@ def zeroes_by_votes(machine: GatedMachine) -> None:
     for words, may in (({"node": "null"}, False), ({"child": "children.3"}, True)):
         _change(machine, **words)
         _expect_holes(machine, may)
-    written(machine, "votes", 1, 0, COUNT)
+    machine.written("votes", 1, 0, COUNT)
     half = COUNT // 2
     for name, count in (("one", COUNT), ("two", half), ("three", COUNT)):
         machine.settle()
@@ -359,46 +314,45 @@ def zeroes_by_votes(machine: GatedMachine) -> None:
     for name in ("one", "two", "three"):
         machine.gate.store(name).zero(0, SIZE)
     _expect_status(machine, [(SIZE // SECTOR, True)])
-    machine.gate.store("two").write(half * SECTOR, bytes(pattern.data_of(1, half, 1)))
-    machine.gate.hold(lambda io: io.op is Nbd.BLOCK_STATUS and io.image == "three")
+    machine.gate.store("two").write(half * SECTOR, content(1, half, 1))
+    machine.gate.hold(io_of("three", Nbd.BLOCK_STATUS))
     client = _status_client(machine)
     cookie = client.send(Nbd.BLOCK_STATUS, 0, half * SECTOR)
     machine.settle()
-    (query,) = held(machine, "block status of a quorum", 1)
-    machine.gate.open()
+    (query,) = machine.caught("block status of a quorum", 1)
     machine.gate.fail(query, EIO)
-    comes(machine, lambda: cookie in client.answers, "block status of a quorum")
+    machine.comes(lambda: cookie in client.answers, "block status of a quorum")
     if client.answers[cookie].errno == 0 and _extents(client.answers[cookie].data)[0][1]:
         text = "a quorum reports zeroes, though it does not know of one child"
         raise Broken(Verdict.CONTENT, text, "status of a quorum whose child fails")
     client.close()
 
 
-def compared(machine: GatedMachine) -> None:
+def compared(machine: CaseMachine) -> None:
     """With blkverify two children that are equal are read as either; no child can be added."""
     _open(machine, ("one", "two"), 2, blkverify=True)
     _reads(machine, 1, 0, COUNT)
-    written(machine, "votes", 2, 0, COUNT)
+    machine.written("votes", 2, 0, COUNT)
     _reads(machine, 2, 0, COUNT)
-    add_disk(machine, "three")
-    fails(machine, _CHANGE, {"parent": "votes", "node": "three"})
+    machine.add_disk("three")
+    machine.fails(_CHANGE, {"parent": "votes", "node": "three"})
     verify = {"driver": "quorum", "node-name": "other", "vote-threshold": 2, "blkverify": True}
     for more in (
         {"children": ["three"], "vote-threshold": 1},
         {"children": ["three", "secondary"], "vote-threshold": 1},
         {"children": ["three", "secondary"], "rewrite-corrupted": True},
     ):
-        fails(machine, "blockdev-add", {**verify, **more})
+        machine.fails("blockdev-add", {**verify, **more})
 
 
-def _change(machine: GatedMachine, **words: str) -> None:
+def _change(machine: CaseMachine, **words: str) -> None:
     machine.settle()
     machine.call(_CHANGE, {"parent": "votes", **words})
 
 
-def _writes(machine: GatedMachine, number: int, names: set[str]) -> None:
+def _writes(machine: CaseMachine, number: int, names: set[str]) -> None:
     """What is written to the first cluster is on these disks, and on no other."""
-    written(machine, "votes", number, 0, COUNT)
+    machine.written("votes", number, 0, COUNT)
     machine.settle()
     for name in (*_THREE, "four"):
         found = owners(bytes(machine.gate.store(name).read(0, COUNT * SECTOR)), 0)
@@ -407,7 +361,7 @@ def _writes(machine: GatedMachine, number: int, names: set[str]) -> None:
             raise Broken(Verdict.CONTENT, text, "children that are written")
 
 
-def _expect_children(machine: GatedMachine, wanted: Mapping[str, str]) -> None:
+def _expect_children(machine: CaseMachine, wanted: Mapping[str, str]) -> None:
     graph = machine.call("x-debug-query-block-graph")
     names = {node["id"]: node["name"] for node in graph["nodes"]}
     edges = [edge for edge in graph["edges"] if names[edge["parent"]] == "votes"]
@@ -415,8 +369,7 @@ def _expect_children(machine: GatedMachine, wanted: Mapping[str, str]) -> None:
     if found != wanted:
         text = f"the children of the quorum are {found}, not {dict(wanted)}"
         raise Broken(Verdict.PROTOCOL, text, "children of a quorum")
-    nodes = machine.call("query-named-block-nodes", {"flat": True})
-    (name,) = (one["image"]["filename"] for one in nodes if one["node-name"] == "votes")
+    name = machine.node("votes")["image"]["filename"]
     named = json.loads(name.removeprefix("json:")).get("children", [])
     exports = [child["file"]["export"] for child in named]
     if exports != [*wanted.values()]:
@@ -424,25 +377,19 @@ def _expect_children(machine: GatedMachine, wanted: Mapping[str, str]) -> None:
         raise Broken(Verdict.PROTOCOL, text, "children in a quorum's name")
 
 
-def _expect_holes(machine: GatedMachine, may: bool) -> None:
+def _expect_holes(machine: CaseMachine, may: bool) -> None:
     """Zeroes that may leave a hole reach the disks as such, or as zeroes that may not."""
-    machine.settle()
-    machine.gate.hold(lambda io: io.op is Nbd.WRITE_ZEROES)
-    cookie = machine.clients["votes"].send(Nbd.WRITE_ZEROES, 0, COUNT * SECTOR)
-    machine.settle()
-    zeroes = held(machine, "zeroes through a quorum", len(_THREE))
-    machine.gate.open()
+    cookie = machine.begun("votes", any_of(Nbd.WRITE_ZEROES), Nbd.WRITE_ZEROES, 0, COUNT)
+    zeroes = machine.caught("zeroes through a quorum", len(_THREE))
     for io in zeroes:
         machine.gate.release(io)
-    if errno := answered(machine, "votes", cookie, "zeroes through a quorum"):
-        text = f"zeroes through a quorum fail with errno {errno}, though all disks are well"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "zeroes through a quorum fail")
+    machine.succeeds("votes", cookie, "zeroes through a quorum fail")
     if {io.no_hole for io in zeroes} != {not may}:
         text = f"zeroes that may leave a hole reach the disks as {zeroes}"
         raise Broken(Verdict.ALLOCATION, text, "zeroes below a quorum")
 
 
-def _expect_status(machine: GatedMachine, wanted: list[tuple[int, bool]]) -> None:
+def _expect_status(machine: CaseMachine, wanted: list[tuple[int, bool]]) -> None:
     """The disk is in these parts of so many sectors, which are zeroes or not."""
     client = _status_client(machine)
     found: list[tuple[int, bool]] = []
@@ -460,7 +407,7 @@ def _expect_status(machine: GatedMachine, wanted: list[tuple[int, bool]]) -> Non
         raise Broken(Verdict.ALLOCATION, text, "block status of a quorum")
 
 
-def _status_client(machine: GatedMachine) -> StatusClient:
+def _status_client(machine: CaseMachine) -> StatusClient:
     machine.settle()
     return StatusClient(machine.event_loop, machine.workspace.path / "nbd", "votes")
 
@@ -472,26 +419,26 @@ def _extents(data: bytes) -> list[tuple[int, bool]]:
     return [(length, bool(state & STATE_ZERO)) for length, state in states]
 
 
-def _open(machine: GatedMachine, names: Sequence[str], threshold: int, **options: Any) -> None:
+def _open(machine: CaseMachine, names: Sequence[str], threshold: int, **options: Any) -> None:
     """A quorum ``votes`` of disks that all hold the data of operation 1, and a client of it."""
     for name in names:
-        add_disk(machine, name)
+        machine.add_disk(name)
     words = {"driver": "quorum", "node-name": "votes", "children": list(names)}
     machine.call("blockdev-add", {**words, "vote-threshold": threshold, **options})
-    add_client(machine, "votes")
+    machine.add_client("votes")
 
 
-def _spoil(machine: GatedMachine, name: str, number: int, sector: int) -> None:
+def _spoil(machine: CaseMachine, name: str, number: int, sector: int) -> None:
     """A sector of a disk is changed below QEMU."""
     machine.settle()
-    machine.gate.store(name).write(sector * SECTOR, bytes(pattern.data_of(number, sector, 1)))
+    machine.gate.store(name).write(sector * SECTOR, content(number, sector, 1))
 
 
-def _reads(machine: GatedMachine, number: int, start: int, count: int) -> None:
+def _reads(machine: CaseMachine, number: int, start: int, count: int) -> None:
     """All sectors that are read are of one operation; events of before are forgotten."""
     machine.qmp.events.clear()
     _expect_owners(
-        *(read(machine, "votes", start, count), [number] * count, "a read by votes"), start
+        *(machine.read("votes", start, count), [number] * count, "a read by votes"), start
     )
 
 
@@ -501,7 +448,7 @@ def _expect_owners(data: bytes, wanted: list[int], what: str, start: int = 0) ->
         raise Broken(Verdict.CONTENT, text, "data of a quorum's read")
 
 
-def _expect_disks(machine: GatedMachine, name: str, wanted: list[int]) -> None:
+def _expect_disks(machine: CaseMachine, name: str, wanted: list[int]) -> None:
     """The first sectors of a disk are of these operations."""
     machine.settle()
     data = bytes(machine.gate.store(name).read(0, len(wanted) * SECTOR))
@@ -519,7 +466,7 @@ def _lost(start: int, count: int) -> tuple[Any, ...]:
 
 
 def _expect_events(
-    machine: GatedMachine,
+    machine: CaseMachine,
     wanted: Mapping[str, list[tuple[Any, ...]]],
     what: str,
     names: Sequence[str] = _THREE,
@@ -537,21 +484,20 @@ def _expect_events(
         raise Broken(Verdict.PROTOCOL, text, "events of a quorum")
 
 
-def _comes_event(machine: GatedMachine, wanted: tuple[Any, ...], what: str) -> None:
+def _comes_event(machine: CaseMachine, wanted: tuple[Any, ...], what: str) -> None:
     """An event that a request failed comes, if not at once."""
-    comes(machine, lambda: wanted in _failures(machine), f"{what}: its {_LOST}")
+    machine.comes(lambda: wanted in _failures(machine), f"{what}: its {_LOST}")
     machine.qmp.events.clear()
 
 
-def _reported(machine: GatedMachine) -> list[tuple[Any, ...]]:
+def _reported(machine: CaseMachine) -> list[tuple[Any, ...]]:
     return [
         _bad(one["type"], one["node-name"], one["sector-num"], one["sectors-count"])
-        for one in events(machine, _BAD)
+        for one in machine.events(_BAD)
     ]
 
 
-def _failures(machine: GatedMachine) -> list[tuple[Any, ...]]:
+def _failures(machine: CaseMachine) -> list[tuple[Any, ...]]:
     return [
-        (one["reference"], one["sector-num"], one["sectors-count"])
-        for one in events(machine, _LOST)
+        (one["reference"], one["sector-num"], one["sectors-count"]) for one in machine.events(_LOST)
     ]

@@ -5,25 +5,27 @@ The other half is in ``test_mutants.py``: whatever else goes wrong is a finding,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from qmpshim.conformance.explore.directed import storage
+from qmpshim.conformance.explore.directed.machine import io_of
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
-from qmpshim.machine.nbd.protocol.transmission import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, run_mutant
+from vmtests.support.mutants.disks import succeeding
+from vmtests.support.mutants.qmp import asking
 
 CHECKPOINT = "xen-colo-do-checkpoint"
 
 
-def forgetting(image: str, at_once: bool) -> Mutant:
-    """Data that is written to an image is answered and forgotten.
+def forgets(what: Callable[[HeldIO], bool], at_once: bool = False) -> Mutant:
+    """I/O is answered and forgotten.
 
     :param at_once: also what a case holds; else from when it holds no more
     """
@@ -32,8 +34,7 @@ def forgetting(image: str, at_once: bool) -> Mutant:
         hold = machine.gate.hold
 
         def forget(io: HeldIO) -> bool:
-            hit = io.image == image and io.op is NbdCommand.WRITE and io.length >= 4096
-            if hit:
+            if hit := what(io):
                 machine.event_loop.call_later(0.0, lambda: machine.gate.drop(io))
             return hit
 
@@ -49,6 +50,16 @@ def forgetting(image: str, at_once: bool) -> Mutant:
     return mutant
 
 
+def forgetting(image: str, at_once: bool) -> Mutant:
+    """Data that is written to an image is forgotten."""
+    return forgets(lambda io: io_of(image, Nbd.WRITE)(io) and io.length >= 4096, at_once)
+
+
+def _zeroes(io: HeldIO) -> bool:
+    zeroes = io.op is Nbd.WRITE_ZEROES or (io.op is Nbd.WRITE and not any(io.data))
+    return io.image == "secondary" and zeroes
+
+
 def patient_disk(machine: GatedMachine) -> None:
     """The disk that should refuse connections takes them."""
     machine.gate.refuse = lambda *what: None  # type: ignore[method-assign]
@@ -58,22 +69,6 @@ def disk_gone_for_good(machine: GatedMachine) -> None:
     """The disk that should be back is not."""
     refuse = machine.gate.refuse
     machine.gate.refuse = lambda name, refused=True: refuse(name)  # type: ignore[method-assign]
-
-
-def disks_that_do_not_fail(machine: GatedMachine) -> None:
-    """What should fail succeeds, as if QEMU did not mind."""
-    release = machine.gate.release
-    machine.gate.fail = lambda io, errno: release(io)  # type: ignore[method-assign]
-
-
-def swallowed(machine: GatedMachine) -> None:
-    """A checkpoint says success and does nothing."""
-    call = machine.call
-
-    def swallow(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        return {} if command == CHECKPOINT else call(command, arguments)
-
-    machine.call = swallow  # type: ignore[method-assign]
 
 
 def new_data_early(machine: GatedMachine) -> None:
@@ -87,22 +82,6 @@ def new_data_early(machine: GatedMachine) -> None:
     machine.gate.release_all = write_and_release  # type: ignore[method-assign]
 
 
-def zeroes_forgotten(machine: GatedMachine) -> None:
-    """Zeroes that are written to the secondary disk are answered and forgotten."""
-    hold = machine.gate.hold
-
-    def forget(io: HeldIO) -> bool:
-        zeroes = io.op is NbdCommand.WRITE_ZEROES or (
-            io.op is NbdCommand.WRITE and not any(io.data)
-        )
-        hit = io.image == "secondary" and zeroes
-        if hit:
-            machine.event_loop.call_later(0.0, lambda: machine.gate.drop(io))
-        return hit
-
-    machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
-
-
 def nothing(machine: GatedMachine) -> None:
     """The reference."""
 
@@ -110,15 +89,15 @@ def nothing(machine: GatedMachine) -> None:
 @pytest.mark.parametrize(
     ("name", "mutant", "reconnect", "verdict", "cause"),
     [
-        ("empty-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+        ("empty-fails", succeeding, 0, Verdict.ERROR_CONTRACT,
          "make_empty's failure is silent"),
         ("empty-fails", forgetting("hidden", False), 0, Verdict.ISOLATION,
          "the next checkpoint does not make all well"),
-        ("start-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+        ("start-fails", succeeding, 0, Verdict.ERROR_CONTRACT,
          "make_empty's failure is silent at the start"),
-        ("copy-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+        ("copy-fails", succeeding, 0, Verdict.ERROR_CONTRACT,
          "Backup failed (writing the hidden disk): no EIO"),
-        ("snapshot-after-checkpoint", swallowed, 0, Verdict.ISOLATION,
+        ("snapshot-after-checkpoint", asking(CHECKPOINT), 0, Verdict.ISOLATION,
          "snapshot-access before a write"),
         ("snapshot-after-checkpoint", forgetting("hidden", True), 0, Verdict.ISOLATION,
          "snapshot-access after a write"),
@@ -160,7 +139,7 @@ def test_a_directed_case_sees(
     ("mutant", "cause"),
     [
         (forgetting("secondary", False), "guest write after failed failover is lost"),
-        (zeroes_forgotten, "guest zeroes after failed failover are lost"),
+        (forgets(_zeroes), "guest zeroes after failed failover are lost"),
     ],
 )
 def test_what_is_written_after_a_failed_failover_is_missed(

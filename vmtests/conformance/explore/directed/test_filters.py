@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding, run_mutant, since
+from vmtests.support.directed import Mutant, run_mutant, sees, since
 from vmtests.support.mutants.clients import (
     answered_early,
     client_with,
@@ -64,66 +62,59 @@ def whatever_at_errors(name: str, arguments: Arguments) -> Arguments:
     return {"command-line": line.replace(",on-cbw-error=explode", "")}
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("filter-passes-on", spoilt_store("secondary", 3 * CLUSTER), Verdict.CONTENT,
-         "data of a filter, seen through it"),
-        ("filter-passes-on", seen_as("secondary", lambda image: bytes(len(image))), Verdict.CONTENT,
-         "data of a filter, seen below it"),
-        ("filter-passes-on", never_copied, Verdict.ALLOCATION, "what a filter copies"),
-        ("filter-passes-on", not_flushed, Verdict.LOST_WRITE, "a flush through a filter"),
-        ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
-         Verdict.ISOLATION, "the snapshot after changes through a filter"),
-        ("filter-passes-on", client_with("primary", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
-         "I/O through a filter fails"),
-        ("filter-reports", succeeding, ERROR_CONTRACT, "primary write hides an error"),
-        ("filter-reports", failing_otherwise, ERROR_CONTRACT, "primary write hides an error"),
-        ("filter-reports", on_failure, Verdict.ORDER, "a change without its copy"),
-        ("filter-reports", nothing_held, Verdict.ORDER, "a write of the primary: other I/O"),
-        ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
-         "zeroes below a filter"),
-        ("filter-keeps-holes", REFUSED, ERROR_CONTRACT, "zeroes fail"),
-        ("filter-refused", answering("query-block", lambda drives: []), Verdict.PROTOCOL,
-         "a drive with a filter and good options"),
-        ("filter-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
-         Verdict.PROTOCOL, "a drive with a filter and bad options"),
-        *(("filter-refused", taking("bitmap", {"node": node, "name": "bitmap"}), ERROR_CONTRACT,
-           "blockdev-add fails silently") for node in ("disk", "larger")),
-        *(("filter-refused", since((10, 0), taking("min-cluster-size", size)), ERROR_CONTRACT,
-           "blockdev-add fails silently") for size in (3 * CLUSTER, 1 << 63)),
-        ("filter-refused", asking_otherwise(whatever_at_errors), Verdict.PROTOCOL,
-         "a drive with a filter and bad options"),
-        *(("snapshot-refuses-changes", client_with("guest", op, NbdAnswer(0, b"")),
-           ERROR_CONTRACT, "a snapshot takes a change") for op in (Nbd.WRITE, Nbd.WRITE_ZEROES)),
-        ("snapshot-has-a-name", answering("query-named-block-nodes", otherwise_named),
-         Verdict.PROTOCOL, "the file name of a snapshot"),
-        ("snapshot-refuses-changes", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
-         Verdict.ISOLATION, "a snapshot after a change that it refused"),
-        ("snapshot-of-smaller-disk", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
-         Verdict.ISOLATION, "the snapshot of a smaller disk"),
-        ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
-        ("snapshot-read-freezes", answered_early, Verdict.ORDER,
-         "a write overtakes a snapshot's read"),
-        ("snapshot-read-freezes", NEW_DATA, Verdict.ISOLATION, "a snapshot's read beside a write"),
-        ("snapshot-read-freezes", REFUSED, ERROR_CONTRACT, "guest fails beside the other"),
-        ("snapshot-discard-stays", kept, Verdict.ISOLATION,
-         "a discarded part of a snapshot can be read"),
-        ("snapshot-discard-stays",
-         since((9, 1), client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER)))),
-         Verdict.ISOLATION, "a part of a cluster is discarded"),
-        ("snapshot-discard-stays", since((9, 1), whole_discarded), ERROR_CONTRACT,
-         "guest read fails"),
-        ("snapshot-discard-stays", only_unreadable, Verdict.ALLOCATION,
-         "a discarded part of a snapshot is copied"),
-        ("snapshot-discard-stays", spoilt_store("secondary", 0), Verdict.ISOLATION,
-         "the rest of a discarded snapshot"),
-    ],
+test_a_case_sees = sees(
+    ("filter-passes-on", spoilt_store("secondary", 3 * CLUSTER), Verdict.CONTENT,
+     "data of a filter, seen through it"),
+    ("filter-passes-on", seen_as("secondary", lambda image: bytes(len(image))), Verdict.CONTENT,
+     "data of a filter, seen below it"),
+    ("filter-passes-on", never_copied, Verdict.ALLOCATION, "what a filter copies"),
+    ("filter-passes-on", not_flushed, Verdict.LOST_WRITE, "a flush through a filter"),
+    ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
+     Verdict.ISOLATION, "the snapshot after changes through a filter"),
+    ("filter-passes-on", client_with("primary", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
+     "I/O through a filter fails"),
+    ("filter-reports", succeeding, ERROR_CONTRACT, "primary write hides an error"),
+    ("filter-reports", failing_otherwise, ERROR_CONTRACT, "primary write hides an error"),
+    ("filter-reports", on_failure, Verdict.ORDER, "a change without its copy"),
+    ("filter-reports", nothing_held, Verdict.ORDER, "a write of the primary: other I/O"),
+    ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
+     "zeroes below a filter"),
+    ("filter-keeps-holes", REFUSED, ERROR_CONTRACT, "zeroes fail"),
+    ("filter-refused", answering("query-block", lambda drives: []), Verdict.PROTOCOL,
+     "a drive with a filter and good options"),
+    ("filter-refused", answering("query-block", lambda drives: [{"device": "bad"}]),
+     Verdict.PROTOCOL, "a drive with a filter and bad options"),
+    *(("filter-refused", taking("bitmap", {"node": node, "name": "bitmap"}), ERROR_CONTRACT,
+       "blockdev-add fails silently") for node in ("disk", "larger")),
+    *(("filter-refused", since((10, 0), taking("min-cluster-size", size)), ERROR_CONTRACT,
+       "blockdev-add fails silently") for size in (3 * CLUSTER, 1 << 63)),
+    ("filter-refused", asking_otherwise(whatever_at_errors), Verdict.PROTOCOL,
+     "a drive with a filter and bad options"),
+    *(("snapshot-refuses-changes", client_with("guest", op, NbdAnswer(0, b"")),
+       ERROR_CONTRACT, "a snapshot takes a change") for op in (Nbd.WRITE, Nbd.WRITE_ZEROES)),
+    ("snapshot-has-a-name", answering("query-named-block-nodes", otherwise_named),
+     Verdict.PROTOCOL, "the file name of a snapshot"),
+    ("snapshot-refuses-changes", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
+     Verdict.ISOLATION, "a snapshot after a change that it refused"),
+    ("snapshot-of-smaller-disk", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
+     Verdict.ISOLATION, "the snapshot of a smaller disk"),
+    ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
+    ("snapshot-read-freezes", answered_early, Verdict.ORDER,
+     "a write overtakes a snapshot's read"),
+    ("snapshot-read-freezes", NEW_DATA, Verdict.ISOLATION, "a snapshot's read beside a write"),
+    ("snapshot-read-freezes", REFUSED, ERROR_CONTRACT, "guest fails beside the other"),
+    ("snapshot-discard-stays", kept, Verdict.ISOLATION,
+     "a discarded part of a snapshot can be read"),
+    ("snapshot-discard-stays",
+     since((9, 1), client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER)))),
+     Verdict.ISOLATION, "a part of a cluster is discarded"),
+    ("snapshot-discard-stays", since((9, 1), whole_discarded), ERROR_CONTRACT,
+     "guest read fails"),
+    ("snapshot-discard-stays", only_unreadable, Verdict.ALLOCATION,
+     "a discarded part of a snapshot is copied"),
+    ("snapshot-discard-stays", spoilt_store("secondary", 0), Verdict.ISOLATION,
+     "the rest of a discarded snapshot"),
 )  # fmt: skip
-def test_a_case_sees(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)
 
 
 def test_the_snapshot_of_a_disk_that_stays_as_large_can_be_read(qemu_build: Build) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
-from qmpshim.conformance.explore.directed.tools import CLUSTER
-from qmpshim.machine.builds.build import Build
+from qmpshim.conformance.explore.directed.machine import CLUSTER
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.directed import sees
 from vmtests.support.mutants.disks import copied_once, nothing_held, spoilt_copy, succeeding
 from vmtests.support.mutants.qmp import asking, not_cancelled, other_job_failed
 
@@ -15,32 +12,25 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("backup-source-error", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
-        ("backup-source-error", asking("blockdev-backup", **{"on-source-error": "report"}),
-         ERROR_CONTRACT, "on-source-error=stop"),
-        ("backup-source-error", asking("blockdev-backup", **{"on-target-error": "report"}),
-         ERROR_CONTRACT, "on-target-error=stop"),
-        ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
-        ("backup-source-error", copied_once, Verdict.CONTENT, "a backup's content"),
-        ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * CLUSTER), PROTOCOL,
-         "a bitmap after a discard"),
-        ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
-         "a bitmap after a backup"),
-        ("backup-of-bitmap", spoilt_copy, Verdict.CONTENT, "a backup's content"),
-        ("backup-of-bitmap", other_job_failed, PROTOCOL, "end of a backup job"),
-        ("backup-keeps-failed-copies", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
-        ("backup-keeps-failed-copies", succeeding, PROTOCOL, "end of a backup job"),
-        ("backup-keeps-failed-copies", asking("blockdev-backup", **{"bitmap-mode": "never"}),
-         PROTOCOL, "a bitmap after a backup that copied a quarter"),
-        ("throttled-job-obeys", asking("block-job-set-speed"), Verdict.HANG,
-         "throttled-job-obeys: hang"),
-        ("throttled-job-obeys", not_cancelled, PROTOCOL, "end of a cancelled job"),
-    ],
+test_a_case_sees = sees(
+    ("backup-source-error", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+    ("backup-source-error", asking("blockdev-backup", **{"on-source-error": "report"}),
+     ERROR_CONTRACT, "on-source-error=stop"),
+    ("backup-source-error", asking("blockdev-backup", **{"on-target-error": "report"}),
+     ERROR_CONTRACT, "on-target-error=stop"),
+    ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+    ("backup-source-error", copied_once, Verdict.CONTENT, "a backup's content"),
+    ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * CLUSTER), PROTOCOL,
+     "a bitmap after a discard"),
+    ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
+     "a bitmap after a backup"),
+    ("backup-of-bitmap", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+    ("backup-of-bitmap", other_job_failed, PROTOCOL, "end of a backup job"),
+    ("backup-keeps-failed-copies", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+    ("backup-keeps-failed-copies", succeeding, PROTOCOL, "end of a backup job"),
+    ("backup-keeps-failed-copies", asking("blockdev-backup", **{"bitmap-mode": "never"}),
+     PROTOCOL, "a bitmap after a backup that copied a quarter"),
+    ("throttled-job-obeys", asking("block-job-set-speed"), Verdict.HANG,
+     "throttled-job-obeys: hang"),
+    ("throttled-job-obeys", not_cancelled, PROTOCOL, "end of a cancelled job"),
 )  # fmt: skip
-def test_a_case_sees(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)

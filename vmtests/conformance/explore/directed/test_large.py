@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EIO
 
-import pytest
-
-from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.directed import Mutant, sees
 from vmtests.support.mutants.clients import DONE, client_doing, client_with
 from vmtests.support.mutants.qmp import asking
 
@@ -28,32 +25,25 @@ def zeroing(export: str, place: Callable[[int, int], tuple[int, int]]) -> Mutant
     return client_doing(export, Nbd.WRITE_ZEROES, instead)
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("large-requests", zeroing("raw", lambda start, count: (0, start + count)),
-         Verdict.CONTENT, "a large request, seen at raw"),
-        ("large-requests", zeroing("qcow2", lambda start, count: (start, count + 512)),
-         Verdict.CONTENT, "a large request, seen at qcow2"),
-        ("large-requests", zeroing("raw", lambda start, count: (start, count - 512)),
-         Verdict.CONTENT, "a large request, seen at raw"),
-        ("large-requests", zeroing("qcow2", lambda start, count: (start, 1 << 31)),
-         Verdict.CONTENT, "a large request, seen at qcow2"),
-        ("large-requests", asking("block-dirty-bitmap-add", disabled=True), Verdict.PROTOCOL,
-         "a bitmap after a write_zeroes"),
-        ("large-requests", client_with("raw", Nbd.TRIM, DONE), Verdict.PROTOCOL,
-         "a bitmap after a trim"),
-        ("large-requests", client_with("raw", Nbd.WRITE_ZEROES, FAILED), Verdict.ERROR_CONTRACT,
-         "a large write_zeroes fails"),
-        ("large-requests", client_with("raw", Nbd.WRITE, FAILED), Verdict.ERROR_CONTRACT,
-         "a write to a large disk fails"),
-        ("large-requests-are-copied", client_with("write_zeroes-filter", Nbd.WRITE_ZEROES, DONE),
-         Verdict.CONTENT, "a large request, seen at write_zeroes-filter"),
-        ("large-requests-are-copied", client_with("snapshot", Nbd.READ, NbdAnswer(0, bytes(512))),
-         Verdict.CONTENT, "a large request, seen at snapshot"),
-    ],
+test_a_case_sees = sees(
+    ("large-requests", zeroing("raw", lambda start, count: (0, start + count)),
+     Verdict.CONTENT, "a large request, seen at raw"),
+    ("large-requests", zeroing("qcow2", lambda start, count: (start, count + 512)),
+     Verdict.CONTENT, "a large request, seen at qcow2"),
+    ("large-requests", zeroing("raw", lambda start, count: (start, count - 512)),
+     Verdict.CONTENT, "a large request, seen at raw"),
+    ("large-requests", zeroing("qcow2", lambda start, count: (start, 1 << 31)),
+     Verdict.CONTENT, "a large request, seen at qcow2"),
+    ("large-requests", asking("block-dirty-bitmap-add", disabled=True), Verdict.PROTOCOL,
+     "a bitmap after a write_zeroes"),
+    ("large-requests", client_with("raw", Nbd.TRIM, DONE), Verdict.PROTOCOL,
+     "a bitmap after a trim"),
+    ("large-requests", client_with("raw", Nbd.WRITE_ZEROES, FAILED), Verdict.ERROR_CONTRACT,
+     "a large write_zeroes fails"),
+    ("large-requests", client_with("raw", Nbd.WRITE, FAILED), Verdict.ERROR_CONTRACT,
+     "a write to a large disk fails"),
+    ("large-requests-are-copied", client_with("write_zeroes-filter", Nbd.WRITE_ZEROES, DONE),
+     Verdict.CONTENT, "a large request, seen at write_zeroes-filter"),
+    ("large-requests-are-copied", client_with("snapshot", Nbd.READ, NbdAnswer(0, bytes(512))),
+     Verdict.CONTENT, "a large request, seen at snapshot"),
 )  # fmt: skip
-def test_a_case_sees(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)

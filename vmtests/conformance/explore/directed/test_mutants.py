@@ -11,16 +11,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pytest
-
 from qmpshim.conformance.explore.directed.cases import run_directed
+from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import CASES, Mutant, expect_finding
+from vmtests.support.directed import CASES, Mutant, sees
+from vmtests.support.mutants.disks import nothing_held
 
 
 def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
@@ -55,11 +55,6 @@ def failing(image: str) -> Mutant:
     return mutant
 
 
-def nothing_held(machine: GatedMachine) -> None:
-    """No I/O ever waits, as if QEMU answered without its disks."""
-    machine.gate.hold = lambda *what: None  # type: ignore[method-assign]
-
-
 def deaf_primary(machine: GatedMachine) -> None:
     """QEMU hangs up on the primary's client, and lives; replication cannot be started then."""
     machine.call("block-export-del", {"id": "primary", "mode": "hard"})
@@ -74,36 +69,29 @@ def dead(machine: GatedMachine) -> None:
     machine.process.kill()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("empty-fails", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
-        ("quit-running", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
-        ("failover-fails", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
-        ("failover-fails", failing("active"), Verdict.ERROR_CONTRACT, "guest write fails"),
-        ("stop-leaves-nodes-unflushed", failing("active"), Verdict.ERROR_CONTRACT, "guest write"),
-        ("snapshot-after-checkpoint", failing("secondary"), Verdict.ERROR_CONTRACT, "primary"),
-        ("nbd-answer-waits", nothing_held, Verdict.ORDER, "two primary reads: other I/O"),
-        ("snapshot-after-checkpoint", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
-        ("copy-fails", nothing_held, Verdict.ORDER, "a primary write: other I/O than predicted"),
-        ("empty-fails", nothing_held, Verdict.ORDER, "xen-colo-do-checkpoint: other I/O"),
-        ("failover-fails", nothing_held, Verdict.ORDER, "failover: other I/O than predicted"),
-        ("disk-back-in-time", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
-        ("quit-running", deaf_primary, Verdict.ERROR_CONTRACT, "quit-running: error-contract"),
-        ("quit-running", dead, Verdict.CRASH, "quit-running: crash"),
-    ],
-)
-def test_what_goes_wrong_is_a_finding(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)
+test_what_goes_wrong_is_a_finding = sees(
+    ("empty-fails", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
+    ("quit-running", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
+    ("failover-fails", failing("secondary"), Verdict.ERROR_CONTRACT, "primary write fails"),
+    ("failover-fails", failing("active"), Verdict.ERROR_CONTRACT, "guest write fails"),
+    ("stop-leaves-nodes-unflushed", failing("active"), Verdict.ERROR_CONTRACT, "guest write"),
+    ("snapshot-after-checkpoint", failing("secondary"), Verdict.ERROR_CONTRACT, "primary"),
+    ("nbd-answer-waits", nothing_held, Verdict.ORDER, "two primary reads: other I/O"),
+    ("snapshot-after-checkpoint", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
+    ("copy-fails", nothing_held, Verdict.ORDER, "a primary write: other I/O than predicted"),
+    ("empty-fails", nothing_held, Verdict.ORDER, "xen-colo-do-checkpoint: other I/O"),
+    ("failover-fails", nothing_held, Verdict.ORDER, "failover: other I/O than predicted"),
+    ("disk-back-in-time", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
+    ("quit-running", deaf_primary, Verdict.ERROR_CONTRACT, "quit-running: error-contract"),
+    ("quit-running", dead, Verdict.CRASH, "quit-running: crash"),
+)  # fmt: skip
 
 
 def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
     """A busy host: what must come comes late. (7.2's own defect is out of the way.)"""
     case = CASES["nbd-answer-waits"]
 
-    def run(machine: GatedMachine) -> RealViolation | None:
+    def run(machine: CaseMachine) -> RealViolation | None:
         release = machine.gate.release
 
         def late(one: HeldIO) -> None:

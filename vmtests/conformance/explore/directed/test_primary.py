@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from errno import EIO
 from typing import Any
 
-import pytest
-
-from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.directed import Mutant, sees
 from vmtests.support.mutants.clients import client_with
 from vmtests.support.mutants.disks import nothing_held, succeeding
 from vmtests.support.mutants.qmp import answering, asking, started
@@ -72,40 +69,33 @@ def without_error(status: dict[str, Any]) -> dict[str, Any]:
     return {"error": False}
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("primary-forwards", started, ERROR_CONTRACT, "status before the start"),
-        ("primary-forwards", asking("xen-set-replication"), ERROR_CONTRACT,
-         "xen-set-replication fails silently"),
-        ("primary-forwards", answering(_STATUS, with_error), ERROR_CONTRACT,
-         "status after a checkpoint"),
-        ("primary-forwards", forgotten("primary"), Verdict.LOST_WRITE,
-         "guest write on the primary's disk"),
-        ("primary-forwards", forgotten("secondary"), Verdict.CONTENT, "forwarded write 3 of 3"),
-        ("primary-forwards", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
-        ("primary-stays-stopped", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
-        ("primary-stays-stopped", answering(_STATUS, with_error), ERROR_CONTRACT,
-         "status after stop"),
-        *(("primary-forwards-zeroes", forgotten(image), Verdict.LOST_WRITE, "forwarded zeroes")
-          for image in ("primary", "secondary")),
-        ("primary-forwards-zeroes", not_stopped, Verdict.CONTENT, "forwarded after failover"),
-        ("primary-forward-fails", nothing_held, Verdict.ORDER, "a guest write: other I/O"),
-        ("primary-forward-fails", failing_both, ERROR_CONTRACT,
-         "failed forwarding fails the guest's write"),
-        ("primary-forward-fails", succeeding, ERROR_CONTRACT,
-         "no error in the status after a write"),
-        ("primary-forward-fails", answering(_STATUS, without_error), ERROR_CONTRACT,
-         "no error in the status after a write"),
-        ("primary-forward-fails", answering(_STATUS, with_error), ERROR_CONTRACT,
-         "status after stop"),
-        ("primary-filter-is-not-read", client_with("forward", Nbd.READ, NbdAnswer(0, bytes(512))),
-         ERROR_CONTRACT, "filter read, before the start"),
-        ("primary-filter-is-not-read", client_with("forward", Nbd.READ, NbdAnswer(EIO + 1)),
-         ERROR_CONTRACT, "filter read, before the start"),
-    ],
+test_a_case_sees = sees(
+    ("primary-forwards", started, ERROR_CONTRACT, "status before the start"),
+    ("primary-forwards", asking("xen-set-replication"), ERROR_CONTRACT,
+     "xen-set-replication fails silently"),
+    ("primary-forwards", answering(_STATUS, with_error), ERROR_CONTRACT,
+     "status after a checkpoint"),
+    ("primary-forwards", forgotten("primary"), Verdict.LOST_WRITE,
+     "guest write on the primary's disk"),
+    ("primary-forwards", forgotten("secondary"), Verdict.CONTENT, "forwarded write 3 of 3"),
+    ("primary-forwards", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
+    ("primary-stays-stopped", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
+    ("primary-stays-stopped", answering(_STATUS, with_error), ERROR_CONTRACT,
+     "status after stop"),
+    *(("primary-forwards-zeroes", forgotten(image), Verdict.LOST_WRITE, "forwarded zeroes")
+      for image in ("primary", "secondary")),
+    ("primary-forwards-zeroes", not_stopped, Verdict.CONTENT, "forwarded after failover"),
+    ("primary-forward-fails", nothing_held, Verdict.ORDER, "a guest write: other I/O"),
+    ("primary-forward-fails", failing_both, ERROR_CONTRACT,
+     "failed forwarding fails the guest's write"),
+    ("primary-forward-fails", succeeding, ERROR_CONTRACT,
+     "no error in the status after a write"),
+    ("primary-forward-fails", answering(_STATUS, without_error), ERROR_CONTRACT,
+     "no error in the status after a write"),
+    ("primary-forward-fails", answering(_STATUS, with_error), ERROR_CONTRACT,
+     "status after stop"),
+    ("primary-filter-is-not-read", client_with("forward", Nbd.READ, NbdAnswer(0, bytes(512))),
+     ERROR_CONTRACT, "filter read, before the start"),
+    ("primary-filter-is-not-read", client_with("forward", Nbd.READ, NbdAnswer(EIO + 1)),
+     ERROR_CONTRACT, "filter read, before the start"),
 )  # fmt: skip
-def test_a_case_sees(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)

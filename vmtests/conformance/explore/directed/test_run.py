@@ -16,6 +16,7 @@ from qmpshim.cli import main
 from qmpshim.conformance.document import BUDGET
 from qmpshim.conformance.explore.directed import run
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
+from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.directed.run import (
     ALL,
     TIMES,
@@ -30,7 +31,6 @@ from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import BuildError, DriverMissing, InputError, NotStarted, OptionMissing
 from qmpshim.machine.builds.build import Build, read_version, resolve
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.documents import validator
@@ -38,11 +38,11 @@ from vmtests.support.documents import validator
 WRONG = RealViolation(Verdict.ISOLATION, "wrong", cause=Cause(CauseKind.DIRECTED, "made", "wrong"))
 
 
-def case(run: Callable[[GatedMachine], RealViolation | None], name: str = "made") -> Directed:
+def case(run: Callable[[CaseMachine], RealViolation | None], name: str = "made") -> Directed:
     return Directed(name, "Something is promised.", True, run)
 
 
-def never(machine: GatedMachine) -> None:
+def never(machine: CaseMachine) -> None:
     """As promised."""
 
 
@@ -80,7 +80,7 @@ def test_another_violation_is_not_the_same_one(qemu_build: Build) -> None:
 def test_a_case_that_cannot_be_run_again_is_not_seen_again(qemu_build: Build) -> None:
     left = [WRONG]
 
-    def once(machine: GatedMachine) -> RealViolation:
+    def once(machine: CaseMachine) -> RealViolation:
         if not left:
             raise BuildError("it does not start any more")
         return left.pop()
@@ -100,7 +100,7 @@ def test_what_is_written_up_is_known_on_its_versions_alone(qemu_build: Build) ->
 
 
 def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
-    def cannot(machine: GatedMachine) -> None:
+    def cannot(machine: CaseMachine) -> None:
         raise BuildError("no such driver")
 
     cases = case(cannot), case(cannot, "too"), case(never, "other")
@@ -116,7 +116,7 @@ def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
 def test_what_the_build_lacks_is_apart_from_what_it_cannot_do(
     qemu_build: Build, error: type[BuildError]
 ) -> None:
-    def lacks(machine: GatedMachine) -> None:
+    def lacks(machine: CaseMachine) -> None:
         raise error("no such option")
 
     result = ran(qemu_build, case(lacks), case(never, "other"))
@@ -124,7 +124,7 @@ def test_what_the_build_lacks_is_apart_from_what_it_cannot_do(
 
 
 def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: Build) -> None:
-    def cannot(machine: GatedMachine) -> None:
+    def cannot(machine: CaseMachine) -> None:
         raise DriverMissing("no such driver")
 
     with pytest.raises(BuildError, match="no such driver"):
@@ -204,7 +204,7 @@ def test_what_could_not_be_run_again_is_not_one_that_did_not_replay(
 ) -> None:
     left = [WRONG]
 
-    def once(machine: GatedMachine) -> RealViolation:
+    def once(machine: CaseMachine) -> RealViolation:
         if not left:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.directed.cases import run_directed
-from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER, CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import CASES, Mutant, expect_finding
+from vmtests.support.directed import CASES, expect_finding, sees
 from vmtests.support.mutants.clients import client_with, copied_first, second_readable
 from vmtests.support.mutants.disks import COPIED_WRONG, never_copied, seen_as
 
@@ -42,7 +41,7 @@ def test_a_timeout_that_does_something_else(
 def test_where_no_timer_is_seen_nothing_is_tested(qemu_build: Build) -> None:
     case = CASES["timeout-is-long"]
 
-    def run(machine: GatedMachine) -> RealViolation | None:
+    def run(machine: CaseMachine) -> RealViolation | None:
         machine.quiescence.known = False
         return case.run(machine)
 
@@ -50,23 +49,16 @@ def test_where_no_timer_is_seen_nothing_is_tested(qemu_build: Build) -> None:
         run_directed(replace(case, run=run), qemu_build)
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant", "verdict", "cause"),
-    [
-        ("timeout-breaks-snapshot", second_readable, Verdict.ISOLATION,
-         "a broken snapshot can be read"),
-        ("timeout-breaks-snapshot", copied_first, ERROR_CONTRACT, "a broken snapshot is copied"),
-        ("timeout-breaks-snapshot", client_with("primary", Nbd.READ, ZEROES), Verdict.LOST_WRITE,
-         "a write is lost after a timeout"),
-        ("timeout-breaks-snapshot", COPIED_WRONG, Verdict.CONTENT, "a copy after a timeout"),
-        ("timeout-breaks-write", never_copied, Verdict.HANG, "timeout-breaks-write"),
-        ("timeout-breaks-write", seen_as("secondary", lambda image: bytes(len(image))),
-         Verdict.CONTENT, "a failed write is done"),
-        ("timeout-breaks-write", client_with("guest", Nbd.READ, ZEROES), Verdict.ISOLATION,
-         "a snapshot after a timeout"),
-    ],
+test_a_case_sees = sees(
+    ("timeout-breaks-snapshot", second_readable, Verdict.ISOLATION,
+     "a broken snapshot can be read"),
+    ("timeout-breaks-snapshot", copied_first, ERROR_CONTRACT, "a broken snapshot is copied"),
+    ("timeout-breaks-snapshot", client_with("primary", Nbd.READ, ZEROES), Verdict.LOST_WRITE,
+     "a write is lost after a timeout"),
+    ("timeout-breaks-snapshot", COPIED_WRONG, Verdict.CONTENT, "a copy after a timeout"),
+    ("timeout-breaks-write", never_copied, Verdict.HANG, "timeout-breaks-write"),
+    ("timeout-breaks-write", seen_as("secondary", lambda image: bytes(len(image))),
+     Verdict.CONTENT, "a failed write is done"),
+    ("timeout-breaks-write", client_with("guest", Nbd.READ, ZEROES), Verdict.ISOLATION,
+     "a snapshot after a timeout"),
 )  # fmt: skip
-def test_a_case_sees(
-    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
-) -> None:
-    expect_finding(name, mutant, verdict, cause, qemu_build)
