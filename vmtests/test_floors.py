@@ -95,40 +95,23 @@ def test_every_package_has_a_layer() -> None:
     ("module", "source", "fault"),
     [
         ("qmpshim.model.disks.image", "import numpy", "1: the model layer imports numpy"),
-        (
-            "qmpshim.model.disks.image",
-            "def f():\n    from qmpshim.machine import gate",
-            "2: the model layer imports qmpshim.machine.gate, which is above it",
-        ),
-        (
-            "qmpshim.machine.nbd.gate.gate",
-            "from qmpshim import conformance",
-            "1: the machine layer imports qmpshim.conformance, which is above it",
-        ),
-        (
-            "qmpshim.conformance.workload.verify",
-            "from ...shim.server import Server",
-            "1: the conformance layer imports qmpshim.shim.server.Server, which is above it",
-        ),
-        (
-            "qmpshim.errors",
-            "import qmpshim.model.disks.image",
-            "1: the errors layer imports qmpshim.model.disks.image, which is above it",
-        ),
-        (
-            "qmpshim.conformance.check.suites",
-            'KINDS = {"shim": "qmpshim.shim.differential:run"}',
-            "1: the conformance layer imports qmpshim.shim.differential, which is above it",
-        ),
-        (
-            "qmpshim.machine.host.workspace",
-            'argv = ["-m", "qmpshim.conformance.check.run.case_worker"]',
-            "1: the machine layer imports qmpshim.conformance.check.run.case_worker, "
-            "which is above it",
-        ),
+        ("qmpshim.model.disks.image", "def f():\n    from qmpshim.machine import gate",
+         "2: the model layer imports qmpshim.machine.gate, which is above it"),
+        ("qmpshim.machine.nbd.gate.gate", "from qmpshim import conformance",
+         "1: the machine layer imports qmpshim.conformance, which is above it"),
+        ("qmpshim.conformance.workload.verify", "from ...shim.server import Server",
+         "1: the conformance layer imports qmpshim.shim.server.Server, which is above it"),
+        ("qmpshim.errors", "import qmpshim.model.disks.image",
+         "1: the errors layer imports qmpshim.model.disks.image, which is above it"),
+        ("qmpshim.conformance.check.suites", 'KINDS = {"shim": "qmpshim.shim.differential:run"}',
+         "1: the conformance layer imports qmpshim.shim.differential, which is above it"),
+        ("qmpshim.machine.host.workspace",
+         'argv = ["-m", "qmpshim.conformance.check.run.case_worker"]',
+         "1: the machine layer imports qmpshim.conformance.check.run.case_worker, "
+         "which is above it"),
         ("qmpshim.machine.nbd.gate.gate", "x = 1\nprint(x)", "2: print() on the machine layer"),
     ],
-)
+)  # fmt: skip
 def test_what_is_found(module: str, source: str, fault: str) -> None:
     assert faults(source, module) == [fault]
 
@@ -137,20 +120,16 @@ def test_what_is_found(module: str, source: str, fault: str) -> None:
     ("module", "source"),
     [
         ("qmpshim.model.disks.image", "import enum\nfrom qmpshim.errors import InputError"),
-        (
-            "qmpshim.model.disks.image",
-            "from qmpshim.model.runtime.coroutines import Co\nfrom . import co",
-        ),
+        ("qmpshim.model.disks.image",
+         "from qmpshim.model.runtime.coroutines import Co\nfrom . import co"),
         ("qmpshim.machine.nbd.gate.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
         ("qmpshim.cli", "from qmpshim.shim import server\nprint()"),
-        (
-            "qmpshim.shim.emulator.serve",
-            'KIND = "qmpshim.conformance.check.runners.runners:verify"',
-        ),
+        ("qmpshim.shim.emulator.serve",
+         'KIND = "qmpshim.conformance.check.runners.runners:verify"'),
         ("qmpshim.machine.nbd.gate.gate", 'SAID = "as qmpshim.shim.endpoint.server does"'),
         ("qmpshim.commands.verify", "import qmpshim\nprint()"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not(module: str, source: str) -> None:
     assert faults(source, module) == []
 
@@ -175,14 +154,12 @@ def test_what_tests_share_is_in_support(path: Path) -> None:
         ("from vmtests.shim.test_shim import Service", ["1: vmtests.shim.test_shim.Service"]),
         ("from vmtests.shim import test_shim", ["1: vmtests.shim.test_shim"]),
         ("import vmtests.shim.test_shim as shim", ["1: vmtests.shim.test_shim"]),
-        (
-            "def f():\n    from ..shim.test_shim import Service",
-            ["2: vmtests.shim.test_shim.Service"],
-        ),
+        ("def f():\n    from ..shim.test_shim import Service",
+         ["2: vmtests.shim.test_shim.Service"]),
         ("from . import conftest", ["1: vmtests.machine.conftest"]),
         ("from vmtests.support.shim_harness import test", []),
         ("from qmpshim.model import machine", []),
     ],
-)
+)  # fmt: skip
 def test_imports_of_tests_are_found(source: str, found: list[str]) -> None:
     assert imported_tests(source, "vmtests.machine.test_image") == found

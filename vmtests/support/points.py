@@ -240,29 +240,16 @@ CHECK = PointOperation(1, PointKind.CHECK)
 _BACKUP = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
 
 _MUTANTS = (
-    PointMutant(
-        GranuleNotMarked, case(add(), write(CLUSTER)), Verdict.LOST_WRITE, "bitmap disk0/a"
-    ),
+    PointMutant(GranuleNotMarked, case(add(), write(CLUSTER)), Verdict.LOST_WRITE,
+                "bitmap disk0/a"),
     PointMutant(UntouchedMarked, case(add(), write(0)), Verdict.ALLOCATION, "bitmap disk0/a"),
-    PointMutant(
-        ClearedTooEarly,
-        case(add(), write(0), _BACKUP, CANCEL),
-        Verdict.LOST_WRITE,
-        "bitmap disk0/a",
-    ),
-    PointMutant(
-        SuccessorLost,
-        case(add(), _BACKUP, write(0), CANCEL),
-        Verdict.LOST_WRITE,
-        "bitmap disk0/a",
-    ),
+    PointMutant(ClearedTooEarly, case(add(), write(0), _BACKUP, CANCEL), Verdict.LOST_WRITE,
+                "bitmap disk0/a"),
+    PointMutant(SuccessorLost, case(add(), _BACKUP, write(0), CANCEL), Verdict.LOST_WRITE,
+                "bitmap disk0/a"),
     PointMutant(CopiesAfterT0, case(JobSpec(0, Sync.FULL)), Verdict.CONTENT, "target of a backup"),
-    PointMutant(
-        TwoT0s,
-        case((JobSpec(0, Sync.FULL), JobSpec(1, Sync.FULL))),
-        Verdict.CONTENT,
-        "target of a backup",
-    ),
+    PointMutant(TwoT0s, case((JobSpec(0, Sync.FULL), JobSpec(1, Sync.FULL))), Verdict.CONTENT,
+                "target of a backup"),
     PointMutant(ClusterLeftOut, case(JobSpec(0, Sync.FULL)), Verdict.CONTENT, "target of a backup"),
     PointMutant(
         SnapshotShowsNew,
@@ -274,5 +261,5 @@ _MUTANTS = (
         Verdict.ISOLATION,
         "snapshot of disk0",
     ),
-)
+)  # fmt: skip
 MUTANTS = tuple(dict.fromkeys((*_MUTANTS, *(one.by_drive for one in _MUTANTS))))

@@ -57,52 +57,26 @@ class Deviation:
 
 
 DEVIATIONS = (
-    Deviation(
-        "a quoted value is the text within; a backslash protects a quote or a backslash",
-        "sends the quotes and backslashes, too",
-        r'x a="b \"c\""',
-    ),
-    Deviation(
-        "after a.b=1 the next key begins at the top again",
-        "goes on inside of a",
-        "x a.b=1 c=2",
-    ),
+    Deviation("a quoted value is the text within; a backslash protects a quote or a backslash",
+              "sends the quotes and backslashes, too", r'x a="b \"c\""'),
+    Deviation("after a.b=1 the next key begins at the top again", "goes on inside of a",
+              "x a.b=1 c=2"),
     Deviation("null and None alone are null", "sends the text", "x a=null"),
     Deviation("1.5 and 0x10 are numbers", "sends the text", "x a=1.5 b=0x10"),
-    Deviation(
-        "a value that begins with a bracket may have blanks in it",
-        "is split there",
-        "x a={'b': 1}",
-    ),
-    Deviation(
-        "a value that begins with a bracket and is neither JSON nor a Python literal, or gives a "
-        "key twice, is refused",
-        "sends the text, or the last of the two",
-        "x a=[b",
-    ),
-    Deviation(
-        "a quote that is not closed is refused",
-        "leaves the quote out",
-        "x a='",
-    ),
+    Deviation("a value that begins with a bracket may have blanks in it", "is split there",
+              "x a={'b': 1}"),
+    Deviation("a value that begins with a bracket and is neither JSON nor a Python literal, or "
+              "gives a key twice, is refused",
+              "sends the text, or the last of the two", "x a=[b"),
+    Deviation("a quote that is not closed is refused", "leaves the quote out", "x a='"),
     Deviation("a key may not be empty", "is sent", "x =1"),
-    Deviation(
-        "inside of transaction( another one is refused",
-        "forgets the actions so far",
-        "transaction(\ntransaction(\n)",
-    ),
-    Deviation(
-        "# begins a comment, { a JSON request, : a word of the shell's; help, ? and exit are "
-        "the shell's, too",
-        "takes each for a command",
-        "# x",
-    ),
-    Deviation(
-        "a backslash at the end of a line continues it",
-        "is a part of the value",
-        "x a=b\\\nc=d",
-    ),
-)
+    Deviation("inside of transaction( another one is refused", "forgets the actions so far",
+              "transaction(\ntransaction(\n)"),
+    Deviation("# begins a comment, { a JSON request, : a word of the shell's; help, ? and exit are "
+              "the shell's, too", "takes each for a command", "# x"),
+    Deviation("a backslash at the end of a line continues it", "is a part of the value",
+              "x a=b\\\nc=d"),
+)  # fmt: skip
 
 
 def size(text: str) -> int:
