@@ -162,13 +162,11 @@ def test_addresses() -> None:
 
 
 def test_remote_needs_permission_and_tls(loop: Loop, tmp_path: Path) -> None:
-    async def listen(*more: object) -> Listener:
-        return Listener(Address.parse("0.0.0.0:0"), lambda sock: None, *more)  # type: ignore[arg-type]
-
+    address = Address.parse("0.0.0.0:0")
     with pytest.raises(InputError, match="--allow-remote"):
-        loop.run(listen())
+        loop.call(lambda: Listener(address, lambda sock: None))
     with pytest.raises(InputError, match="--tls"):
-        loop.run(listen(True))
+        loop.call(lambda: Listener(address, lambda sock: None, True))
     with pytest.raises(InputError, match="server-cert"):
         tls_context(tmp_path)
 
@@ -178,22 +176,22 @@ def test_a_taken_address_is_left_alone_and_a_dead_one_taken_over(
 ) -> None:
     path = tmp_path / "s"
 
-    async def listen() -> Listener:
+    def listen() -> Listener:
         return Listener(Address(path=path), lambda sock: sock.close())
 
-    first = loop.run(listen())
+    first = loop.call(listen)
     with pytest.raises(InputError, match="another server"):
-        loop.run(listen())
+        loop.call(listen)
     os.rename(path, tmp_path / "moved")
     os.rename(tmp_path / "moved", path)
     loop.run(first.close())
     assert not path.exists()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    loop.run(loop.run(listen()).close())
+    loop.run(loop.call(listen).close())
     path.write_text("precious")
     with pytest.raises(InputError, match="no socket"):
-        loop.run(listen())
+        loop.call(listen)
     assert path.read_text() == "precious"
 
 
@@ -203,10 +201,7 @@ def test_another_user_is_refused(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "s"
     came: list[socket.socket] = []
 
-    async def listen() -> Listener:
-        return Listener(Address(path=path), came.append)
-
-    listener = loop.run(listen())
+    listener = loop.call(lambda: Listener(Address(path=path), came.append))
     path.chmod(0o666)  # even when the mode is opened
     for directory in [tmp_path, *tmp_path.parents][:-1]:
         directory.chmod(directory.stat().st_mode | 0o711)
@@ -240,11 +235,8 @@ def test_tls(loop: Loop, tmp_path: Path) -> None:
         sock.setblocking(True)
         sock.sendall(b"hello\r\n")
 
-    async def listen() -> Listener:
-        tls = tls_context(tmp_path)
-        return Listener(Address.parse("127.0.0.1:0"), attach, True, tls)
-
-    listener = loop.run(listen())
+    here = Address.parse("127.0.0.1:0")
+    listener = loop.call(lambda: Listener(here, attach, True, tls_context(tmp_path)))
     for name, welcome in (("ca", True), ("other", False)):
         context = ssl.create_default_context(cafile=str(tmp_path / "ca-cert.pem"))
         context.load_cert_chain(tmp_path / f"{name}-cert.pem", tmp_path / f"{name}-key.pem")
@@ -280,10 +272,8 @@ def test_a_tls_client_that_is_cut_off_leaves_nothing(loop: Loop, tmp_path: Path)
     context = _certificates(tmp_path)
     came: list[socket.socket] = []
 
-    async def listen() -> Listener:
-        return Listener(Address.parse("127.0.0.1:0"), came.append, True, tls_context(tmp_path))
-
-    listener = loop.run(listen())
+    here = Address.parse("127.0.0.1:0")
+    listener = loop.call(lambda: Listener(here, came.append, True, tls_context(tmp_path)))
     with socket.create_connection(("127.0.0.1", listener.address.port), LIMIT) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with context.wrap_socket(raw, server_hostname="localhost"):
