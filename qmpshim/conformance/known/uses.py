@@ -64,6 +64,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "quorum-reads-next": (Use.QUORUM, Use.COLO_PRIMARY),
     "quorum-rewrites": (Use.QUORUM,),
     "quorum-rewrite-fails": (Use.QUORUM,),
+    "quorum-rewrites-for-reader": (Use.QUORUM,),
     "quorum-rewrite-beside-write": (Use.QUORUM,),
     "quorum-reads-beside-writes": (Use.QUORUM,),
     "quorum-changes-children": (Use.QUORUM,),

@@ -169,6 +169,42 @@ def rewrite_fails(machine: CaseMachine) -> None:
     _expect_disks(machine, "two", [1, 2, 1])
 
 
+def rewritten_for_reader(machine: CaseMachine) -> None:
+    """Where children are rewritten, the quorum takes the permission to write them though its user
+    only reads; where they are not, it takes none, and changes nothing.
+    """
+    for name in _THREE:
+        machine.add_disk(name)
+    words = {"driver": "quorum", "node-name": "votes", "children": [*_THREE], "vote-threshold": 2}
+    for rewrites in (True, False):
+        machine.call("blockdev-add", {**words, "rewrite-corrupted": rewrites})
+        names = {"type": "nbd", "id": "votes", "name": "votes", "node-name": "votes"}
+        machine.call("block-export-add", names)
+        machine.connect("votes")
+        writing = {*_THREE} if rewrites else set()
+        if (found := _taken(machine, "write")) != writing:
+            text = f"the permission to write is taken of {sorted(found)}, not {sorted(writing)}"
+            raise Broken(Verdict.PROTOCOL, text, "permissions that a quorum takes")
+        _spoil(machine, "two", 2, 1)
+        _reads(machine, 1, 0, COUNT)
+        _expect_disks(machine, "two", [1, 1 if rewrites else 2, 1])
+        machine.remove_client("votes")
+        machine.call("blockdev-del", {"node-name": "votes"})
+
+
+def _taken(machine: CaseMachine, permission: str) -> set[str]:
+    """The children of which the quorum takes a permission."""
+    return {child for child, edge in _children(machine) if permission in edge["perm"]}
+
+
+def _children(machine: CaseMachine) -> list[tuple[str, dict[str, Any]]]:
+    """The quorum's children by name, with the edges to them in the block graph."""
+    graph = machine.call("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    edges = [edge for edge in graph["edges"] if names[edge["parent"]] == "votes"]
+    return [(names[edge["child"]], edge) for edge in edges]
+
+
 def write_beside_rewrite(machine: CaseMachine) -> None:
     """A write that was answered stays, though reads were under way beside it that give children
     what most have.
@@ -362,10 +398,7 @@ def _writes(machine: CaseMachine, number: int, names: set[str]) -> None:
 
 
 def _expect_children(machine: CaseMachine, wanted: Mapping[str, str]) -> None:
-    graph = machine.call("x-debug-query-block-graph")
-    names = {node["id"]: node["name"] for node in graph["nodes"]}
-    edges = [edge for edge in graph["edges"] if names[edge["parent"]] == "votes"]
-    found = {edge["name"]: names[edge["child"]] for edge in edges}
+    found = {edge["name"]: child for child, edge in _children(machine)}
     if found != wanted:
         text = f"the children of the quorum are {found}, not {dict(wanted)}"
         raise Broken(Verdict.PROTOCOL, text, "children of a quorum")
