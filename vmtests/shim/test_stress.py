@@ -32,11 +32,7 @@ def process(qemu_build: Build) -> Iterator[Process]:
 
 def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Figures:
     shim = start_shim(loop, process, make)
-
-    async def listen() -> Listener:
-        return Listener(Address(path=path), shim.attach)
-
-    listener = loop.run(listen())
+    listener = loop.call(lambda: Listener(Address(path=path), shim.attach))
     try:
         return stress(Address(path=path), 150, 500)
     finally:
@@ -141,11 +137,7 @@ def test_what_is_no_endpoint(tmp_path: Path) -> None:
 
 def test_a_crowd_reports(loop: Loop, process: Process, tmp_path: Path) -> None:
     shim = start_shim(loop, process)
-
-    async def listen() -> Listener:
-        return Listener(Address(path=tmp_path / "s"), shim.attach)
-
-    listener = loop.run(listen())
+    listener = loop.call(lambda: Listener(Address(path=tmp_path / "s"), shim.attach))
     lines: list[str] = []
     crowd(Address(path=tmp_path / "s"), 3, lines.append)
     assert lines == ["3/3 clients came and went"]
