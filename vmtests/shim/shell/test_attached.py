@@ -27,6 +27,7 @@ from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import NEEDS_SHIM
 from vmtests.support.stand_in import ARGS
+from vmtests.support.terminal import say
 from vmtests.support.waiting import wait_until
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
@@ -124,15 +125,13 @@ def test_a_shell_that_quits_does_not_end_a_qemu_that_it_did_not_start(
 ) -> None:
     with qemu_at(qemu_build, tmp_path) as qemu:
         with typed(tmp_path, "qmp.sock") as terminal:
-            terminal.send("quit\r")
-            terminal.expect(r"QEMU lives on\. To end it: qmpshim (shell \S+ -c quit) ")
+            say(terminal, "quit", r"QEMU lives on\. To end it: qmpshim (shell \S+ -c quit) ")
             command = shlex.split(terminal.match[1])
             terminal.expect(pexpect.EOF)
             terminal.close()
             assert (terminal.exitstatus, qemu.poll()) == (0, None)
         with typed(tmp_path, "qmp.sock") as terminal:
-            terminal.send("exit\r")
-            terminal.expect(pexpect.EOF)
+            say(terminal, "exit", pexpect.EOF)
         assert qemu.poll() is None
         assert shell(tmp_path, *command[1:]).returncode == 0  # as it was printed
         assert qemu.wait(60) == 0
@@ -201,23 +200,16 @@ def test_a_transaction_over_several_lines(tmp_path: Path, qemu_build: Build) -> 
     node = ["-blockdev", "driver=null-co,node-name=n,size=1048576"]
     with qemu_at(qemu_build, tmp_path, *node):
         with typed(tmp_path, "qmp.sock") as terminal:
-            terminal.send(":log log\r")
-            terminal.expect("qmp>")
-            terminal.send("transaction(\r")
-            terminal.expect("TRANS>")
-            terminal.send("block-dirty-bitmap-add node=n name=never\r")
-            terminal.expect("TRANS>")
+            say(terminal, ":log log", "qmp>")
+            say(terminal, "transaction(", "TRANS>")
+            say(terminal, "block-dirty-bitmap-add node=n name=never", "TRANS>")
             terminal.send("\x03")  # Ctrl-C: none of it is sent
             terminal.expect("qmp>")
-            terminal.send("transaction(\r")
-            terminal.expect("TRANS>")
+            say(terminal, "transaction(", "TRANS>")
             for action in ("add", "disable"):
-                terminal.send(f"block-dirty-bitmap-{action} node=n name=b0\r")
-                terminal.expect("TRANS>")
-            terminal.send(")\r")
-            terminal.expect(r"\{\}")
-            terminal.send("exit\r")
-            terminal.expect(pexpect.EOF)
+                say(terminal, f"block-dirty-bitmap-{action} node=n name=b0", "TRANS>")
+            say(terminal, ")", r"\{\}")
+            say(terminal, "exit", pexpect.EOF)
         script = (tmp_path / "log").read_text()
         assert "never" not in script and script.count("block-dirty-bitmap") == 2
         (tmp_path / "log").write_text(script.replace("b0", "b1"))
@@ -238,18 +230,14 @@ def test_a_transaction_over_several_lines(tmp_path: Path, qemu_build: Build) -> 
 def test_any_export_is_written_to(tmp_path: Path, qemu_build: Build) -> None:
     """Also one of a node outside of the chain, by its id; the chain is judged as before."""
     with typed(tmp_path, "--build", qemu_build.name, "--workflow", "replication") as terminal:
-        terminal.send("xen-set-replication enable=true primary=false\r")
-        terminal.expect(r"\{\}")
-        terminal.send("blockdev-add driver=null-co node-name=aside size=1048576 read-zeroes=true\r")
-        terminal.expect(r"\{\}")
-        terminal.send(
-            "block-export-add type=nbd id=spare name=other node-name=aside writable=true\r"
-        )
-        terminal.expect(r"\{\}")
+        say(terminal, "xen-set-replication enable=true primary=false", r"\{\}")
+        node = "driver=null-co node-name=aside size=1048576 read-zeroes=true"
+        say(terminal, f"blockdev-add {node}", r"\{\}")
+        export = "type=nbd id=spare name=other node-name=aside writable=true"
+        say(terminal, f"block-export-add {export}", r"\{\}")
         terminal.send(":write s")
         terminal.expect("spare")  # the completion menu
-        terminal.send("pare 0 64k pattern\r")
-        terminal.expect("wrote 65536 bytes at 0 through spare")
+        say(terminal, "pare 0 64k pattern", "wrote 65536 bytes at 0 through spare")
         for line, expected in (
             (":write spare 0 4k zero", "wrote 4096"),
             (":read spare 0 16", "00 00 00 00"),
@@ -259,10 +247,8 @@ def test_any_export_is_written_to(tmp_path: Path, qemu_build: Build) -> None:
             (":verify", "as predicted"),
             (":write nothing 0 64k 1", "there is no NBD export 'nothing': primary, guest, "),
         ):
-            terminal.send(f"{line}\r")
-            terminal.expect(re.escape(expected))
-        terminal.send("exit\r")
-        terminal.expect(pexpect.EOF)
+            say(terminal, line, re.escape(expected))
+        say(terminal, "exit", pexpect.EOF)
 
 
 def test_completion_in_a_transaction() -> None:
@@ -315,7 +301,5 @@ def test_it_says_what_starts_its_chain(tmp_path: Path, qemu_build: Build, workfl
     with typed(tmp_path, *words, until="disks from: ([^\r]*)") as terminal:
         line = terminal.match[1]
         terminal.expect("qmp>")
-        terminal.send(f"{line}\r")
-        terminal.expect(r"\{\}")
-        terminal.send(":verify\r")
-        terminal.expect("as predicted: ")
+        say(terminal, line, r"\{\}")
+        say(terminal, ":verify", "as predicted: ")

@@ -29,6 +29,7 @@ from qmpshim.shim.shell.prompt import run_stoppable
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import draw_graph, draw_map, explain
 from vmtests.support.stand_in import ARGS
+from vmtests.support.terminal import say
 from vmtests.support.waiting import wait_until
 
 SHELL = """
@@ -476,8 +477,7 @@ def terminal(tmp_path: Path, qemu_on_path: None) -> Iterator[pexpect.spawn]:
 def test_a_session(terminal: pexpect.spawn) -> None:
     terminal.send("query-st")
     terminal.expect("query-status")  # the completion menu
-    terminal.send("atus\r")
-    terminal.expect('"running": true')
+    say(terminal, "atus", '"running": true')
     terminal.send("blockdev-add dri\t")
     terminal.expect("driver=")
     terminal.send("\x03")  # Ctrl-C forgets the line
@@ -486,12 +486,10 @@ def test_a_session(terminal: pexpect.spawn) -> None:
     terminal.expect(r"\.\.\.")  # it goes on
     terminal.send('"stop"}\r')
     terminal.expect(r"\[\d\d:\d\d:\d\d\] STOP")
-    terminal.send(":help xen-set-replication\r")
-    terminal.expect("failover: boolean \\(optional\\)")
+    say(terminal, ":help xen-set-replication", "failover: boolean \\(optional\\)")
     terminal.setwinsize(40, 60)
     terminal.kill(signal.SIGWINCH)
-    terminal.send("cont\r")
-    terminal.expect("RESUME")
+    say(terminal, "cont", "RESUME")
     terminal.send("\x04")  # Ctrl-D leaves
     terminal.expect(pexpect.EOF)
     terminal.close()
@@ -505,8 +503,7 @@ def test_events_do_not_break_the_line_being_typed(terminal: pexpect.spawn, tmp_p
     terminal.send("query-na")
     terminal.expect("JOB_STATUS_CHANGE")
     terminal.expect("concluded")
-    terminal.send("me\r")
-    terminal.expect(r"\{\}")
+    say(terminal, "me", r"\{\}")
     assert "not been found" not in terminal.before
 
 
@@ -523,6 +520,4 @@ def test_qemu_dies_under_it(terminal: pexpect.spawn) -> None:
 
 
 def test_quit_in_qemu_ends_the_session(terminal: pexpect.spawn) -> None:
-    terminal.send("quit\r")
-    terminal.expect("SHUTDOWN")
-    terminal.expect(pexpect.EOF)
+    say(terminal, "quit", "SHUTDOWN", pexpect.EOF)
