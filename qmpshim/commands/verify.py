@@ -179,7 +179,8 @@ def _known_as(outcome: Outcome, build: Build) -> str:
     found = outcome.result.divergence
     if found is None:
         return ""
-    return known_workload(found, outcome.operations, read_version(build)[0])
+    version, met = read_version(build)[0], outcome.result.met
+    return known_workload(found, outcome.operations, version, met)
 
 
 async def _verify_build(

@@ -56,3 +56,30 @@ def test_the_help_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> N
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--strict, --fail-known known findings fail the run, too; they are shown with" in shown
+
+
+@pytest.mark.parametrize(
+    ("workflow", "seed", "defect"),
+    [
+        ("push", 2, "refused-transaction-marks-everything"),
+        ("bitmaps", 1, "transaction-undoes-enable-that-was-refused"),
+        ("bitmaps", 6, "transaction-undoes-enable-that-was-refused"),
+    ],
+)
+def test_a_known_defect_is_known_by_whatever_operations(
+    workflow: str,
+    seed: int,
+    defect: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    qemu_build: Build,
+) -> None:
+    """Other disks, names and actions than the write-up's: the model is certain that it was met."""
+    known = write_up(defect)
+    if not known.concerns(read_version(qemu_build)[0]):
+        pytest.skip("this build has no such defect")
+    monkeypatch.chdir(tmp_path)
+    words = ("--workflow", workflow, "--seed", str(seed), "--ops", "400", "--shrink", "10")
+    assert main(["verify", *words, "--strict", "--build", qemu_build.name]) == 1
+    assert f"contract, known: {defect})" in capsys.readouterr().out

@@ -95,10 +95,21 @@ def known_workloads() -> tuple[WorkloadWriteUp, ...]:
     return _of(WorkloadWriteUp)
 
 
-def known_workload(found: Divergence, operations: Sequence[AnyOperation], version: Version) -> str:
-    """The id of what a workload has shown on QEMU *version*; ``""``: it is not written up."""
+def known_workload(
+    found: Divergence,
+    operations: Sequence[AnyOperation],
+    version: Version,
+    met: Sequence[tuple[str, str, int]] = (),
+) -> str:
+    """The id of what a workload has shown on QEMU *version*; ``""``: it is not written up.
+
+    :param met: which known defects the run's operations met
+        (:attr:`~qmpshim.conformance.workload.result.WorkloadResult.met`)
+    """
     shown = (one for one in known_workloads() if one.concerns(version))
-    return next((one.id for one in shown if one.covers(found, operations)), "")
+    return next(
+        (one.id for one in shown if one.covers(found, operations) or one.met_by(found, met)), ""
+    )
 
 
 def shown_instead(one: WorkloadWriteUp, found: Divergence) -> WorkloadWriteUp | None:

@@ -192,6 +192,18 @@ class WorkloadWriteUp(WriteUp):
         left = iter(done)
         return all(one in left for one in before)
 
+    def met_by(self, found: Divergence, met: Sequence[tuple[str, str, int]]) -> bool:
+        """Whether *found* is this one, where the model of a run is certain that it was met.
+
+        :param met: id, where it shows itself, and the operation that met it
+        """
+        return any(
+            id_ == self.id
+            and number <= found.operation
+            and replace(self.divergence, where=where, operation=number).same_as(found)
+            for id_, where, number in met
+        )
+
 
 def _until(found: Divergence, operations: Sequence[AnyOperation]) -> list[AnyOperation]:
     """The operations up to the divergence, without their numbers and places."""

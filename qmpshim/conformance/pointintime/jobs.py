@@ -25,9 +25,17 @@ from qmpshim.machine.chain.points import JobEvent, base_name, is_base
 from qmpshim.machine.chain.record import JobReached
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.bitmap import ErrorClass
-from qmpshim.model.pointintime.jobs import BackupJob, Ending, JobSpec, OnError, Stage, Sync
+from qmpshim.model.pointintime.jobs import (
+    BackupJob,
+    BitmapMode,
+    Ending,
+    JobSpec,
+    OnError,
+    Stage,
+    Sync,
+)
 from qmpshim.model.pointintime.masks import span
-from qmpshim.model.pointintime.points import JobVerb, uses_always
+from qmpshim.model.pointintime.points import JobVerb, PointDefect, uses_always
 
 _GLANCE = 0.003  # seconds
 _ENDINGS = {
@@ -71,10 +79,16 @@ class Jobs:
         if any(self._model.active(spec.disk) is not None for spec in jobs):
             return  # QEMU stacks filters then; one job a disk is modelled
         if operation.kind is PointKind.TRANSACTION:
-            met = self._model.known_defects(actions) & self.sides.setup.known
-            self.sides.result.known.update(met)
-            if met:
+            met = self._model.known_defects(actions)
+            left_out = met & self.sides.setup.known
+            self.sides.result.known.update(left_out)
+            if left_out:
                 return
+            self.sides.result.met += [
+                (defect.value, where, operation.number)
+                for defect in met
+                for where in _shown_at(defect, actions)
+            ]
         made = {spec.id: await self.open_target(spec, operation) for spec in jobs}
         commands = [action_command(action, self._target_of(action, made)) for action in actions]
         alone = operation.kind is not PointKind.TRANSACTION
@@ -361,3 +375,14 @@ class Jobs:
         if observed is None:
             done()
         return observed is None
+
+
+def _shown_at(defect: PointDefect, actions: Sequence[Action]) -> list[str]:
+    """Where a transaction that meets a defect shows it."""
+    if defect is PointDefect.ENABLE_UNDONE:
+        return ["transaction"]
+    return [
+        f"bitmap disk{job.disk}/{job.bitmap}"
+        for job in actions
+        if isinstance(job, JobSpec) and job.mode is BitmapMode.ALWAYS
+    ]

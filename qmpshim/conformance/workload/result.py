@@ -19,6 +19,8 @@ class WorkloadResult(Generic[Known]):
     :ivar divergence: the first divergence, or ``None``
     :ivar operations: how many of each kind were done
     :ivar known: how often a known defect was met as predicted, or what meets it was left out
+    :ivar met: what meets a known defect and was done all the same, for a strict run: id of the
+        defect, where it shows itself, number of the operation
     :ivar clusters: clusters' worth of bytes compared; :ivar checks: comparisons of everything
     :ivar slowest: seconds that the longest operation took, of those that ended
     """
@@ -26,6 +28,7 @@ class WorkloadResult(Generic[Known]):
     divergence: Divergence | None = None
     operations: Counter[str] = field(default_factory=Counter)
     known: Counter[Known] = field(default_factory=Counter)
+    met: list[tuple[str, str, int]] = field(default_factory=list)
     clusters: int = 0
     checks: int = 0
     seconds: float = 0.0

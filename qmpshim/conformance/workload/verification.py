@@ -262,6 +262,7 @@ class Minimizing(Generic[Op, Res, Run]):
         self.found: Divergence | None = None
         self.saved: Path | None = None
         self.unsaved = ""
+        self._met: list[tuple[str, str, int]] | None = None  # by the smallest case
 
     async def run(
         self, operations: Sequence[Op], result: Res, seconds: float = SHRINK_SECONDS
@@ -304,6 +305,7 @@ class Minimizing(Generic[Op, Res, Run]):
 
     def _at_end(self, run: Run | None, result: Res) -> None:
         assert self.found is not None
+        self._met = result.met
         self._save(run, result.divergence or self.found)
 
     def _save(self, run: Run | None, divergence: Divergence) -> None:
@@ -320,6 +322,7 @@ class Minimizing(Generic[Op, Res, Run]):
     def outcome(self, result: Res, interrupted: bool = False) -> VerifyOutcome[Op, Res, Run]:
         """The outcome of a verification whose whole workload had this result."""
         result.divergence = self.found
+        result.met = result.met if self._met is None else self._met
         return VerifyOutcome(
             self.subject,
             self.seed,

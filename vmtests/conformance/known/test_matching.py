@@ -315,3 +315,30 @@ def test_a_crash_by_another_signal_is_not_the_one_that_is_written_up() -> None:
         assert known.covers(replace(found, cause=cause, ending=Exit(-8)), SYSTEM)
         for other in (Exit(-6), Exit(-11), Exit(1), None):
             assert not known.covers(replace(found, cause=cause, ending=other), SYSTEM)
+
+
+UNDONE = "transaction-undoes-enable-that-was-refused"
+
+
+def test_what_the_model_met_is_known_where_it_shows_itself() -> None:
+    """A crash at the operation that met it, a bitmap from there on; nothing else is excused."""
+    marks, undone = (
+        next(one for one in known_workloads() if one.id == name)
+        for name in ("refused-transaction-marks-everything", UNDONE)
+    )
+    found = replace(marks.divergence, where="bitmap disk1/c", operation=9)
+    assert marks.met_by(found, [(marks.id, "bitmap disk1/c", 5)])
+    for wrong in (
+        (marks.id, "bitmap disk0/c", 5),
+        (marks.id, found.where, 10),
+        (UNDONE, found.where, 5),
+    ):
+        assert not marks.met_by(found, [wrong])
+    assert not marks.met_by(
+        replace(found, verdict=Verdict.LOST_WRITE), [(marks.id, found.where, 5)]
+    )
+    crash = replace(undone.divergence, operation=9)
+    assert undone.met_by(crash, [(UNDONE, "transaction", 9)])
+    assert not undone.met_by(crash, [(UNDONE, "transaction", 5)])
+    other = replace(crash, ending=Ending(Exit.parse("was killed by SIGABRT"), "Assertion failed"))
+    assert not undone.met_by(other, [(UNDONE, "transaction", 9)])
