@@ -235,7 +235,7 @@ def test_a_filter_that_copies_what_a_bitmap_names(
     assert reproducer(script.replace(making, "for command, words in {}.get"))[0] == UNTESTED
 
 
-_STEP = "        take(step)\n        settle()\n"
+_STEP = "        taken += 1\n        take(step)\n        settle()\n"
 _ENDED = 'if jobs:\n    say("the backup job:"'
 _CLEARED = """
         for node in need("query-named-block-nodes"):
