@@ -202,6 +202,7 @@ def _show(one: Assessment, again: dict[Reason, str], budget: float, console: Con
 def _show_reason(reason: Reason, command: str, console: Console) -> None:
     console.prose(f"  {reason.severity.words}: {reason.text}")
     for name, text in (
+        ("promised", reason.promised),
         ("when", reason.when),
         ("then", reason.then),
         ("avoid it", reason.avoid),

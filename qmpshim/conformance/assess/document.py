@@ -53,6 +53,7 @@ def _reason(one: Reason, again: Mapping[Reason, str]) -> dict[str, Any]:
         "severity": one.severity.value,
         "finding": one.entry.name if one.entry else None,
         "text": one.text,
+        "promised": one.promised,
         "when": one.when,
         "then": one.then,
         "avoid": one.avoid,

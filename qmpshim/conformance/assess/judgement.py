@@ -10,6 +10,7 @@ from qmpshim.conformance.assess.exploration import LEAST, Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.assess.workloads import Workload, WorkloadRun
 from qmpshim.conformance.check.case import CaseFinding, Status
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.report import AnyFinding
 from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
@@ -57,6 +58,7 @@ class Reason:
     then: str = ""
     avoid: str = ""
     fixed: str = ""
+    promised: str = ""
     entry: WriteUp | None = None
     finding: AnyFinding | None = None
     workload: Workload | None = None
@@ -226,7 +228,7 @@ def _of_entry(entry: WriteUp) -> Reason:
         meaning.consequence,
         meaning.workaround,
         meaning.fix.release if meaning.fix else entry.fixed,
-        entry,
+        entry=entry,
     )
 
 
@@ -234,7 +236,9 @@ def _of_finding(finding: AnyFinding) -> Reason:
     assert finding.verdict is not None
     text = _what(finding.verdict, finding.text)
     severity = SEVERITY_OF[finding.verdict]
-    return Reason(severity, text, finding=finding, contract=finding.contract)
+    promised = finding.case.about if isinstance(finding, DirectedFinding) else ""
+    contract = finding.contract
+    return Reason(severity, text, promised=promised, finding=finding, contract=contract)
 
 
 def _of_workload(workload: Workload, found: CaseFinding) -> Reason:

@@ -209,6 +209,7 @@ def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[new]))
     assert judged.answer is Answer.NOT_RELIABLE
     assert [reason.finding for reason in judged.reasons] == [new]
+    assert [reason.promised for reason in judged.reasons] == ["Something is promised."]
     unsteady = of_case("", (2, 3))
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[unsteady]))
     assert judged.answer is Answer.CANNOT_TELL and len(judged.doubts) == 1
