@@ -125,7 +125,7 @@ def test_what_is_found(module: str, source: str, fault: str) -> None:
         ("qmpshim.machine.nbd.gate.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
         ("qmpshim.cli", "from qmpshim.shim import server\nprint()"),
         ("qmpshim.shim.emulator.serve",
-         'KIND = "qmpshim.conformance.check.runners.runners:verify"'),
+         'KIND = "qmpshim.conformance.check.runners.verify:verify"'),
         ("qmpshim.machine.nbd.gate.gate", 'SAID = "as qmpshim.shim.endpoint.server does"'),
         ("qmpshim.commands.verify", "import qmpshim\nprint()"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import decode_all
+from qmpshim.conformance.known.meaning import Use
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
@@ -76,6 +77,7 @@ class CaseFinding:
         for the bundle's path; or a whole command; ``""``: its case, done once more
     :ivar confirmed: it showed itself again each time it was tried; what did not is no failure
     :ivar details: JSON values for reports (cluster maps, console tails, ...)
+    :ivar uses: of QEMU, which what it was found in stands for; a write-up names its own
     """
 
     verdict: Verdict
@@ -91,11 +93,17 @@ class CaseFinding:
     replay: str = ""
     confirmed: bool = True
     details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    uses: tuple[Use, ...] = ()
 
     @property
     def key(self) -> str:
         """What makes findings in other cases, builds and runs the same one."""
         return self.known or f"{self.verdict.value}: {self.cause}"
+
+
+def details_of(**values: Any) -> Mapping[str, Any]:
+    """The details of a finding: those that there are."""
+    return {name: value for name, value in values.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

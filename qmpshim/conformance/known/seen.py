@@ -28,6 +28,7 @@ class SeenFinding:
 
     :ivar known: id of its write-up, or ``""``
     :ivar confirmed: it showed itself again, every time
+    :ivar uses: those that what it was found in stands for, where it has no write-up
     """
 
     verdict: Verdict
@@ -35,6 +36,7 @@ class SeenFinding:
     contract: bool
     known: str = ""
     confirmed: bool = True
+    uses: tuple[Use, ...] = ()
 
     @property
     def entry(self) -> WriteUp | None:
@@ -81,11 +83,12 @@ def worst(found: Iterable[SeenFinding]) -> SeenFinding | None:
 
 
 def worst_by_use(found: Iterable[SeenFinding]) -> dict[Use, SeenFinding]:
-    """The uses for which it is not reliable by what is written up, each with the worst reason."""
+    """The uses for which it is not reliable, each with the worst reason."""
     by_use: dict[Use, list[SeenFinding]] = {use: [] for use in Use}
     for one in found:
-        for use in one.meaning.affects if one.meaning and one.confirmed else ():
-            by_use[use].append(one)
+        if one.confirmed:
+            for use in one.meaning.affects if one.meaning else one.uses:
+                by_use[use].append(one)
     return {use: bad for use, seen in by_use.items() if (bad := worst(seen))}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
+from qmpshim.conformance.known.uses import uses_of_points
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
 from qmpshim.conformance.workload.verification import VerifyOutcome, verify
@@ -55,7 +56,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     return CaseOutcome(
         Status.DIVERGED if result.divergence else Status.OK,
         f"{result.done} operations, {result.checks} cross-checks, {result.clusters} clusters",
-        tuple(_divergence(outcome)),
+        tuple(_divergence(outcome, workflow)),
         {
             "operations": result.done,
             "cross-checks": result.checks,
@@ -65,7 +66,9 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     )
 
 
-def _divergence(outcome: VerifyOutcome[Any, Any, Any]) -> list[CaseFinding]:
+def _divergence(
+    outcome: VerifyOutcome[Any, Any, Any], workflow: PointsWorkflow
+) -> list[CaseFinding]:
     found = outcome.result.divergence
     if found is None:
         return []
@@ -79,5 +82,6 @@ def _divergence(outcome: VerifyOutcome[Any, Any, Any]) -> list[CaseFinding]:
             trace=tuple(str(operation) for operation in outcome.operations),
             bundle=outcome.bundle.name if outcome.bundle else "",
             replay=ShownBy.BUNDLE,
+            uses=uses_of_points(workflow),
         )
     ]

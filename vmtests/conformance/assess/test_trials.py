@@ -21,7 +21,7 @@ from qmpshim.conformance.assess.trials import (
     try_finding,
 )
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.check.runners import runners
+from qmpshim.conformance.check.runners import bundle, known
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.known import folder
@@ -104,16 +104,16 @@ def test_a_check_of_what_is_known_diverges_over_something_else(
     """Where it is written up it is no news; what could not be tried to its end was not tried."""
     _, other = shadowed
     case = Case("known", "x", {"id": "x"})
-    monkeypatch.setattr(runners, "write_up", lambda name: other)
-    assert runners.known(qemu_build, case, tmp_path).status is Status.OK
+    monkeypatch.setattr(known, "write_up", lambda name: other)
+    assert known.known(qemu_build, case, tmp_path).status is Status.OK
     with monkeypatch.context() as nothing_known:
         nothing_known.setattr(folder, "known_findings", lambda: ())
-        outcome = runners.known(qemu_build, case, tmp_path)
+        outcome = known.known(qemu_build, case, tmp_path)
     assert outcome.status is Status.DIVERGED and outcome.text.startswith("another divergence: ")
     (finding,) = outcome.findings
     assert finding.confirmed and not finding.known
     monkeypatch.setattr(minimize, "SMALLER_LIMIT", 0.0)
-    assert runners.known(qemu_build, case, tmp_path).status is Status.SKIPPED
+    assert known.known(qemu_build, case, tmp_path).status is Status.SKIPPED
 
 
 def test_another_cause_of_the_same_write_up_is_the_same(
@@ -127,8 +127,8 @@ def test_another_cause_of_the_same_write_up_is_the_same(
     path = other.path.rename(tmp_path / f"{name}.json")  # its name is the write-up's id
     same = replace(known_finding(name), path=path)
     assert [one.seen for one in try_finding(qemu_build, same, tmp_path)] == [Seen.SHOWN]
-    monkeypatch.setattr(runners, "write_up", lambda name: same)
-    outcome = runners.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)
+    monkeypatch.setattr(known, "write_up", lambda name: same)
+    outcome = known.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)
     assert (outcome.status, outcome.figures) == (Status.OK, {"seen": 1})
 
 
@@ -138,7 +138,7 @@ def test_a_bundle_is_not_cleared_by_something_else(
     """With the same I/Os failing: a bisection passes such a build over."""
     _, other = shadowed
     content = load_finding(other.path).to_json()
-    outcome = runners.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)
+    outcome = bundle.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)
     assert outcome.status is Status.DIVERGED and outcome.figures == {"reproduced": 0}
     assert outcome.text.startswith("another divergence: ")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.check.runners.runners import directed
+from qmpshim.conformance.check.runners.known import directed
 from qmpshim.conformance.guest.checks import run, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario

@@ -16,8 +16,8 @@ from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.meaning import Trigger
-from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing
+from qmpshim.conformance.known.meaning import Trigger, Use
+from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing, worst_by_use
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
 
@@ -70,6 +70,18 @@ def test_what_is_not_explained_is_not_harmless_within_the_contract() -> None:
     assert standing([outside]) is Standing.UNEXPLAINED
     assert assessed([outside]) == "1 against QEMU's documented rules, not explained"
     assert standing([]) is Standing.NOTHING and assessed([]) == "nothing known was seen"
+
+
+def test_what_is_not_explained_counts_for_the_uses_that_it_was_found_in() -> None:
+    new = SeenFinding(Verdict.CRASH, "it ends", contract=True, uses=(Use.BITMAPS, Use.QUORUM))
+    assert worst_by_use([new]) == {Use.BITMAPS: new, Use.QUORUM: new}
+    assert assessed([new]) == (
+        "NOT RELIABLE for dirty bitmaps, a quorum of disks that vote: crash: it ends"
+    )
+    for less in (replace(new, confirmed=False), replace(new, contract=False)):
+        assert not worst_by_use([less])
+    known = replace(new, known="verify/refused-transaction-loses-bitmap")
+    assert known.meaning and {*worst_by_use([known])} == {*known.meaning.affects} != {*new.uses}
 
 
 def test_what_did_not_show_itself_every_time_is_kept_apart() -> None:

@@ -120,6 +120,7 @@ class Comparison:
             SeenFinding(
                 *(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known),
                 confirmed=sight.best.confirmed,
+                uses=sight.best.uses,
             )
             for row in self.rows
             for sight in (row.sights.get(build),)

@@ -202,7 +202,9 @@ def _text_block(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
         maps = None
     written = dict(finding.details.get("written") or summary(finding.known))
-    seen = SeenFinding(finding.verdict, finding.title, finding.contract, finding.known)
+    seen = SeenFinding(
+        *(finding.verdict, finding.title, finding.contract, finding.known), uses=finding.uses
+    )
     return TextBlock(
         row,
         seen,

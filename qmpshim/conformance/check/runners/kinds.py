@@ -18,12 +18,12 @@ from qmpshim.machine.builds.build import Build
 
 KINDS: dict[str, str] = {
     "start": "qmpshim.conformance.check.runners.start:start",
-    "verify": "qmpshim.conformance.check.runners.runners:verify",
+    "verify": "qmpshim.conformance.check.runners.verify:verify",
     "points": "qmpshim.conformance.pointintime.checks:run",
-    "explore": "qmpshim.conformance.check.runners.runners:explore",
-    "directed": "qmpshim.conformance.check.runners.runners:directed",
-    "known": "qmpshim.conformance.check.runners.runners:known",
-    "bundle": "qmpshim.conformance.check.runners.runners:bundle",
+    "explore": "qmpshim.conformance.check.runners.explore:explore",
+    "directed": "qmpshim.conformance.check.runners.known:directed",
+    "known": "qmpshim.conformance.check.runners.known:known",
+    "bundle": "qmpshim.conformance.check.runners.bundle:bundle",
     "guest": "qmpshim.conformance.guest.checks:run",
     "pair": "qmpshim.conformance.pair.checks:run",
     "protocol": "qmpshim.conformance.check.runners.protocol:run",

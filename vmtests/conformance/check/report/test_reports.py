@@ -26,8 +26,8 @@ from qmpshim.conformance.check.report.results import SCHEMA, Results, load_resul
 from qmpshim.conformance.check.report.sequence import steps_of_events
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
+from qmpshim.conformance.check.runners.bundle import bundle
 from qmpshim.conformance.check.runners.kinds import runner_of
-from qmpshim.conformance.check.runners.runners import bundle
 from qmpshim.conformance.document import SCHEMAS
 from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.report.finding_files import load_finding

@@ -1,0 +1,156 @@
+"""Cases of kind ``verify``: a workload on a chain; what a workload of either sort shows."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
+from qmpshim.conformance.check.case import (
+    Case,
+    CaseFinding,
+    CaseOutcome,
+    ShownBy,
+    Status,
+    details_of,
+)
+from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle
+from qmpshim.conformance.check.report.sequence import steps_of_operations
+from qmpshim.conformance.check.runners.arguments import argument, only
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.known.folder import summary
+from qmpshim.conformance.known.uses import uses_of, uses_of_points
+from qmpshim.conformance.pointintime.bundle import PointsCase
+from qmpshim.conformance.workload.verification import verify as run_verify
+from qmpshim.conformance.workload.verify import ChainSubject, setup_for
+from qmpshim.conformance.workload.workload import Workload
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.behaviour import KnownDefect
+from qmpshim.model.check.verdict import Verdict
+
+
+def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``workflow``, ``operations``, ``seed``, ``size``, ``cluster`` (bytes), ``secondary``,
+    ``shrink`` (seconds for making a case small)."""
+    only(case, "workflow", "operations", "seed", "size", "cluster", "secondary", "shrink")
+    spec = ChainSpec(
+        argument(case, "workflow", "replication"),
+        argument(case, "size", 64 << 20),
+        argument(case, "cluster", 64 << 10),
+        argument(case, "secondary", "raw"),
+    )
+    count, seed = argument(case, "operations", 2000), argument(case, "seed", 1)
+    _, version = read_version(build)
+    with Workspace() as workspace:
+        outcome = asyncio.run(
+            run_verify(
+                ChainSubject(setup_for(build, spec)),
+                list(Workload(spec, seed).take(count)),
+                version,
+                seed,
+                workspace,
+                directory,
+                _no_progress,
+                shrinking=float(argument(case, "shrink", 30)),
+            )
+        )
+    result = outcome.result
+    found = [_relied_on(known, number) for known, number in sorted(result.known.items())]
+    if result.divergence is not None:
+        assert outcome.bundle is not None
+        case_found = load_case(outcome.bundle)
+        assert case_found.divergence is not None
+        found.insert(0, workload_finding(case_found, case_found.divergence, outcome.bundle))
+    return CaseOutcome(
+        Status.DIVERGED if result.divergence else Status.OK,
+        f"{result.done} operations, {result.checks} cross-checks, {result.clusters} clusters",
+        tuple(found),
+        {
+            "operations": result.done,
+            "cross-checks": result.checks,
+            "clusters": result.clusters,
+            "run seconds": round(result.seconds, 3),
+        },
+    )
+
+
+#: What a known defect that a prediction rests on shows: verdict, text, predicted by QEMU's
+#: documents, observed, and by which operations.
+_SHOWN = {
+    KnownDefect.STOP_ALWAYS_FAILS: (
+        Verdict.ERROR_CONTRACT,
+        "stop fails with 'Backup job was cancelled unexpectedly'",
+        "no error",
+        "Backup job was cancelled unexpectedly",
+        ("start", "stop"),
+    ),
+    KnownDefect.SNAPSHOT_READS_NEW_DATA: (
+        Verdict.ISOLATION,
+        "a read of the snapshot returns new data",
+        "the old data",
+        "new data",
+        ("primary write", "guest read"),
+    ),
+}
+
+
+def _relied_on(known: KnownDefect, number: int) -> CaseFinding:
+    verdict, text, predicted, observed, trace = _SHOWN[known]
+    return CaseFinding(
+        verdict,
+        known.value,
+        text,
+        predicted,
+        observed,
+        known=known.value,
+        count=number,
+        trace=trace,
+        details={"written": summary(known.value)},
+    )
+
+
+def _no_progress(_text: str) -> None:
+    """The progress of a single case is not shown."""
+
+
+#: Headings of a diagram's lanes, by the side of an operation.
+_SIDES = {"primary": "primary (NBD)", "guest": "guest", "chain": "monitor (QMP)"}
+
+
+def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFinding:
+    """The divergence of a workload, whose bundle is at *place*."""
+    if isinstance(case, PointsCase):
+        lanes = {name: name for name in (f"disk{number}" for number in range(case.spec.disks))}
+        steps = [(f"disk{operation.disk}", str(operation)) for operation in case.operations]
+        chain = f"{case.workflow}, {case.spec.disks} disks"
+        uses = uses_of_points(case.workflow)
+    else:
+        lanes = _SIDES
+        steps = [(operation.side.value, str(operation)) for operation in case.operations]
+        chain = f"{case.spec.workflow}, {case.spec.secondary} secondary"
+        uses = uses_of(case.spec.workflow)
+    return CaseFinding(
+        found.verdict,
+        f"{found.where}: {_stable(found.predicted)} / {_stable(found.observed)}",
+        f"{found.where}: predicted {found.predicted}; observed {found.observed}",
+        found.predicted,
+        found.observed,
+        trace=tuple(str(operation) for operation in case.operations),
+        bundle=place.name,
+        replay=ShownBy.BUNDLE,
+        details=details_of(
+            diagram=steps_of_operations(lanes, steps, f"{found.verdict}: {found.observed}"),
+            maps=maps_of_bundle(place),
+            chain=f"{chain}, {case.spec.size} bytes, clusters of {case.spec.cluster}",
+        ),
+        uses=uses,
+    )
+
+
+def _stable(text: str) -> str:
+    """A text without what differs from one workload to the next: numbers, and how many more."""
+    text = re.sub(r" \(and \d+ more [^)]*\)|in sectors .*|during \d+: .*?(?=: |$)", "", text)
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text).strip()[:120]
