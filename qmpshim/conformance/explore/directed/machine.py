@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qmpshim.conformance.explore.harness.io_naming import owners, tags
@@ -47,6 +47,13 @@ def copies_to(image: str) -> Callable[[HeldIO], bool]:
 def any_of(*ops: Nbd) -> Callable[[HeldIO], bool]:
     """The same: that of these kinds at all images."""
     return lambda io: io.op in ops
+
+
+def clusters_in_words(found: Mapping[int, Alloc]) -> str:
+    """What the clusters of an image are, those that it has."""
+    kinds = ((kind, [n for n, one in sorted(found.items()) if one is kind]) for kind in Alloc)
+    parts = [f"{kind.name.lower()} in {', '.join(map(str, ns))}" for kind, ns in kinds if ns]
+    return " and ".join(parts) or "nothing"
 
 
 class Broken(Exception):

@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.directed.machine import (
     Broken,
     CaseMachine,
     any_of,
+    clusters_in_words,
     content,
 )
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -39,7 +40,8 @@ def job_progress(machine: CaseMachine) -> None:
     image = machine.flushed_image("hidden")
     found = Qcow2Reader.parse(image)
     if found.allocation() != {0: Alloc.DATA, 1: Alloc.ZERO}:
-        text = f"the copy of data and zeroes is {found.allocation()} on the hidden disk"
+        there = clusters_in_words(found.allocation())
+        text = f"after a copy of data and of zeroes the hidden disk has {there}"
         raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes is no zero cluster")
     (place,) = (int(n) for n in found.clusters().host[:1])
     if image[place : place + CLUSTER] != content(1, 0, COUNT):

@@ -12,6 +12,7 @@ from qmpshim.conformance.explore.directed.machine import (
     Broken,
     CaseMachine,
     any_of,
+    clusters_in_words,
     content,
     copies_to,
     io_of,
@@ -44,7 +45,7 @@ def zeroes_in_part(machine: CaseMachine) -> None:
     found = machine.allocation("hidden")
     wanted = {0: Alloc.ZERO, 1: Alloc.DATA, 2: Alloc.DATA, 3: Alloc.ZERO, 4: Alloc.ZERO}
     if found != wanted:
-        text = f"the copy of zeroes and data is {found} on the hidden disk"
+        text = f"after a copy of zeroes and data the hidden disk has {clusters_in_words(found)}"
         raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes in part")
     data = content(1, 3 * half, 2 * half)
     rest = bytes((end - 5 * half) * SECTOR)
@@ -165,7 +166,8 @@ def ragged_discard(machine: CaseMachine) -> None:
         raise Broken(Verdict.ERROR_CONTRACT, text, "a discard fails")
     found = machine.allocation("image")
     if {n for n, kind in found.items() if kind is Alloc.DATA} != {0, 3}:
-        text = f"a discard of clusters 1 and 2, and of parts of 0 and 3, leaves {found}"
+        there = clusters_in_words(found)
+        text = f"a discard of clusters 1 and 2, and of parts of 0 and 3, leaves {there}"
         raise Broken(Verdict.ALLOCATION, text, "a discard frees what is in it")
     for start in (0, 7 * half):
         machine.shows("image", 2, start, half, "data is lost beside a discard", Verdict.LOST_WRITE)

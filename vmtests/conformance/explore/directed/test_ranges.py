@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.explore.directed.machine import CLUSTER
+from qmpshim.conformance.explore.directed.machine import CLUSTER, clusters_in_words
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.nonblocking import NbdAnswer
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 from vmtests.support.directed import sees
 from vmtests.support.mutants.clients import (
     DONE,
@@ -123,3 +124,9 @@ test_a_case_sees = sees(
     ("flush-is-durable", client_with("image", Nbd.FLUSH, NbdAnswer(5, b"")), ERROR_CONTRACT,
      "a flush fails"),
 )  # fmt: skip
+
+
+def test_clusters_in_words() -> None:
+    found = {2: Alloc.DATA, 1: Alloc.ZERO, 0: Alloc.DATA}
+    assert clusters_in_words(found) == "zero in 1 and data in 0, 2"
+    assert clusters_in_words({}) == "nothing"
