@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
 from vmtests.support.waiting import wait_until
 
@@ -194,6 +196,28 @@ def test_assessing_is_interrupted(qmpshim: CommandLine, at: str, tmp_path: Path)
     assert any(one["seen"] not in ("not tried", "not possible here") for one in judged["trials"])
     assert "interrupted: nothing follows from what was not come to" in output
     assert "Interrupted: nothing follows" in html.read_text()
+
+
+def test_the_build_vanishes_while_it_is_assessed(
+    qmpshim: CommandLine, qemu_build: Build, tmp_path: Path
+) -> None:
+    """What was seen of it until then is not lost."""
+    wrapper, out = tmp_path / "qemu-system-x86_64", tmp_path / "it.json"
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(qemu_build.command())} "$@"\n')
+    wrapper.chmod(0o755)
+    process = qmpshim.start(
+        "assess", "--build", wrapper, "--use", "sync-none-backup", "--json", out
+    )
+    assert process.stdout is not None
+    while not re.match(r"trying what is known: [1-9]", line := process.stdout.readline()):
+        assert line, process.communicate()
+    wrapper.unlink()
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2 and errors.startswith(f"qmpshim: {wrapper} "), errors
+    assert errors.count("\n") == 1 and qmpshim.left() == []
+    (judged,) = json.loads(out.read_text())["assessments"]
+    assert judged["interrupted"] and judged["trials"]
+    assert "interrupted: nothing follows from what was not come to" in output
 
 
 def test_exploring_is_killed(qmpshim: CommandLine) -> None:

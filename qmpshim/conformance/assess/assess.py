@@ -14,7 +14,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.exploration import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
-from qmpshim.errors import HostError
+from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated_process import GatedProcess
 
@@ -75,13 +75,15 @@ def assess(
     :param budget: seconds for the exploration (see :func:`left_to_explore`)
     :param jobs: processes at a time
     :param cluster: do it there, with all its workers
-    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
-        is passed on
+    :param interrupted: given what there is when a KeyboardInterrupt or an error ends it, which is
+        passed on
     :raises BuildError: the build does not start
+    :raises InputError: it is gone, or another program
     :raises HostError: a disk is full, or the cluster went away (ExecutorLost)
     """
     began = time.monotonic()
     _start(build)
+    version = read_version(build)[1]
     wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
     tried: dict[str, Trial] = {}
     workloads: list[WorkloadRun] = []
@@ -97,7 +99,7 @@ def assess(
         trials = [tried.get(one.name, Trial(one, Seen.NOT_TRIED, _ENDED)) for one in wanted]
         return Assessment(
             build,
-            read_version(build)[1],
+            version,
             tuple(judge(use, trials, explored.get(use) or not_run(use), workloads) for use in uses),
             tuple(trials),
             time.monotonic() - began,
@@ -117,7 +119,7 @@ def assess(
         explored |= explore_uses(
             build, uses, left, jobs, exploring, cluster, decided, interrupted=explored.update
         )
-    except (KeyboardInterrupt, HostError):
+    except (KeyboardInterrupt, QmpshimError):
         interrupted(so_far(True))
         raise
     return so_far(False)

@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.space.naming import array, is_name, scenarios_c
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import USES, uses_of_case
-from qmpshim.errors import BuildError, HostError
+from qmpshim.errors import BuildError, QmpshimError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
 
@@ -119,7 +119,7 @@ def explore_uses(
     """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more).
 
     :param decided: uses whose answer is known already: what stands for these alone comes last
-    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
+    :param interrupted: given what there is when a KeyboardInterrupt or an error ends it, which
         is passed on
     """
     by_use = {use: scenarios_of(use) for use in uses}
@@ -146,7 +146,7 @@ def explore_uses(
     failing: list[Finding] = []
     try:
         _with_failing_io(build, list(every.values()), urgent, bounds, progress, failing)
-    except (KeyboardInterrupt, HostError):
+    except (KeyboardInterrupt, QmpshimError):
         interrupted(_by_use(by_use, report, failing))
         raise
     return _by_use(by_use, report, failing)

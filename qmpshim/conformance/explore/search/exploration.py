@@ -69,11 +69,11 @@ def explore_real(
 ) -> ExploreReport:
     """Run *directed* cases on *build*, then explore *scenarios*.
 
-    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
-        is passed on
+    :param interrupted: given what there is when a KeyboardInterrupt, a HostError or an InputError
+        ends it, which is passed on
     :raises BuildError: the build cannot do any of the scenarios, and no case showed anything; or
         it cannot do any of the cases, where there are no scenarios
-    :raises InputError: there are none
+    :raises InputError: there are none; or the build is gone, or another program
     :raises HostError: a process that explored is gone, or the cluster (ExecutorLost)
     """
     if not scenarios and not directed:
@@ -114,7 +114,7 @@ def explore_real(
         findings = _grouped(results, recognise)
         for finding in _confirm_all(task, findings, settings, times):
             confirmed.append(finding)
-    except (KeyboardInterrupt, HostError):
+    except (KeyboardInterrupt, HostError, InputError):
         if results is None:
             results = board.so_far()
             findings = _grouped(results, recognise)
