@@ -138,7 +138,7 @@ def _once_written(*lines: str) -> str:
 
 
 #: What a script does in each step, and how its disks answer.
-_STEP = "        take(step)\n        settle()\n"
+_STEP = "        taken += 1\n        take(step)\n        settle()\n"
 _ANSWER = "images[r.image].perform(r)"
 #: The same in an exported script: what it does after each step.
 _AFTER_STEP = {

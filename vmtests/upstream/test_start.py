@@ -17,6 +17,7 @@ from vmtests.support.stand_in import ARGS, PROGRAM, StandIn
 ALLOWED = (
     *("qmpshim.errors", "qmpshim.commands.stand_in"),
     *("qmpshim.machine.builds.", "qmpshim.machine.host.", "qmpshim.machine.chain.quiescence"),
+    "qmpshim.machine.qmp.client",
     *("qmpshim.shim.emulator.", "qmpshim.shim.endpoint.", "qmpshim.shim.json."),
     "qemu.qmp.",
 )

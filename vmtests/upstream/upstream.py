@@ -16,8 +16,8 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ DIFFERS = "differs"
 #: How often a test is run again, both ways, before what differs counts: QEMU's own tests have
 #: time limits, and some fail now and then without us.
 _AGAIN = 3
+_LOOK = 0.5  # seconds between two looks at whether a signal has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def run_all(
     names = [name for name in names if name not in known]
     print(f"QEMU {tree.version}: {len(names)} tests, {len(known)} done before", flush=True)
     with ThreadPoolExecutor(jobs) as pool, _ending_tests():
-        for result in pool.map(partial(compare, tree, programs, place), names):
+        for result in _results(pool, partial(compare, tree, programs, place), names):
             took = f"{result.direct.seconds:6.1f} s {result.shim.seconds:6.1f} s"
             print(f"  {result.name:32} {result.verdict:8} {took}  {result.why}", flush=True)
             if result.verdict == DIFFERS:
@@ -181,6 +182,21 @@ def run_all(
             record.add(tree.version, result)
             results.append(result)
     return results
+
+
+def _results(
+    pool: Executor, function: Callable[[str], Result], names: Sequence[str]
+) -> Iterator[Result]:
+    """As ``pool.map``. A signal that comes as a wait begins does not end it, so none is long."""
+    futures = [pool.submit(function, name) for name in names]
+    try:
+        for future in futures:
+            while not future.done():
+                wait([future], _LOOK)
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 @contextlib.contextmanager

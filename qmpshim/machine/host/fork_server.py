@@ -147,15 +147,16 @@ class ForkServer:
 def _server() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
+        words = our_python(__name__, str(theirs.fileno()))
         try:
             process = subprocess.Popen(
-                our_python(__name__, str(theirs.fileno())),
+                words,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is the owner's
             )
         except OSError as error:
-            raise HostError(f"cannot start {sys.executable}: {error.strerror}") from error
+            raise HostError(f"cannot start {words[0]}: {error.strerror}") from error
     return process, ours
 
 

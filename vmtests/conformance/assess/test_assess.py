@@ -91,8 +91,11 @@ def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) 
 
 
 def test_without_time_nothing_is_reported(qemu_build: Build) -> None:
-    trials = try_findings(qemu_build, QUICK, 1, 0.01)
+    trials = try_findings(qemu_build, QUICK, 1, 0.0)
     assert {trial.seen for trial in trials} == {Seen.NOT_TRIED}
+    # Ended while they are tried, but for what was shown by then.
+    trials = try_findings(qemu_build, QUICK, 1, 0.01)
+    assert Seen.NOT_TRIED in {trial.seen for trial in trials} <= {Seen.NOT_TRIED, Seen.SHOWN}
 
 
 def test_the_worst_is_tried_first_whatever_shows_it(
@@ -131,7 +134,7 @@ def test_a_pair_whose_guest_takes_long_to_boot_is_tried_by_its_script(
 
 def test_a_batch_that_is_ended_keeps_what_it_recorded() -> None:
     shown, other = QUICK[:2]
-    line = json.dumps([shown.name, Seen.SHOWN.value, "new data"])
+    line = json.dumps([shown.name, Seen.SHOWN.value, "new data", None, [], False])
     found: dict[str, Trial] = {}
     note(found, [shown.name, other.name], Record((line,), "killed"))
     assert found[shown.name] == Trial(shown, Seen.SHOWN, "new data")
