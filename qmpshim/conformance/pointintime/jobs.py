@@ -15,7 +15,7 @@ from typing import Any
 from qmpshim.conformance.compare.evidence import Answered, JobEnded, JobSilent
 from qmpshim.conformance.pointintime.bitmaps import Bitmaps
 from qmpshim.conformance.pointintime.commands import action_command
-from qmpshim.conformance.pointintime.comparisons import Diverged
+from qmpshim.conformance.pointintime.comparisons import BitmapPlace, Diverged
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
@@ -382,7 +382,7 @@ def _shown_at(defect: PointDefect, actions: Sequence[Action]) -> list[str]:
     if defect is PointDefect.ENABLE_UNDONE:
         return ["transaction"]
     return [
-        f"bitmap disk{job.disk}/{job.bitmap}"
+        str(BitmapPlace(job.disk, job.bitmap))
         for job in actions
-        if isinstance(job, JobSpec) and job.mode is BitmapMode.ALWAYS
+        if isinstance(job, JobSpec) and job.bitmap and job.mode is BitmapMode.ALWAYS
     ]

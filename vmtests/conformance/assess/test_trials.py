@@ -49,6 +49,12 @@ def shadowed(
     return request.param, replace(known, path=path, causes=())
 
 
+@pytest.fixture
+def nothing_known(shadowed: tuple[str, ExplorerWriteUp], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a write-up shadows is not known by another one either."""
+    monkeypatch.setattr(folder, "known_findings", lambda: ())
+
+
 def test_what_is_known_of_it_is_reported_beside(
     shadowed: tuple[str, ExplorerWriteUp], qemu_build: Build, tmp_path: Path
 ) -> None:
@@ -57,19 +63,17 @@ def test_what_is_known_of_it_is_reported_beside(
     assert found == {name: Seen.SHOWN, other.name: Seen.NOT_SEEN}
 
 
+@pytest.mark.usefixtures("nothing_known")
 def test_what_nothing_explains_is_no_sign_of_soundness(
-    shadowed: tuple[str, ExplorerWriteUp],
-    qemu_build: Build,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    shadowed: tuple[str, ExplorerWriteUp], qemu_build: Build, tmp_path: Path
 ) -> None:
     _, other = shadowed
-    monkeypatch.setattr(folder, "known_findings", lambda: ())
     (trial,) = try_finding(qemu_build, other, tmp_path)
     assert trial.seen is Seen.OTHER and trial.why
     assert trial.wrong is not None and trial.uses and not trial.new
 
 
+@pytest.mark.usefixtures("nothing_known")
 def test_what_goes_wrong_again_is_new(
     shadowed: tuple[str, ExplorerWriteUp],
     qemu_build: Build,
@@ -78,7 +82,6 @@ def test_what_goes_wrong_again_is_new(
 ) -> None:
     """It was a doubt only: a build that lost each write in a case was not called unreliable."""
     _, other = shadowed
-    monkeypatch.setattr(folder, "known_findings", lambda: ())
     monkeypatch.setattr(trials, "write_up", lambda name: other)
     record = tmp_path / "record"
     words = {"names": [other.name], "record": str(record)}
