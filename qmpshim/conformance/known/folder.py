@@ -22,6 +22,7 @@ from qmpshim.conformance.known.matching import (
 )
 from qmpshim.conformance.known.meaning import Trigger
 from qmpshim.conformance.known.write_ups import DIRECTORY, Version, WriteUp
+from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import HostError, InputError, no_such
 
 Kind = TypeVar("Kind", bound=WriteUp)
@@ -99,12 +100,11 @@ def known_workload(
     found: Divergence,
     operations: Sequence[AnyOperation],
     version: Version,
-    met: Sequence[tuple[str, str, int]] = (),
+    met: Sequence[MetDefect] = (),
 ) -> str:
     """The id of what a workload has shown on QEMU *version*; ``""``: it is not written up.
 
-    :param met: which known defects the run's operations met
-        (:attr:`~qmpshim.conformance.workload.result.WorkloadResult.met`)
+    :param met: the known defects that the run's operations met
     """
     shown = (one for one in known_workloads() if one.concerns(version))
     return next(

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.report.findings import Finding, failing, findin
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.conformance.pointintime.operations import PointOperation
+from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import Exit
 from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
@@ -192,16 +193,13 @@ class WorkloadWriteUp(WriteUp):
         left = iter(done)
         return all(one in left for one in before)
 
-    def met_by(self, found: Divergence, met: Sequence[tuple[str, str, int]]) -> bool:
-        """Whether *found* is this one, where the model of a run is certain that it was met.
-
-        :param met: id, where it shows itself, and the operation that met it
-        """
+    def met_by(self, found: Divergence, met: Sequence[MetDefect]) -> bool:
+        """Whether *found* is this one, where the model of a run is certain that it was met."""
         return any(
-            id_ == self.id
-            and number <= found.operation
-            and replace(self.divergence, where=where, operation=number).same_as(found)
-            for id_, where, number in met
+            one.id == self.id
+            and one.operation <= found.operation
+            and replace(self.divergence, where=one.where, operation=one.operation).same_as(found)
+            for one in met
         )
 
 

@@ -20,6 +20,7 @@ from qmpshim.conformance.pointintime.operations import Action, PointKind, PointO
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.pointintime.targets import Target, compare_target
+from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import CommandFailed, MachineHung
 from qmpshim.machine.chain.points import JobEvent, base_name, is_base
 from qmpshim.machine.chain.record import JobReached
@@ -85,7 +86,7 @@ class Jobs:
             if left_out:
                 return
             self.sides.result.met += [
-                (defect.value, where, operation.number)
+                MetDefect(defect.value, where, operation.number)
                 for defect in met
                 for where in _shown_at(defect, actions)
             ]

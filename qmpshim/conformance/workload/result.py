@@ -12,6 +12,20 @@ from qmpshim.conformance.compare.divergence import Divergence
 Known = TypeVar("Known", bound=StrEnum)
 
 
+@dataclass(frozen=True, slots=True)
+class MetDefect:
+    """A known defect that an operation met.
+
+    :ivar id: of its write-up
+    :ivar where: where it shows itself, as :attr:`Divergence.where` has it
+    :ivar operation: number of the operation
+    """
+
+    id: str
+    where: str
+    operation: int
+
+
 @dataclass(slots=True)
 class WorkloadResult(Generic[Known]):
     """How a run ended.
@@ -19,8 +33,7 @@ class WorkloadResult(Generic[Known]):
     :ivar divergence: the first divergence, or ``None``
     :ivar operations: how many of each kind were done
     :ivar known: how often a known defect was met as predicted, or what meets it was left out
-    :ivar met: what meets a known defect and was done all the same, for a strict run: id of the
-        defect, where it shows itself, number of the operation
+    :ivar met: the known defects that were met and not left out, in a strict run
     :ivar clusters: clusters' worth of bytes compared; :ivar checks: comparisons of everything
     :ivar slowest: seconds that the longest operation took, of those that ended
     """
@@ -28,7 +41,7 @@ class WorkloadResult(Generic[Known]):
     divergence: Divergence | None = None
     operations: Counter[str] = field(default_factory=Counter)
     known: Counter[Known] = field(default_factory=Counter)
-    met: list[tuple[str, str, int]] = field(default_factory=list)
+    met: list[MetDefect] = field(default_factory=list)
     clusters: int = 0
     checks: int = 0
     seconds: float = 0.0

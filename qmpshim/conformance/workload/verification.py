@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.workload.result import MetDefect, WorkloadResult
 from qmpshim.conformance.workload.shrink import Shrinkable, shrink
 from qmpshim.errors import HostError
 from qmpshim.machine.host.files import copy_tree
@@ -262,7 +262,7 @@ class Minimizing(Generic[Op, Res, Run]):
         self.found: Divergence | None = None
         self.saved: Path | None = None
         self.unsaved = ""
-        self._met: list[tuple[str, str, int]] | None = None  # by the smallest case
+        self._met: list[MetDefect] | None = None  # by the smallest case
 
     async def run(
         self, operations: Sequence[Op], result: Res, seconds: float = SHRINK_SECONDS

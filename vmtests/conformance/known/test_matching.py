@@ -27,6 +27,7 @@ from qmpshim.conformance.known.folder import (
 )
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.known.write_ups import DIRECTORY
+from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import Exit, HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
@@ -327,18 +328,18 @@ def test_what_the_model_met_is_known_where_it_shows_itself() -> None:
         for name in ("refused-transaction-marks-everything", UNDONE)
     )
     found = replace(marks.divergence, where="bitmap disk1/c", operation=9)
-    assert marks.met_by(found, [(marks.id, "bitmap disk1/c", 5)])
+    assert marks.met_by(found, [MetDefect(marks.id, "bitmap disk1/c", 5)])
     for wrong in (
-        (marks.id, "bitmap disk0/c", 5),
-        (marks.id, found.where, 10),
-        (UNDONE, found.where, 5),
+        MetDefect(marks.id, "bitmap disk0/c", 5),
+        MetDefect(marks.id, found.where, 10),
+        MetDefect(UNDONE, found.where, 5),
     ):
         assert not marks.met_by(found, [wrong])
     assert not marks.met_by(
-        replace(found, verdict=Verdict.LOST_WRITE), [(marks.id, found.where, 5)]
+        replace(found, verdict=Verdict.LOST_WRITE), [MetDefect(marks.id, found.where, 5)]
     )
     crash = replace(undone.divergence, operation=9)
-    assert undone.met_by(crash, [(UNDONE, "transaction", 9)])
-    assert not undone.met_by(crash, [(UNDONE, "transaction", 5)])
+    assert undone.met_by(crash, [MetDefect(UNDONE, "transaction", 9)])
+    assert not undone.met_by(crash, [MetDefect(UNDONE, "transaction", 5)])
     other = replace(crash, ending=Ending(Exit.parse("was killed by SIGABRT"), "Assertion failed"))
-    assert not undone.met_by(other, [(UNDONE, "transaction", 9)])
+    assert not undone.met_by(other, [MetDefect(UNDONE, "transaction", 9)])
