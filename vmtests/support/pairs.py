@@ -17,6 +17,7 @@ from qmpshim.conformance.compare.evidence import (
     DisksDiffer,
     Evidence,
     GuestSees,
+    MigrationStatus,
     ReplicationStatus,
     Unsound,
 )
@@ -339,5 +340,6 @@ MUTANTS = [
     Mutant(LeakedWrites, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY,
            colo=True, evidence=DiskLeft("secondary")),
     Mutant(Nowhere, Verdict.PROTOCOL, "start of COLO", colo=True,
-           cause=r"primary: migration is failed \(Failed to connect .*\) instead of colo"),
+           cause=r"primary: migration is failed \(Failed to connect .*\) instead of colo",
+           evidence=MigrationStatus("primary", "failed")),
 ]  # fmt: skip

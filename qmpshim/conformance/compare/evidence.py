@@ -159,6 +159,13 @@ class ReplicationStatus(msgspec.Struct, frozen=True, tag="status"):
     error: bool
 
 
+class MigrationStatus(msgspec.Struct, frozen=True, tag="migration"):
+    """The status that ``query-migrate`` of a side has where it has to be ``colo``."""
+
+    side: str
+    status: str
+
+
 Evidence = (
     Answered
     | Returned
@@ -178,4 +185,5 @@ Evidence = (
     | AcknowledgedAlone
     | GuestReports
     | ReplicationStatus
+    | MigrationStatus
 )

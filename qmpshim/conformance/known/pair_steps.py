@@ -16,6 +16,7 @@ from qmpshim.conformance.compare.evidence import (
     DisksDiffer,
     GuestReports,
     GuestSees,
+    MigrationStatus,
     ReplicationStatus,
     Unsound,
 )
@@ -82,24 +83,26 @@ def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
     """
     needs = "with COLO" if plan.colo else "with the replication and the quorum driver"
     return (
-        _of_colo(plan, shown.cause)
+        _of_colo(plan, shown)
         or _of_disks(plan, shown)
         or by_hand(needs, [f"the plan: {plan}"], shown.divergence or shown.cause)
     )
 
 
-def _of_colo(plan: PairPlan, cause: Cause) -> str:
+def _of_colo(plan: PairPlan, shown: Shown) -> str:
     """Where COLO alone shows it, without disks; else ``""``."""
     if not plan.colo or not (plan.accel == "tcg" or plan.guest == "none"):
         return ""
     begin = "# A QEMU with COLO\n{}begin_colo(qmp, secondary)\n"
-    match cause.kind:
-        case CauseKind.PAIR_MIGRATION if not plan.resume:  # it is the first, whatever the guest
+    match shown.evidence:
+        case MigrationStatus(side, status) if (
+            not plan.resume
+        ):  # it is the first, whatever the guest
             guest = _GUESTS["none" if plan.guest == "none" else "boot"]
-            side, status = _SIDES[cause.subject], cause.detail.partition(" ")[0]
-            steps = _UNTIL_IT_ENDS.format(side=side, role=cause.subject, status=status)
+            steps = _UNTIL_IT_ENDS.format(side=_SIDES[side], role=side, status=status)
             return begin.format(guest) + steps
-        case CauseKind.PAIR_DEADLOCKED if cause.subject == "primary" and plan.guest == "boot":
+    match shown.cause:
+        case Cause(CauseKind.PAIR_DEADLOCKED, "primary") if plan.guest == "boot":
             if plan.failover is Failover.NONE:
                 steps = _UNTIL_IT_DEADLOCKS.format(checkpoints=plan.checkpoints)
                 return begin.format(_GUESTS["boot"]) + steps
@@ -214,20 +217,18 @@ def _judged_by(judge: str) -> list[str]:
 
 def _expected(shown: Shown) -> list[str]:
     """What is looked for where a side ends, hangs or refuses something."""
-    found = shown.divergence
-    match found and found.evidence:
+    match shown.evidence:
         case Answered(None, str(text)):
             return [f"expect_refusal({text!r})"]
         case Answered(None, int(number)):
             return [f'expect_refusal("errno {number}")']
-    return expectation(found)
+    return expectation(shown.divergence)
 
 
 def _judges(shown: Shown) -> _Judges:
     if shown.cause.kind is CauseKind.PAIR_WRITES_LEFT_OUT:
         return _Judges(left="disks_differ")
-    found = shown.divergence
-    match found and found.evidence:
+    match shown.evidence:
         case DisksDiffer():
             return _Judges("disks_differ")
         case GuestSees():

@@ -14,11 +14,12 @@ import qmpshim
 from qmpshim.codec import encode
 from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.evidence import Evidence, MigrationStatus
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
-from qmpshim.model.check.cause import Cause, cause_from_json, pair_cause_from_text
+from qmpshim.model.check.cause import Cause, CauseKind, cause_from_json, pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1
@@ -139,12 +140,14 @@ class Shown:
     """What a bundle shows.
 
     :ivar divergence: None in a write-up, which has the cause alone
+    :ivar evidence: what it was seen by, as data; None: there is none
     """
 
     verdict: Verdict
     cause: Cause
     contract: bool
     divergence: Divergence | None = None
+    evidence: Evidence | None = None
 
     def shown_by(self, finding: PairFinding) -> bool:
         """Whether *finding* is the same."""
@@ -178,7 +181,11 @@ def _shown(value: Mapping[str, Any]) -> Shown:
         cause = pair_cause_from_text(str(value["cause"]))
     contract = bool(value.get("contract", True))
     divergence = Divergence.from_json(value) if "where" in value else None
-    return Shown(Verdict(value["verdict"]), cause, contract, divergence)
+    evidence = divergence.evidence if divergence is not None else None
+    if evidence is None and cause.kind is CauseKind.PAIR_MIGRATION:
+        # Older bundles, and write-ups, have it in the text alone.
+        evidence = MigrationStatus(cause.subject, cause.detail.partition(" ")[0])
+    return Shown(Verdict(value["verdict"]), cause, contract, divergence, evidence)
 
 
 def content(path: Path) -> dict[str, Any]:

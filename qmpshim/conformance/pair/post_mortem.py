@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 from qmpshim.conformance.compare.divergence import Ending
+from qmpshim.conformance.compare.evidence import Evidence, MigrationStatus
 from qmpshim.errors import Exit, MachineError
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
@@ -31,7 +32,7 @@ class PostMortem:
         self._ends: dict[str, int] = {}  # its exit status; negative: the signal
         self._locks: dict[str, str] = {}  # its deadlock
         self._deaf: list[str] = []
-        self._migration: dict[str, tuple[str, str]] = {}  # status, error
+        self._migration: dict[str, tuple[str, str]] = {}  # status, and it with its error
         self._log: dict[str, str] = {}  # the last line of stderr
 
     async def perform(self) -> None:
@@ -83,13 +84,12 @@ class PostMortem:
             )
         else:
             status = str(migration.get("status", "none"))
-            self._migration[role] = status, str(migration.get("error-desc", ""))
-            failed = migration.get("error-desc")
+            detail = migration_detail(status, str(migration.get("error-desc", "")))
+            self._migration[role] = status, detail
             self.lines.append(
-                f"{name}: {state}; migration {status}"
-                + (f" ({failed})" if failed else "")
-                + f"; COLO mode {colo['mode']}, reason {colo['reason']}"
-                + f"; replication: {replication or 'no error'}{last_line}"
+                f"{name}: {state}; migration {detail}"
+                f"; COLO mode {colo['mode']}, reason {colo['reason']}"
+                f"; replication: {replication or 'no error'}{last_line}"
             )
         finally:
             qemu.limit = limit
@@ -103,30 +103,30 @@ class PostMortem:
         return None
 
     def cause(
-        self, seen: Cause | None = None, verdict: Verdict = Verdict.HANG
-    ) -> tuple[Verdict, Cause]:
-        """The one thing that explains it best, and its verdict.
+        self, seen: Cause | None, verdict: Verdict, evidence: Evidence | None
+    ) -> tuple[Verdict, Cause, Evidence | None]:
+        """The one thing that explains it best, its verdict and what it was seen by.
 
         :param seen: what it is where nothing is wrong with either QEMU
-        :param verdict: of that
+        :param verdict: of that, :param evidence: of that
         """
         for role, how in self._ends.items():
             # By a signal it crashed; with a status it chose to go, as one does that cannot load
             # what was migrated to it.
             ended = Verdict.CRASH if how < 0 else Verdict.PROTOCOL
             detail = f"{_ending(how)}: {self._log.get(role, 'no last words')}"
-            return ended, Cause(CauseKind.PAIR_ENDED, role, detail)
+            return ended, Cause(CauseKind.PAIR_ENDED, role, detail), None
         for role, circle in self._locks.items():
-            return Verdict.HANG, Cause(CauseKind.PAIR_DEADLOCKED, role, circle)
+            return Verdict.HANG, Cause(CauseKind.PAIR_DEADLOCKED, role, circle), None
         for role in self._deaf:
-            return Verdict.HANG, Cause(CauseKind.PAIR_UNRESPONSIVE, role)
+            return Verdict.HANG, Cause(CauseKind.PAIR_UNRESPONSIVE, role), None
         if self.pair.spec.colo and not self._alone:
-            for role, (status, error) in self._migration.items():
+            for role, (status, detail) in self._migration.items():
                 # What went wrong before there was any migration explains more than its absence.
                 if status != "colo" and not (seen and status == "none"):
-                    detail = migration_detail(status, error)
-                    return Verdict.PROTOCOL, Cause(CauseKind.PAIR_MIGRATION, role, detail)
-        return verdict, seen or Cause(CauseKind.PAIR_STUCK)
+                    cause = Cause(CauseKind.PAIR_MIGRATION, role, detail)
+                    return Verdict.PROTOCOL, cause, MigrationStatus(role, status)
+        return verdict, seen or Cause(CauseKind.PAIR_STUCK), evidence
 
 
 def _ending(status: int) -> str:

@@ -183,12 +183,12 @@ class PairRun(ABC):
         check_space(self.directory)  # QEMU stops a guest whose write finds no room
         post_mortem = PostMortem(self.pair)
         await post_mortem.perform()
-        verdict, cause = post_mortem.cause(seen, verdict)
+        verdict, cause, evidence = post_mortem.cause(seen, verdict, evidence)
         checkpoint = self.model.checkpoints
         divergence = Divergence(
             *(verdict, where, checkpoint, predicted, str(cause)),
             ending=post_mortem.ending(),
-            evidence=evidence if cause is seen else None,
+            evidence=evidence,
         )
         for line in post_mortem.lines:
             self.step(line)

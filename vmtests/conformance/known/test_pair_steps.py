@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qmpshim.cli import main
+from qmpshim.codec import encode
 from qmpshim.conformance.compare.divergence import Divergence, Ending
 from qmpshim.conformance.compare.evidence import (
     AcknowledgedAlone,
@@ -22,6 +23,7 @@ from qmpshim.conformance.compare.evidence import (
     Evidence,
     GuestReports,
     GuestSees,
+    MigrationStatus,
     ReplicationStatus,
     Unsound,
 )
@@ -30,13 +32,13 @@ from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.pair_steps import steps_of_pair
 from qmpshim.conformance.known.tracker import takes_guest, tracker_text
-from qmpshim.conformance.pair.bundle import Shown
-from qmpshim.conformance.pair.plan import Failover, PairPlan
+from qmpshim.conformance.pair.bundle import Shown, finding_json, from_json
+from qmpshim.conformance.pair.plan import Failover, PairFinding, PairPlan
 from qmpshim.errors import Exit
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.programs import write_programs
 from qmpshim.machine.guest.image import GuestImage
-from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause import Cause, CauseKind, migration_detail
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.pairs import LostWrite, colo_works, go
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
@@ -62,7 +64,7 @@ def _overwritten(name: str) -> str:
 
 def differs(evidence: Evidence) -> Shown:
     found = Divergence(Verdict.CONTENT, "", 1, "", "", evidence=evidence)
-    return Shown(Verdict.CONTENT, Cause(CauseKind.PAIR_DIVERGES), True, found)
+    return Shown(Verdict.CONTENT, Cause(CauseKind.PAIR_DIVERGES), True, found, evidence)
 
 
 def stuck(
@@ -72,9 +74,10 @@ def stuck(
 
 
 def refusal(error: str | int) -> Shown:
-    verdict = Verdict.ERROR_CONTRACT
-    found = Divergence(verdict, "", 1, "", "", evidence=Answered(None, error))
-    return Shown(verdict, Cause(CauseKind.PAIR_FAILS, detail=f"a command: {error}"), True, found)
+    verdict, evidence = Verdict.ERROR_CONTRACT, Answered(None, error)
+    found = Divergence(verdict, "", 1, "", "", evidence=evidence)
+    cause = Cause(CauseKind.PAIR_FAILS, detail=f"a command: {error}")
+    return Shown(verdict, cause, True, found, evidence)
 
 
 ABORTED = stuck(CauseKind.PAIR_ENDED, Verdict.CRASH, Ending(Exit(-signal.SIGABRT), ""))
@@ -328,8 +331,7 @@ def test_a_checkpoint_without_writes(qemu_build: Build, reproducer: Reproducer) 
     """What all builds show (known): not seen where the writes are there."""
     if not colo_works(qemu_build):
         pytest.skip("COLO does not work on this build (known)")
-    cause, found = Cause(CauseKind.PAIR_WRITES_LEFT_OUT), differs(DisksDiffer()).divergence
-    shown = Shown(Verdict.LOST_WRITE, cause, False, found)
+    shown = replace(differs(DisksDiffer()), cause=Cause(CauseKind.PAIR_WRITES_LEFT_OUT))
     script = steps_script("", steps_of_pair(plan_of(True, Failover.CUT_LATE), shown))
     status, lines = reproducer(script)
     assert status == SEEN, lines
@@ -349,6 +351,22 @@ def test_a_checkpoint_without_writes(qemu_build: Build, reproducer: Reproducer) 
 )
 def test_what_is_left_to_the_author(plan: PairPlan, shown: Shown) -> None:
     assert TO_WRITE in steps_of_pair(plan, shown)
+
+
+@pytest.mark.parametrize("error", ["", "no (such) route"])
+def test_how_a_migration_ended_is_read_from_all_bundles(error: str) -> None:
+    """As data, and in older ones from the text: the script looks for the status alone."""
+    seen = MigrationStatus("primary", "failed")
+    cause = Cause(CauseKind.PAIR_MIGRATION, seen.side, migration_detail(seen.status, error))
+    divergence = Divergence(Verdict.PROTOCOL, "start of COLO", 0, "COLO", "", evidence=seen)
+    new = finding_json(PairFinding(divergence, cause, contract=True))
+    old = {key: value for key, value in new.items() if key != "evidence"}
+    oldest = {key: value for key, value in old.items() if key != "cause_fields"}
+    for finding in (new, old, oldest):
+        bundle = {"format": 1, "kind": "pair", "plan": encode(PairPlan()), "findings": [finding]}
+        plan, shown = from_json(bundle, Path("pair.json"))
+        assert shown is not None and shown.evidence == seen
+        assert "conclude(status == 'failed', \"the primary's" in steps_of_pair(plan, shown)
 
 
 def test_a_bundle_of_a_pair_makes_a_script(
