@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
-
-import qmpshim
 from qmpshim.conformance.assess.advice import MILD, advice, apart
 from qmpshim.conformance.assess.assess import INTERRUPTED, Assessment
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Judgement, Reason
+from qmpshim.conformance.html_page import page_of
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
+
+_TEMPLATE = Path(__file__).with_name("templates") / "assess.html.j2"
 
 
 def page(
@@ -25,19 +24,12 @@ def page(
     :param again: the command that shows each reason
     :param budget: seconds that a build had
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows: list[tuple[Use, list[Judgement]]] = [
         (judgement.use, [one.judgements[at] for one in assessments])
         for at, judgement in enumerate(assessments[0].judgements)
     ]
-    text = environment.get_template("assess.html.j2").render(
-        version=qmpshim.__version__,
-        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    return page_of(
+        _TEMPLATE,
         assessments=assessments,
         rows=rows,
         again=again,
@@ -48,7 +40,6 @@ def page(
         interrupted=INTERRUPTED[:1].upper() + INTERRUPTED[1:] + ".",
         todo=lambda judgement, build: _todo(judgement, build, budget),
     )
-    return text.encode()
 
 
 def _todo(judgement: Judgement, build: Build, budget: float) -> tuple[str, str]:

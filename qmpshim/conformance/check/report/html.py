@@ -1,31 +1,25 @@
-"""The report as one self-contained HTML page: no network, no other file, readable without scripts.
-
-The page is made from ``templates/report.html.j2``; everything that comes from outside (names,
-QEMU's words) is escaped there.
-"""
+"""The report as one self-contained HTML page, made from ``templates/report.html.j2``."""
 
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
-import qmpshim
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
 from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
+from qmpshim.conformance.html_page import page_of
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.meaning import Meaning, Use
 from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, worst_by_use
 from qmpshim.errors import name_errnos
 
+_TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
 _COLOURS = 8  # that the style sheet has for owners
 
 
@@ -78,21 +72,14 @@ class Answer:
 
 def html(comparison: Comparison) -> bytes:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     results = comparison.results
     anchors = {row.key: f"f{number}" for number, row in enumerate(comparison.rows, 1)}
     blocks = [_text_block(comparison, row, anchors[row.key]) for row in comparison.rows]
     blocks.sort(key=lambda one: (not one.seen.disqualifies, one.seen.severity.rank))
     groups = list(_groups(comparison, anchors))
     answers = [_answer(comparison, build.name) for build in results.builds]
-    page = environment.get_template("report.html.j2").render(
-        version=qmpshim.__version__,
-        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    return page_of(
+        _TEMPLATE,
         comparison=comparison,
         headline=headline(comparison),
         results=results,
@@ -110,7 +97,6 @@ def html(comparison: Comparison) -> bytes:
         verdicts=sorted({one.finding.verdict.value for one in blocks}),
         done=sum(1 for key in results.plan.keys if key in results.outcomes),
     )
-    return page.encode()
 
 
 Groups = list[tuple[str, list[tuple[str, list[Cell]]]]]
