@@ -15,7 +15,7 @@ from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
 from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
-from qmpshim.conformance.known.meaning import TO_WRITE, USE_NAMES, Severity, uses_named
+from qmpshim.conformance.known.meaning import TO_WRITE, Severity
 from qmpshim.conformance.known.tracker import (
     command_of,
     diagram_of,
@@ -24,6 +24,7 @@ from qmpshim.conformance.known.tracker import (
     takes_guest,
     tracker_text,
 )
+from qmpshim.conformance.known.uses import USE_NAMES, uses_named
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version

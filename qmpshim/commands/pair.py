@@ -16,8 +16,8 @@ from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.seen import SeenFinding, assessed
+from qmpshim.conformance.known.uses import USES_OF_PAIR
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import (
@@ -220,7 +220,7 @@ def assess_line(outcome: PairOutcome) -> str:
             str(one.cause),
             one.contract,
             one.known or next((k.id for k in known_pairs() if k.shown_by(one, plan)), ""),
-            uses=(Use.COLO_PRIMARY, Use.COLO_SECONDARY),
+            uses=USES_OF_PAIR,
         )
         for one in outcome.findings
     )

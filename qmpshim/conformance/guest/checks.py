@@ -20,7 +20,7 @@ from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.known.folder import known_directed, summary
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import uses_of
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine.builds.build import Build, read_version
@@ -189,7 +189,7 @@ def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
         known=outcome.known,
         replay=words,
         details={"logs": "guest"} | ({"written": written} if written else {}),
-        uses=(Use.COLO_SECONDARY,),
+        uses=uses_of("replication"),
     )
 
 

@@ -26,7 +26,7 @@ from qmpshim.conformance.known.meaning import (
     Upstream,
     Use,
 )
-from qmpshim.conformance.known.uses import uses_of, uses_of_points
+from qmpshim.conformance.known.uses import USES_OF_PAIR, uses_of, uses_of_points
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.bundle import PointsCase
@@ -131,7 +131,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
     return {
         **_head(
             str(wanted.cause),
-            (Use.COLO_PRIMARY, Use.COLO_SECONDARY),
+            USES_OF_PAIR,
             wanted.verdict,
             trigger,
             _seen(*content.get("builds", ())),

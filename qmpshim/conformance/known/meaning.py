@@ -34,11 +34,6 @@ class Use(StrEnum):
         return _USES[self]
 
 
-#: Both sides of COLO, as a word on the command line.
-COLO = "colo"
-#: The words that :func:`uses_named` takes.
-USE_NAMES = (COLO, *(use.value for use in Use))
-
 _USES = {
     Use.COLO_PRIMARY: "COLO, the primary",
     Use.COLO_SECONDARY: "COLO, the secondary",
@@ -50,14 +45,6 @@ _USES = {
     Use.NBD_EXPORT: "NBD export",
     Use.QUORUM: "a quorum of disks that vote",
 }
-
-
-def uses_named(word: str) -> tuple[Use, ...]:
-    """The uses that a word means: one by its value, or both sides of COLO.
-
-    :raises ValueError: it means none
-    """
-    return (Use.COLO_PRIMARY, Use.COLO_SECONDARY) if word == COLO else (Use(word),)
 
 
 class Severity(StrEnum):

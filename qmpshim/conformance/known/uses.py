@@ -1,10 +1,31 @@
-"""Which use of QEMU each chain, directed case and workload stands for."""
+"""Which use of QEMU each word, chain, directed case, workload and pair stands for."""
 
 from __future__ import annotations
 
-from qmpshim.conformance.explore.directed.cases import Directed
+from typing import TYPE_CHECKING
+
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
+
+if TYPE_CHECKING:  # all directed cases come with it
+    from qmpshim.conformance.explore.directed.cases import Directed
+
+#: A pair with COLO, or without.
+USES_OF_PAIR = (Use.COLO_PRIMARY, Use.COLO_SECONDARY)
+
+#: Both sides of COLO, as a word on the command line.
+COLO = "colo"
+#: The words that :func:`uses_named` takes.
+USE_NAMES = (COLO, *(use.value for use in Use))
+
+
+def uses_named(word: str) -> tuple[Use, ...]:
+    """The uses that a word means: one by its value, or both sides of COLO.
+
+    :raises ValueError: it means none
+    """
+    return USES_OF_PAIR if word == COLO else (Use(word),)
+
 
 #: By the name of the topology. A write-up or scenario of a chain concerns these uses.
 USES: dict[str, tuple[Use, ...]] = {

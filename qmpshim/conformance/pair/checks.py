@@ -12,7 +12,7 @@ from typing import Any
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import USES_OF_PAIR
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
@@ -180,7 +180,7 @@ def case_findings(
             bundle=str(bundle.relative_to(directory)) if bundle else "",
             replay=ShownBy.BUNDLE,
             details={"autopsy": list(finding.post_mortem)},
-            uses=(Use.COLO_PRIMARY, Use.COLO_SECONDARY),
+            uses=USES_OF_PAIR,
         )
         for finding in outcome.findings
     )
