@@ -82,38 +82,52 @@ class Space:
     def broken(self, values: Point) -> Constraint | None:
         """A constraint that these values violate, whatever the missing ones are."""
         for constraint in self.constraints:
-            given = [values.get(one) for one in constraint.dimensions]
+            given = tuple(map(values.get, constraint.dimensions))
             if None not in given and not constraint.holds(*given):
                 return constraint
         return None
 
-    def _keeps(self, values: Point, name: str) -> bool:
-        """Whether no constraint is violated by the value of one dimension."""
+    def _conflict(self, values: Point, name: str) -> tuple[str, ...]:
+        """The dimensions of a constraint that the value of one of them violates; none: all hold."""
         for names, holds in self._about[name]:
-            given = [values.get(one) for one in names]
+            given = tuple(map(values.get, names))
             if None not in given and not holds(*given):
-                return False
-        return True
+                return names
+        return ()
 
     def complete(self, values: Point) -> Point | None:
-        """A point that contains *values*, defaults where they can be; ``None``: there is none."""
+        """A point that contains *values*, defaults where they can be; ``None``: there is none.
+
+        Where no value of a dimension can be, the search goes back to the last one that has to do
+        with it (Prosser, "Hybrid algorithms for the constraint satisfaction problem", 1993).
+        """
         chosen = dict(values)
         if self.broken(chosen):
             return None
         missing = [one for one in self.dimensions if one.name not in chosen]
 
-        def extend(index: int) -> bool:
+        def extend(index: int) -> set[str] | None:
+            """The dimensions whose values are in the way; None: all have one."""
             if index == len(missing):
-                return True
+                return None
             name = missing[index].name
+            reasons: set[str] = set()
             for value in missing[index].values:
                 chosen[name] = value
-                if self._keeps(chosen, name) and extend(index + 1):
-                    return True
+                if conflict := self._conflict(chosen, name):
+                    reasons.update(conflict)
+                    continue
+                further = extend(index + 1)
+                if further is None:
+                    return None
+                if name not in further:  # another value of this one changes nothing
+                    reasons = further
+                    break
+                reasons |= further
             del chosen[name]
-            return False
+            return reasons - {name}
 
-        if not extend(0):
+        if extend(0) is not None:
             return None
         return {one.name: chosen[one.name] for one in self.dimensions}
 
@@ -126,7 +140,9 @@ class Space:
         for one in self.dimensions:
             if one.name in chosen:
                 continue
-            values = [v for v in one.values if self._keeps({**chosen, one.name: v}, one.name)]
+            values = [
+                v for v in one.values if not self._conflict({**chosen, one.name: v}, one.name)
+            ]
             rng.shuffle(values)
             while self.complete({**chosen, one.name: values[-1]}) is None:
                 values.pop()
@@ -186,9 +202,21 @@ class Space:
                 left.pop(pairs, None)
         return array
 
+    def _changed(self, point: Point, name: str, value: str, chosen: Point) -> Point | None:
+        """A point that contains what was *chosen* and another value; None: there is none.
+
+        :param point: one that contains what was chosen: mostly it needs no other change
+        """
+        changed = {**point, name: value}
+        if not self._conflict(changed, name):
+            return changed
+        return self.complete({**chosen, name: value})
+
     def _grown(self, first: Tuple, left: Mapping[Tuple, None], rng: random.Random) -> Point:
         """A point around a tuple; each further value completes the most tuples that are left."""
         chosen = dict(first)
+        point = self.complete(chosen)
+        assert point is not None  # the tuple is possible
         missing = [one for one in self.dimensions if one.name not in chosen]
         rng.shuffle(missing)
         order = {one.name: index for index, one in enumerate(self.dimensions)}
@@ -212,7 +240,8 @@ class Space:
             rng.shuffle(values)
             count = new(name, values)
             for value in sorted(values, key=lambda value: -count[value]):
-                if self.complete({**chosen, name: value}) is not None:
-                    chosen[name] = value
+                with_it = self._changed(point, name, value, chosen)
+                if with_it is not None:
+                    point, chosen[name] = with_it, value
                     break
-        return {one.name: chosen[one.name] for one in self.dimensions}
+        return point
