@@ -84,7 +84,9 @@ class Walk:
         self.statistics = Statistics()
         self.findings = Findings()
         self.path: list[Choice] = []  # to the state the exploration is at
-        self._taken = 0  # how many steps of the path the system has taken
+        self._taken = (
+            0  # how many steps of the path the system has taken; -1: it has to begin again
+        )
         self._began = time.monotonic()
         system.reset()
 
@@ -115,6 +117,7 @@ class Walk:
     def end(self) -> None:
         """The execution is over: nothing is enabled."""
         outcome = self.system.finish()
+        self._taken = -1
         self.findings.outcomes.add(outcome)
         self.statistics.complete += 1
         self._look()
@@ -146,4 +149,5 @@ class Walk:
     def restart(self, path: Sequence[Choice] = ()) -> None:
         """Go to the state that *path* leads to."""
         self.path = list(path)
-        self._taken = -1
+        if self._taken:
+            self._taken = -1

@@ -124,3 +124,22 @@ def test_executions_are_deterministic() -> None:
     first = run()
     assert run()[-1] == first[-1]
     assert run() == run()
+
+
+@pytest.mark.parametrize("steps", [(3, 3), (0, 0)])
+def test_every_schedule_by_chance_begins_anew_and_once(steps: tuple[int, ...]) -> None:
+    resets: list[int] = []
+
+    class Counted(Counters):
+        def reset(self) -> None:
+            super().reset()
+            resets.append(1)
+
+        def finish(self) -> Hashable:
+            assert len(resets) == len(finished) + 1
+            finished.append(1)
+            return super().finish()
+
+    finished: list[int] = []
+    explore(Counted(steps, shared=True), Mode.RANDOM, Budget(schedules=4))
+    assert len(resets) == len(finished) == 4
