@@ -46,11 +46,12 @@ PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
 _WORTH_IT = 0.1  # of the budget
 _EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
 _LATEST = 0.75  # of a budget, when exploring has ended
+_UNSEEN = 0.88  # of a budget, when it has ended where nothing has to be confirmed
 _LONGEST = 0.9  # of a limit, for exploring
 _BY_CHANCE = 60.0  # seconds of a search by chance that has no budget
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.9  # of the time for exploring, at most
-_DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
+_DIRECTED = 0.4  # of a budget or limit, at most: the directed cases take some ten seconds
 _USUAL, _NO_BOUNDS, _NOTHING_KNOWN = Settings(), Bounds(), WrittenUp()
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
@@ -100,7 +101,7 @@ def explore_real(
             progress(Progress(0, len(scenarios), 0, 0, seconds, Counter(), name, directed=found))
 
     try:
-        run_cases(build, cases, known.directed, times.directed, at_case)
+        run_cases(build, cases, known.directed, times.directed, at_case, bounds.jobs)
         if directed and len(cases.skipped) == len(directed) and not scenarios:
             raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
         run: Run = in_processes if jobs > 1 else in_this_process
@@ -108,7 +109,9 @@ def explore_real(
             run = partial(on_cluster, cluster)
         if task.budget is not None:
             task.budget = max(0.0, task.budget - (time.monotonic() - times.began))
-        results = _explore(run, task, scenarios, jobs, board, settings) if scenarios else []
+        if scenarios:
+            results = _explore(run, task, scenarios, jobs, board, settings, times.unseen)
+        results = results or []
         if (why := why_none(results)) and not cases.findings:
             raise BuildError(f"{build.name}: {why}")
         findings = _grouped(results, recognise)
@@ -131,12 +134,14 @@ class _Deadlines:
     """When what has to be over, by time.monotonic(); None: it takes what it takes.
 
     :ivar budget: seconds for exploring
-    :ivar exploring: the end of that; :ivar everything: of all
+    :ivar exploring: the end of that, :ivar unseen: where nothing has to be confirmed
+    :ivar everything: of all
     """
 
     began: float
     budget: float | None
     exploring: float | None
+    unseen: float | None
     everything: float | None
 
     @classmethod
@@ -145,12 +150,15 @@ class _Deadlines:
         seconds, exploring = bounds.budget, None
         if seconds is None and mode.by_chance:
             seconds = _BY_CHANCE
-        budget, end = None, seconds
+        budget = unseen = None
+        end = seconds
         if seconds is not None:
             budget, exploring = seconds * _EXPLORING, began + seconds * _LATEST
+            unseen = began + seconds * _UNSEEN
         if bounds.limit is not None and (end is None or bounds.limit < end):
-            exploring, end = began + bounds.limit * _LONGEST, bounds.limit
-        return cls(began, budget, exploring, None if end is None else began + end)
+            exploring = unseen = began + bounds.limit * _LONGEST
+            end = bounds.limit
+        return cls(began, budget, exploring, unseen, None if end is None else began + end)
 
     @property
     def directed(self) -> float | None:
@@ -215,28 +223,40 @@ def _explore(
     jobs: int,
     board: Board,
     settings: Settings,
+    unseen: float | None,
 ) -> list[ScenarioResult]:
     """Explore them all; under a budget sample each of them first.
 
     Those that their share of the budget cut short are explored once more, with the rest. Exploring
     all schedules comes last: it spends most of its time on schedules that differ in little.
+
+    :param unseen: the end of it where sampling shows nothing, which would have to be confirmed
     """
     began = time.monotonic()
-    if task.budget is None or task.mode.by_chance:
+    budget = task.budget
+    if budget is None or task.mode.by_chance:
         return run(task, scenarios, jobs, board)
-    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, settings.mixed))
+    sampled = replace(task, budget=budget * _SAMPLING, samples=samples(task, settings.mixed))
     order = sorted(
         range(len(scenarios)), key=lambda n: (settings.turn(scenarios[n]), shape(scenarios[n]))
     )
     first = run(sampled, [scenarios[n] for n in order], jobs, board)
     before = dict(zip(order, first, strict=True))
+    if unseen is not None and not any(one.sightings for one in first):
+        budget, task = unseen - began, replace(task, deadline=unseen)
+        late = [n for n in order if not before[n].schedules and not before[n].skipped]
+        if late:
+            board.again([before[n] for n in late])
+            sampled = replace(sampled, budget=unseen - time.monotonic(), deadline=unseen)
+            again = run(sampled, [scenarios[n] for n in late], jobs, board)
+            before.update(zip(late, again, strict=True))
     results = [before[n] for n in range(len(scenarios))]
     exhausting = replace(task, errnos=() if settings.mixed else task.errnos)
     given_up: list[tuple[int, ScenarioResult]] = []
     while True:
-        left = task.budget - (time.monotonic() - began)
+        left = budget - (time.monotonic() - began)
         short = [n for n, one in enumerate(results) if one.cut_short and not one.skipped]
-        if not short or left < _WORTH_IT * task.budget:
+        if not short or left < _WORTH_IT * budget:
             break
         short.sort(key=lambda n: -before[n].yielded)
         given_up += [(n, results[n]) for n in short]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
+from functools import cached_property
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
@@ -141,7 +142,6 @@ class _ScenarioRun:
         self._pool = pool
         self._task = task
         self._tick = tick
-        self._checker = LinearizabilityChecker(scenario, behaviour_of(task.version))
         self._sightings: dict[SightingKey, Sighting] = {}
         self._outcomes: set[Any] = set()
         self._began = time.monotonic()
@@ -162,6 +162,10 @@ class _ScenarioRun:
     def errnos(self) -> tuple[int, ...]:
         """What I/Os may fail with."""
         return errnos_of(self.scenario, self._task.errnos)
+
+    @cached_property
+    def _checker(self) -> LinearizabilityChecker:
+        return LinearizabilityChecker(self.scenario, behaviour_of(self._task.version))
 
     def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
         """The scenario as a system that can be explored, once."""
@@ -292,6 +296,8 @@ def sample_scenario(
     ios: dict[bool, set[IoId]] = {False: set(), True: set()}  # that can fail, by all_io
     rng = random.Random(f"{task.seed} {scenario.name}")
     for number, sample in enumerate(task.samples):
+        if run.late:
+            break
         plans: list[Plan] = [{}]
         if sample.faults:
             possible = _faults(ios[sample.all_io], run.errnos)
@@ -305,8 +311,6 @@ def sample_scenario(
             ios[sample.all_io] |= set(system.ios)
             if explored is None:
                 return run.end()
-        if run.late:
-            break
     return run.end()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections import Counter
 from errno import EIO
 from pathlib import Path
 from typing import Any
@@ -170,5 +172,33 @@ def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(
     names = ["WV", "HQ", "WR"]
     every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0))
-    assert set(begun[: len(names) * exploration.PLAIN_SAMPLES]) == set(names)
+    many = exploration.PLAIN_SAMPLES
+    assert Counter(begun[: len(names) * many]) == dict.fromkeys(names, many)
     assert report.exhaustive
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_the_time_for_confirming_is_explored_where_nothing_was_seen(
+    seen: bool, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, deadlines = RealRun.begin, []
+    budget = 600.0
+
+    def noted(self: RealRun, reconnect: int) -> None:
+        begin(self, reconnect)
+        assert self.pool.deadline is not None
+        deadlines.append(self.pool.deadline - began)
+        if seen:
+            raise MachineDied("QEMU was killed by SIGABRT")
+
+    monkeypatch.setattr(RealRun, "begin", noted)
+    began = time.monotonic()
+    explore_real(
+        qemu_build,
+        scenario_sets.named("WR"),
+        settings=Settings(minimise=False),
+        bounds=Bounds(budget=budget),
+    )
+    sampling, exhausting = deadlines[0], deadlines[exploration.PLAIN_SAMPLES]
+    assert (exhausting - sampling > budget / 10) is (not seen)
+    assert exhausting < 0.9 * budget
