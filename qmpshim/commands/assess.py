@@ -79,9 +79,8 @@ def add(commands: Any) -> None:
         type=seconds,
         default=60.0,
         metavar="TIME",
-        help="for the fresh exploration of a build (default 60s); trying what is known takes up to "
-        "45 s more, and what it does not take of them goes to the exploration, up to a third of "
-        "its budget",
+        help="for the fresh exploration of a build (default 60s); all else takes about 55 s more, "
+        "and what it does not take of them goes to the exploration, up to a third of its budget",
     )
     jobs_option(parser, "processes at most")
     dask_option(parser)

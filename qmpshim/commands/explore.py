@@ -124,7 +124,9 @@ def add(commands: Any) -> None:
         "sampled, then they are exhausted, those first that gave the most (default 60s without "
         "--scenario and --strength; else none)",
     )
-    jobs_option(exploring, "processes at most; each scenario is explored by one")
+    jobs_option(
+        exploring, "processes at most, each of which explores a scenario; directed cases at a time"
+    )
     dask_option(exploring)
     exploring.add_argument(
         "--seed", type=int, default=0, help="of generated scenarios and of modes that go by chance"
@@ -184,7 +186,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     scenarios, cases = chosen_scenarios(args), chosen_cases(args)
     if not scenarios:
         refuse_unused(args, f"with --scenario {args.scenario}", "--faults", "--all-io",
-                      "--crash-points", "--mode", "--dask", "--jobs")  # fmt: skip
+                      "--crash-points", "--mode", "--dask")  # fmt: skip
     mixed = args.scenario is None and not args.faults and args.budget is not None
     settings = Settings(
         mode=mode,

@@ -18,12 +18,14 @@ from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated_process import GatedProcess
 
-#: Seconds for trying what is known.
+#: Seconds, at most, for trying what can make a build unreliable.
 TRYING = 45.0
+#: Seconds, at least, for trying the rest of what is known, at the end.
+LATER = 15.0
+_BESIDE = 55.0  # seconds for all that is not exploring, on a host that does nothing else
 #: What stands at one that was interrupted.
 INTERRUPTED = "interrupted: nothing follows from what was not come to"
 _ENDED = "interrupted before it was tried"
-_WORKLOADS = 5.0  # seconds that the workloads take on a host that does nothing else
 
 
 def left_to_explore(budget: float, seconds: float) -> float:
@@ -34,7 +36,7 @@ def left_to_explore(budget: float, seconds: float) -> float:
     minutes, unless what came before took more than 95 seconds; the ten that confirming may need
     are included.
     """
-    return min(budget * 4 / 3, max(budget / 4, TRYING + _WORKLOADS + budget - seconds))
+    return min(budget * 4 / 3, max(budget / 4, _BESIDE + budget - seconds - LATER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,8 @@ def assess(
     def exploring(at: Progress) -> None:
         progress(f"exploring: {at.scenarios}/{at.of} scenarios, {at.schedules} schedules")
 
-    def trying(done: int) -> None:
-        progress(f"trying what is known: {done}/{len(wanted)}")
+    def trying() -> None:
+        progress(f"trying what is known: {len(tried)}/{len(wanted)}")
 
     def so_far(ended: bool) -> Assessment:
         trials = [tried.get(one.name, Trial(one, Seen.NOT_TRIED, _ENDED)) for one in wanted]
@@ -107,7 +109,8 @@ def assess(
         )
 
     try:
-        try_findings(build, wanted, jobs, TRYING, trying, cluster, tried)
+        decisive = [one for one in wanted if one.meaning.disqualifies]
+        try_findings(build, decisive, jobs, TRYING, trying, cluster, tried)
         progress("running random workloads")
         workloads += run_workloads(build, uses, jobs, cluster)
         decided = [
@@ -119,6 +122,9 @@ def assess(
         explored |= explore_uses(
             build, uses, left, jobs, exploring, cluster, decided, interrupted=explored.update
         )
+        rest = [one for one in wanted if one.name not in tried]
+        left = max(LATER, _BESIDE + budget - (time.monotonic() - began))
+        try_findings(build, rest, jobs, left, trying, cluster, tried)
     except (KeyboardInterrupt, QmpshimError):
         interrupted(so_far(True))
         raise

@@ -100,14 +100,14 @@ def try_findings(
     wanted: Sequence[WriteUp],
     jobs: int,
     seconds: float,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[], None] = lambda: None,
     cluster: Cluster | None = None,
     found: dict[str, Trial] | None = None,
 ) -> list[Trial]:
     """Try them all, as far as the time suffices; what was not come to is unsure.
 
     :param jobs: processes at a time
-    :param progress: is given how many are done
+    :param progress: called whenever some are done
     :param cluster: try them there, with all its workers
     :param found: what comes of each is put there at once, by its name
     :raises BuildError: the build does not start
@@ -117,13 +117,13 @@ def try_findings(
     found = {} if found is None else found
     ordered = sorted(wanted, key=_urgency)  # should the time be short
     quick = [one for one in ordered if one.kind != "pair"]
-    split = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
-    split += pairs_alike(ordered)
-    split.sort(key=lambda batch: min(map(_urgency, batch)))
+    split = pairs_alike(ordered)  # first, since each takes as long as many others
+    split += [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
+    split.sort(key=lambda batch: not any(one.meaning.disqualifies for one in batch))
     batches = [[one.name for one in batch] for batch in split]
     for names, record in _records(build, identity, batches, jobs, seconds, cluster):
         note(found, names, record)
-        progress(sum(one.name in found for one in wanted))  # a pair may show others, too
+        progress()
     return [found[one.name] for one in wanted]
 
 

@@ -62,10 +62,14 @@ class Directed:
         return f"directed/{self.name}"
 
 
-def run_directed(case: Directed, build: Build) -> RealViolation | None:
+def run_directed(
+    case: Directed, build: Build, begin: Callable[[CaseMachine], None] = lambda machine: None
+) -> RealViolation | None:
     """Run one case on a fresh QEMU, and end that in its own way.
 
+    :param begin: is given the machine before the case is run
     :raises BuildError: the build cannot build the chain, or lacks a command
+    :raises OutOfBudget: the machine was given a deadline, which is over
     """
     topology = topology_of(case.form, options=case.options)
     try:
@@ -73,6 +77,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     except MachineError as error:
         return _failed(case, error)
     try:
+        begin(machine)
         for name in machine.stores.keys() - topology.overlays:
             machine.stores[name].restore(base_content(case.size // SECTOR))
         found = case.run(machine)

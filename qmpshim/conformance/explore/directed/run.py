@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
+from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.errors import (
@@ -22,6 +25,7 @@ from qmpshim.errors import (
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.walk import OutOfBudget
 
 #: All of them, as a word on the command line; before a slash and the name it is one of them.
 ALL = "directed"
@@ -135,55 +139,120 @@ def cases_named(word: str) -> list[Directed]:
     return found
 
 
-@one_processor()
 def run_cases(
     build: Build,
     result: DirectedResult,
     known: Mapping[str, DirectedWriteUp],
     deadline: float | None = None,
     progress: Callable[[str], None] = lambda case: None,
+    jobs: int = 1,
 ) -> None:
-    """Run the cases of *result* one after another, and note there what comes of each.
+    """Run the cases of *result*, and note there what comes of each.
 
     :param known: what is written up, by the name of the case
     :param deadline: by time.monotonic(); the cases that are left then are not run, and what was
         seen is tried again once instead of :data:`TIMES`
     :param progress: is given the id of the case that is run, again when something is seen in it
+    :param jobs: cases at a time
     :raises NotStarted: QEMU does not even start
     """
-    version = read_version(build)[0]
-    for case in result.cases:
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        progress(case.id)
+    runs = _Runs(build, result, known, deadline, progress)
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            found = run_directed(case, build)
-        except BuildError as error:
+            for done in as_completed([pool.submit(runs.run, case) for case in result.cases]):
+                done.result()
+        finally:
+            runs.end()
+
+
+class _Runs:
+    """Runs of cases, each in a thread: the cases wait more than they compute."""
+
+    def __init__(
+        self,
+        build: Build,
+        result: DirectedResult,
+        known: Mapping[str, DirectedWriteUp],
+        deadline: float | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._build, self._known, self._deadline = build, known, deadline
+        self._version = read_version(build)[0]
+        self._result, self._progress = result, progress
+        self._noting = threading.Lock()
+        self._machines: dict[int, CaseMachine] = {}  # by the thread that uses it
+        self._ended = False
+
+    def run(self, case: Directed) -> None:
+        """Run a case, and once more what it shows, and note it; nothing where the time is over."""
+        with contextlib.suppress(OutOfBudget), one_processor():
+            if self._late:
+                return
+            with self._noting:
+                self._progress(case.id)
+            try:
+                found = self._run(case)
+            except BuildError as error:
+                self._cannot(case, error)
+                return
+            if found is not None:
+                self._found(case, found)
+            with self._noting:
+                self._result.run.append(case)
+
+    def end(self) -> None:
+        """End what runs, and order what there is as the cases are."""
+        with self._noting:
+            self._ended = True
+            for machine in self._machines.values():
+                machine.event_loop.deadline = 0.0
+            order = self._result.cases.index
+            self._result.run.sort(key=order)
+            self._result.findings.sort(key=lambda one: order(one.case))
+
+    @property
+    def _late(self) -> bool:
+        over = self._deadline is not None and time.monotonic() > self._deadline
+        return self._ended or over
+
+    def _run(self, case: Directed) -> RealViolation | None:
+        return run_directed(case, self._build, self._begin)
+
+    def _begin(self, machine: CaseMachine) -> None:
+        with self._noting:
+            self._machines[threading.get_ident()] = machine
+            if self._ended:
+                machine.event_loop.deadline = 0.0
+
+    def _cannot(self, case: Directed, error: BuildError) -> None:
+        result = self._result
+        with self._noting:
             if isinstance(error, NotStarted) and not result.run:
-                raise
+                raise error
             result.skipped[case.id] = str(error)
             if isinstance(error, OptionMissing):
                 result.lacking.add(case.id)
-            continue
-        if found is not None:
-            entry = known.get(case.name)
-            known_as = ""
-            if entry is not None and entry.covers(found.kind, found.cause, version):
-                known_as = case.id
-            result.findings.append(DirectedFinding(case, found, (0, 0), known_as))
-            progress(case.id)
-            if not known_as:
-                result.findings[-1] = _run_again(result.findings[-1], build, deadline)
-        result.run.append(case)
 
+    def _found(self, case: Directed, found: RealViolation) -> None:
+        entry = self._known.get(case.name)
+        is_known = entry is not None and entry.covers(found.kind, found.cause, self._version)
+        finding = DirectedFinding(case, found, (0, 0), case.id if is_known else "")
+        findings = self._result.findings
+        with self._noting:
+            findings.append(finding)
+            self._progress(case.id)
+        if not is_known:
+            again = self._run_again(finding)
+            with self._noting:
+                findings[findings.index(finding)] = again
 
-def _run_again(finding: DirectedFinding, build: Build, deadline: float | None) -> DirectedFinding:
-    """Count how often a finding is seen again. A QEMU that hangs takes its time to be seen so."""
-    wanted = finding.violation.kind, finding.violation.cause
-    seen = tried = 0
-    while tried < TIMES and (not tried or deadline is None or time.monotonic() < deadline):
-        tried += 1
-        with contextlib.suppress(BuildError):  # not seen, then
-            again = run_directed(finding.case, build)
-            seen += again is not None and (again.kind, again.cause) == wanted
-    return replace(finding, replays=(seen, tried))
+    def _run_again(self, finding: DirectedFinding) -> DirectedFinding:
+        """Count how often a finding is seen again. A QEMU that hangs takes its time for that."""
+        wanted = finding.violation.kind, finding.violation.cause
+        seen = tried = 0
+        while tried < TIMES and not (tried and self._late):
+            tried += 1
+            with contextlib.suppress(BuildError):  # not seen, then
+                again = self._run(finding.case)
+                seen += again is not None and (again.kind, again.cause) == wanted
+        return replace(finding, replays=(seen, tried))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -187,6 +188,34 @@ def test_the_command(
         assert "; 1 of 1 directed cases, exhausted" in shown
 
 
+def test_several_run_at_a_time_and_are_reported_in_their_order(qemu_build: Build) -> None:
+    """The first waits for the second, and is noted after it."""
+    both, second_noted = threading.Barrier(2), threading.Event()
+    seen: set[str] = set()
+
+    def once(name: str, wait: Callable[[], object]) -> Directed:
+        def found(machine: CaseMachine) -> RealViolation | None:
+            if name in seen:
+                return None
+            seen.add(name)
+            both.wait(10.0)
+            wait()
+            return WRONG
+
+        return case(found, name)
+
+    cases = once("a", lambda: second_noted.wait(10.0)), once("b", lambda: None), case(never)
+    result = DirectedResult(cases)
+
+    def progress(name: str) -> None:
+        if any(one.case is cases[1] for one in result.findings):
+            second_noted.set()
+
+    run_cases(qemu_build, result, {}, None, progress, jobs=2)
+    assert second_noted.is_set() and result.run == list(cases)
+    assert [one.case.name for one in result.findings] == ["a", "b"]
+
+
 def test_what_shows_itself_now_and_then_fails_the_run(
     monkeypatch: pytest.MonkeyPatch, qemu_on_path: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,11 +236,11 @@ def test_what_could_not_be_run_again_is_not_one_that_did_not_replay(
     def once(machine: CaseMachine) -> RealViolation:
         if not left:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
+            machine.event_loop.until(lambda: False, 10.0)
         return left.pop()
 
     monkeypatch.setattr(run, "DIRECTED", (case(once), case(never, "other")))
-    assert main(["explore", "--scenario", ALL]) == 128 + signal.SIGINT
+    assert main(["explore", "--scenario", ALL, "--jobs", "1"]) == 128 + signal.SIGINT
     shown = " ".join(capsys.readouterr().out.split())
     assert "directed/made; seen, not confirmed: interrupted" in shown
     assert "0 that did not replay every time, 1 seen and not confirmed (they fail" in shown
@@ -221,7 +250,7 @@ def test_what_could_not_be_run_again_is_not_one_that_did_not_replay(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--scenario", ALL, "--jobs", "77"), "--jobs has no effect with --scenario directed:"),
+        (("--scenario", ALL, "--dask", "x"), "--dask has no effect with --scenario directed:"),
         (("--scenario", "directed/nothing"), "no directed case 'directed/nothing'; did you mean"),
     ],
 )
