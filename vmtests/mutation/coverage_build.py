@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mutation_build import BUILD, CONFIGURE, EMULATOR, FILES, IMAGE_TOOL
+from mutation_build import BUILD, CONFIGURE, EMULATOR, FILES, IMAGE_TOOL, copy_source
 from upstream_source import Progress, Tree, lock, source_of
 
 from qmpshim.errors import HostError
@@ -52,16 +51,7 @@ def counting_qemu(progress: Progress) -> Tree:
     with lock(place):
         if (place / "made").exists():
             return own
-        if not own.source.exists():
-            work = place / "work"
-            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
-            shutil.copytree(tree.source, work, symlinks=True)
-            monitor = work / "monitor/qmp.c"
-            text = monitor.read_text()
-            if text.count(_AFTER_A_COMMAND) != 1:
-                raise HostError(f"{monitor} is not as in QEMU 10.0: it dispatches elsewhere")
-            monitor.write_text(text.replace(_AFTER_A_COMMAND, _DUMP + _AFTER_A_COMMAND + _DUMPS, 1))
-            work.rename(own.source)
+        copy_source(tree, own, _dump_after_commands)
         progress(f"building QEMU {own.version}: minutes, once")
         targets = EMULATOR, IMAGE_TOOL
         own.make([*CONFIGURE, "--extra-ldflags=--coverage"], targets)
@@ -69,6 +59,14 @@ def counting_qemu(progress: Progress) -> Tree:
         own.make(CONFIGURE, targets)  # makes these files again, and links
         (place / "made").touch()
     return own
+
+
+def _dump_after_commands(source: Path) -> None:
+    monitor = source / "monitor/qmp.c"
+    text = monitor.read_text()
+    if text.count(_AFTER_A_COMMAND) != 1:
+        raise HostError(f"{monitor} is not as in QEMU 10.0: it dispatches elsewhere")
+    monitor.write_text(text.replace(_AFTER_A_COMMAND, _DUMP + _AFTER_A_COMMAND + _DUMPS))
 
 
 def _count(build: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -161,22 +161,31 @@ def mutated_qemu(progress: Progress) -> MutatedQemu:
     stamp = place / "made-of"
     if _is(stamp, made.digest):
         return made
-    place.parent.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     with lock(place.parent):
         if _is(stamp, made.digest):
             return made
         progress(f"building QEMU {tree.version} with {len(mutants)} mutants: minutes, once")
         own = Tree(tree.version, place)
-        if not own.source.exists():
-            work = place.with_name(f"{place.name}.work")
-            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
-            shutil.copytree(tree.source, work, symlinks=True)
-            place.mkdir(exist_ok=True)
-            work.rename(own.source)
+        copy_source(tree, own)
         _write(tree.source, own.source, mutants)
         own.make(CONFIGURE, (EMULATOR, IMAGE_TOOL))
         stamp.write_text(made.digest)
     return made
+
+
+def copy_source(tree: Tree, own: Tree, change: Callable[[Path], None] = lambda path: None) -> None:
+    """Copy a source tree, once; the caller has the lock.
+
+    :param change: what is changed in the copy
+    """
+    if own.source.exists():
+        return
+    work = own.directory / "work"
+    shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+    shutil.copytree(tree.source, work, symlinks=True)
+    change(work)
+    work.rename(own.source)
 
 
 def plain_qemu(progress: Progress) -> Tree:
@@ -188,11 +197,7 @@ def plain_qemu(progress: Progress) -> Tree:
     own = Tree(tree.version, tree.directory.parents[1] / "bisect" / tree.directory.name)
     own.directory.mkdir(parents=True, exist_ok=True)
     with lock(own.directory):
-        if not own.source.exists():
-            work = own.directory / "work"
-            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
-            shutil.copytree(tree.source, work, symlinks=True)
-            work.rename(own.source)
+        copy_source(tree, own)
         progress(f"building QEMU {own.version}: minutes, once")
         own.make(CONFIGURE, (EMULATOR, IMAGE_TOOL))
     return own
