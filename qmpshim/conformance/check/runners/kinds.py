@@ -19,7 +19,7 @@ from qmpshim.machine.builds.build import Build
 KINDS: dict[str, str] = {
     "start": "qmpshim.conformance.check.runners.start:start",
     "verify": "qmpshim.conformance.check.runners.verify:verify",
-    "points": "qmpshim.conformance.pointintime.checks:run",
+    "points": "qmpshim.conformance.check.runners.verify:points",
     "explore": "qmpshim.conformance.check.runners.explore:explore",
     "directed": "qmpshim.conformance.check.runners.known:directed",
     "known": "qmpshim.conformance.check.runners.known:known",

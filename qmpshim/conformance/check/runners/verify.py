@@ -1,10 +1,13 @@
-"""Cases of kind ``verify``: a workload on a chain; what a workload of either sort shows."""
+"""Cases of kind ``verify`` and ``points``: a workload on a chain, or on disks with bitmaps."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.check.case import (
@@ -22,10 +25,15 @@ from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pointintime.bundle import PointsCase
+from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
+from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.conformance.workload.verification import Subject
 from qmpshim.conformance.workload.verification import verify as run_verify
 from qmpshim.conformance.workload.verify import ChainSubject, setup_for
 from qmpshim.conformance.workload.workload import Workload
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import KnownDefect
@@ -43,14 +51,46 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
         argument(case, "secondary", "raw"),
     )
     count, seed = argument(case, "operations", 2000), argument(case, "seed", 1)
-    _, version = read_version(build)
+    subject, operations = ChainSubject(setup_for(build, spec)), Workload(spec, seed).take(count)
+    return _run(subject, list(operations), build, case, directory, _cause)
+
+
+def points(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``workflow`` (``push``, ``bitmaps``, ``pull``), ``operations``, ``seed``, ``size`` and
+    ``cluster`` (bytes), ``shrink`` (seconds for making a case small)."""
+    only(case, "workflow", "operations", "seed", "size", "cluster", "shrink")
+    try:
+        workflow = PointsWorkflow(argument(case, "workflow", "push"))
+    except ValueError as error:
+        raise InputError(f"{case.name}: {error}") from error
+    spec = PointsSpec(argument(case, "size", SIZE), argument(case, "cluster", 64 << 10))
+    count, seed = argument(case, "operations", 2000), argument(case, "seed", 1)
+    subject = PointsSubject(workflow, points_setup(build, spec))
+    operations = PointsWorkload(workflow, spec, seed).take(count)
+    # Baselines have no more of it.
+    return _run(subject, list(operations), build, case, directory, lambda found: found.where)
+
+
+def _run(
+    subject: Subject[Any, Any, Any],
+    operations: Sequence[Any],
+    build: Build,
+    case: Case,
+    directory: Path,
+    cause: Callable[[Divergence], str],
+) -> CaseOutcome:
+    """Run a workload.
+
+    :param cause: of a finding, by which a baseline knows it again
+    :raises HostError: what is found cannot be kept
+    """
     with Workspace() as workspace:
         outcome = asyncio.run(
             run_verify(
-                ChainSubject(setup_for(build, spec)),
-                list(Workload(spec, seed).take(count)),
-                version,
-                seed,
+                subject,
+                operations,
+                read_version(build)[1],
+                argument(case, "seed", 1),
                 workspace,
                 directory,
                 _no_progress,
@@ -58,12 +98,18 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
             )
         )
     result = outcome.result
-    found = [_relied_on(known, number) for known, number in sorted(result.known.items())]
+    found = [
+        _relied_on(known, number)
+        for known, number in sorted(result.known.items())
+        if isinstance(known, KnownDefect)
+    ]
     if result.divergence is not None:
-        assert outcome.bundle is not None
-        case_found = load_case(outcome.bundle)
-        assert case_found.divergence is not None
-        found.insert(0, workload_finding(case_found, case_found.divergence, outcome.bundle))
+        if outcome.bundle is None:
+            raise HostError(f"{outcome.unsaved}; it shows {result.divergence}")
+        shown = load_case(outcome.bundle)
+        assert shown.divergence is not None
+        finding = workload_finding(shown, shown.divergence, outcome.bundle)
+        found.insert(0, replace(finding, cause=cause(shown.divergence)))
     return CaseOutcome(
         Status.DIVERGED if result.divergence else Status.OK,
         f"{result.done} operations, {result.checks} cross-checks, {result.clusters} clusters",
@@ -134,7 +180,7 @@ def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFindi
         uses = uses_of(case.spec.workflow)
     return CaseFinding(
         found.verdict,
-        f"{found.where}: {_stable(found.predicted)} / {_stable(found.observed)}",
+        _cause(found),
         f"{found.where}: predicted {found.predicted}; observed {found.observed}",
         found.predicted,
         found.observed,
@@ -148,6 +194,10 @@ def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFindi
         ),
         uses=uses,
     )
+
+
+def _cause(found: Divergence) -> str:
+    return f"{found.where}: {_stable(found.predicted)} / {_stable(found.observed)}"
 
 
 def _stable(text: str) -> str:
