@@ -401,7 +401,8 @@ def _replay_scenario(finding: Finding, build: Build, document: Document, console
         document.error = f"cannot be tested: {shown.unsure}; {shows}"
         console.line(document.error)
         return UNTESTABLE
-    console.line(f"not reproduced: no schedule of the scenario shows it; {shows}")
+    why = shown.unrequested or "no schedule of the scenario shows it"
+    console.line(f"not reproduced: {why}; {shows}")
     return OK
 
 

@@ -313,7 +313,9 @@ def _schedule(build: Build, one: WriteUp) -> list[Trial]:
         own = tuple(use for use in uses_of(new.scenario.form) if use in one.meaning.affects)
         wrong = new.verdict if new.contract else None
         return [*trials, Trial(one, Seen.OTHER, new.described, wrong, own)]
-    return [*trials, Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)]
+    if shown.unsure:
+        return [*trials, Trial(one, Seen.UNSURE, shown.unsure)]
+    return [*trials, Trial(one, Seen.NOT_SEEN, shown.unrequested)]
 
 
 def _directed(build: Build, one: DirectedWriteUp) -> Trial:

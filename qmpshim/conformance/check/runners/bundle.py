@@ -61,7 +61,7 @@ def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutc
         return shown_otherwise(shown.others[0], build, directory)
     if shown.unsure:
         return CaseOutcome(Status.SKIPPED, f"not seen, but {shown.unsure}")
-    return CaseOutcome(Status.OK, "not seen in any schedule")
+    return CaseOutcome(Status.OK, f"not seen: {shown.unrequested or 'in no schedule'}")
 
 
 def shown_otherwise(finding: Finding, build: Build, directory: Path) -> CaseOutcome:

@@ -55,6 +55,7 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
         text = "not seen" + (", though it is written up for this version" if expected else "")
         if shown.unsure:
             return CaseOutcome(Status.SKIPPED, f"{text}: {shown.unsure}", figures={"seen": 0})
+        text += f": {shown.unrequested}" if shown.unrequested else ""
         return CaseOutcome(Status.OK, text, figures={"seen": 0})
     reported = replace(found, known=name if expected else "", contract=written.contract)
     return CaseOutcome(

@@ -244,11 +244,20 @@ class Shown:
     :ivar finding: as it did, ``None`` where it did not
     :ivar unsure: why nothing follows from that it did not, or ``""``
     :ivar others: where it did not, what else went wrong in its scenario, with the same failures
+    :ivar absent: what failed when it did, and is requested in no schedule here, nor is anything of
+        its kind
     """
 
     finding: Finding | None
     unsure: str = ""
     others: tuple[Finding, ...] = ()
+    absent: tuple[IoId, ...] = ()
+
+    @property
+    def unrequested(self) -> str:
+        """What is :attr:`absent`, for people; ``""``: nothing is."""
+        names = " and ".join(map(str, self.absent))
+        return names and f"no schedule of the scenario requests what has to fail, {names}"
 
 
 @one_processor()
@@ -267,7 +276,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
         return Shown(replace(finding, events=again.events, build=run_on, replays=(1, 1)))
     pool = QemuPool(build)
     try:
-        found, exhausted, sightings = _search_all(finding, pool)
+        found, exhausted, sightings, absent = _search_all(finding, pool)
     finally:
         pool.close()
     if found is not None:
@@ -282,28 +291,32 @@ def show_again(finding: Finding, build: Build) -> Shown:
             "the schedule cannot be followed on this build, and there are more schedules than "
             f"{SMALLER_LIMIT:g} s suffice for"
         )
-    return Shown(None, unsure, others)
+    return Shown(None, unsure, others, absent)
 
 
-def _search_all(finding: Finding, pool: QemuPool) -> tuple[Finding | None, bool, list[Sighting]]:
+def _search_all(
+    finding: Finding, pool: QemuPool
+) -> tuple[Finding | None, bool, list[Sighting], tuple[IoId, ...]]:
     """The same finding in its scenario; where what fails there does not come, one of its kind does.
 
-    :returns: it, whether all schedules were taken, and all that went wrong in them
+    :returns: it, whether all schedules were taken, all that went wrong in them, and what is to fail
+        and never comes
     """
     plan = _plan(finding)
     found, exhausted, system = _search(finding.scenario, finding, pool, plan)
     sightings, ios = sightings_of(system), system.ios
     if found is not None or not exhausted or plan.keys() <= ios:
-        return found, exhausted, sightings
+        return found, exhausted, sightings, ()
     places = [[io] if io in ios else _alike(io, ios) for io in plan]
     for some in itertools.product(*places):
         other = dict(zip(some, plan.values(), strict=True))
         found, whole, system = _search(finding.scenario, finding, pool, other)
         sightings += sightings_of(system)
         if found is not None:
-            return found, exhausted, sightings
+            return found, exhausted, sightings, ()
         exhausted = exhausted and whole
-    return None, exhausted, sightings
+    absent = tuple(io for io, some in zip(plan, places, strict=True) if not some)
+    return None, exhausted, sightings, absent
 
 
 def _alike(io: IoId, ios: Iterable[IoId]) -> list[IoId]:

@@ -97,4 +97,6 @@ def test_what_fails_elsewhere_on_this_build_is_looked_for_there(qemu_build: Buil
     assert shown.finding is not None and failures(shown.finding.schedule) == [failed]
     other = failed._replace(io=failed.io._replace(image="nowhere"))
     schedule = tuple(other if step == failed else step for step in found.schedule)
-    assert show_again(replace(found, schedule=schedule), qemu_build).finding is None
+    shown = show_again(replace(found, schedule=schedule), qemu_build)
+    assert shown.finding is None and shown.absent == (other.io,)
+    assert str(other.io) in shown.unrequested
