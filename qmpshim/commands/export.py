@@ -11,8 +11,8 @@ from qmpshim.commands.options import json_option, refuse_unused
 from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script
-from qmpshim.conformance.known.draft_steps import bundle_script
 from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.steps.of_bundle import bundle_script
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.errors import InputError
 

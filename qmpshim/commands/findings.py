@@ -13,9 +13,9 @@ from qmpshim.commands.options import json_option
 from qmpshim.commands.parser import takes_name
 from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
-from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity
+from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.tracker import (
     command_of,
     diagram_of,

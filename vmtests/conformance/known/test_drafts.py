@@ -14,9 +14,9 @@ from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.draft import draft, draft_text
-from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Trigger
+from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.tracker import steps_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pointintime.bundle import PointsCase

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmpshim.conformance.known.conclusions import conclusion, expectation
+from qmpshim.conformance.known.steps.conclusions import conclusion, expectation
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.machine.chain.record import (
     BaseImage,

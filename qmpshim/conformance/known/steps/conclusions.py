@@ -2,7 +2,7 @@
 
 It is what the divergence has as data (:mod:`~qmpshim.conformance.compare.evidence`): the answer
 to the last step is ``text``, and whose data that returned is ``data``. What a bundle has in words
-alone is left to the author (:data:`~.meaning.TO_WRITE`).
+alone is left to the author (``TO_WRITE`` of ``meaning.py``).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from qmpshim.conformance.compare.evidence import (
     ReplicationStatus,
     Unsound,
 )
-from qmpshim.conformance.known.conclusions import by_hand, expectation
+from qmpshim.conformance.known.steps.conclusions import by_hand, expectation
 from qmpshim.conformance.pair.bundle import Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.machine.guest.boot_sector import BootGuest
@@ -78,7 +78,7 @@ _FAILOVERS = {
 
 def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
     """What a script does, as Python, with what the templates ``steps.py.in``, ``colo.py.in``,
-    ``pair.py.in`` and those beside it have; :data:`~.meaning.TO_WRITE` where it has to be written
+    ``pair.py.in`` and those beside it have; ``TO_WRITE`` where it has to be written
     by hand.
     """
     needs = "with COLO" if plan.colo else "with the replication and the quorum driver"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Returned
-from qmpshim.conformance.known.conclusions import conclusion, expectation
+from qmpshim.conformance.known.steps.conclusions import conclusion, expectation
 from qmpshim.machine.chain.parts import Export, Node
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -18,7 +18,7 @@ from qmpshim.machine.chain.topology import Topology
 from qmpshim.model.operations import REQUESTS, Operation, Verb
 
 
-def steps_of_workload(case: WorkloadCase) -> str:
+def steps_of_chain(case: WorkloadCase) -> str:
     """What a script does, as Python, with what ``steps.py.in`` has."""
     found, spec = case.divergence, case.spec
     done = [one for one in case.operations if found is None or one.number <= found.operation]

@@ -31,9 +31,9 @@ from qmpshim.conformance.compare.evidence import (
     Returned,
 )
 from qmpshim.conformance.explore.reproducer.export import steps_script
-from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
+from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation

@@ -1,9 +1,7 @@
-"""A draft of the steps beside a write-up that has no schedule: what its stand-alone script does.
+"""The steps of whatever bundle has no schedule: a draft of them, and the stand-alone script.
 
-Operations on a chain of one disk become steps (:mod:`.workload_steps`), as does what a run on disks
-with bitmaps and jobs did (:mod:`.points_steps`), and the plan of a pair (:mod:`.pair_steps`). What
-there is no step for is listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the
-steps make no script.
+What there is no step for is listed for the author: as long as ``TO_WRITE`` is there, the steps make
+no script.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.explore.report.finding_files import is_schedule
 from qmpshim.conformance.explore.reproducer.export import steps_script
-from qmpshim.conformance.known.conclusions import by_hand
 from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.conformance.known.pair_steps import steps_of_pair
-from qmpshim.conformance.known.points_steps import steps_of_points
-from qmpshim.conformance.known.workload_steps import steps_of_workload
+from qmpshim.conformance.known.steps.conclusions import by_hand
+from qmpshim.conformance.known.steps.of_chain import steps_of_chain
+from qmpshim.conformance.known.steps.of_pair import steps_of_pair
+from qmpshim.conformance.known.steps.of_points import steps_of_points
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pointintime.bundle import load_steps
 from qmpshim.errors import InputError
@@ -39,7 +37,7 @@ def steps_draft(bundle: Path) -> str:
         return ""
     case = load_case(bundle)
     if isinstance(case, WorkloadCase):
-        return steps_of_workload(case)
+        return steps_of_chain(case)
     if done := load_steps(bundle):
         return steps_of_points(case, done)
     return by_hand("of 5.2 or later", _listed(case), case.divergence)

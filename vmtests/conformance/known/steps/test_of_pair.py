@@ -30,7 +30,7 @@ from qmpshim.conformance.compare.evidence import (
 from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.conformance.known.pair_steps import steps_of_pair
+from qmpshim.conformance.known.steps.of_pair import steps_of_pair
 from qmpshim.conformance.known.tracker import takes_guest, tracker_text
 from qmpshim.conformance.pair.bundle import Shown, finding_json, from_json
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairPlan

@@ -1,0 +1,1 @@
+"""Steps of a stand-alone script, made of a bundle."""
