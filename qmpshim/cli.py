@@ -27,7 +27,7 @@ from qmpshim.machine.host.programs import find_program, run_program
 COMMANDS = {
     "assess": "qmpshim.commands.assess",
     "verify": "qmpshim.commands.verify",
-    "replay": "qmpshim.commands.verify",
+    "replay": "qmpshim.commands.replay",
     "explore": "qmpshim.commands.explore",
     "export": "qmpshim.commands.export",
     "check": "qmpshim.commands.check",

@@ -8,12 +8,11 @@ from typing import Any
 
 from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_build
-from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
+from qmpshim.commands.console import DIVERGED, OK, Console
 from qmpshim.commands.options import build_options, output_options, refuse_unused
 from qmpshim.commands.parser import count, seconds, takes_name
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
-from qmpshim.conformance.document import Document
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, assessed
@@ -224,34 +223,3 @@ def assess_line(outcome: PairOutcome) -> str:
         )
         for one in outcome.findings
     )
-
-
-async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:
-    """Run a bundle's plan again."""
-    plan, wanted = pair_bundle.load(bundle)
-    console.line(f"QEMU {read_version(build)[1]}")
-    outcome, again = await run_plan(
-        plan,
-        (build, build),
-        BUNDLES,
-        progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
-    )
-    same = [one for one in outcome.findings if wanted is not None and wanted.shown_by(one)]
-    document.result |= {
-        "reproduced": bool(same),
-        "observed": [str(finding.divergence) for finding in outcome.findings],
-    }
-    for finding in outcome.findings:
-        how = "reproduced" if finding in same else "another finding"
-        console.line(f"{how}: {finding.divergence}")
-    if again is not None:
-        console.line(f"  bundle: {again}")
-    if outcome.unsaved:
-        console.line(f"  no bundle of it: {outcome.unsaved}")
-    if not outcome.findings:
-        console.line(f"not reproduced: {summary(outcome)}")
-        return OK
-    if wanted and not same:
-        console.line("cannot be tested: something else went wrong than what the bundle shows")
-        return UNTESTABLE
-    return DIVERGED
