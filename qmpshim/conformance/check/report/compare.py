@@ -116,16 +116,7 @@ class Comparison:
 
     def seen_on(self, build: str) -> list[SeenFinding]:
         """What was seen on a build, for what it means to a user."""
-        return [
-            SeenFinding(
-                *(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known),
-                confirmed=sight.best.confirmed,
-                uses=sight.best.uses,
-            )
-            for row in self.rows
-            for sight in (row.sights.get(build),)
-            if sight is not None
-        ]
+        return [seen(row.sights[build].best) for row in self.rows if build in row.sights]
 
     def answer_on(self, build: str) -> str:
         """What `assess` would make of what was seen on a build."""
@@ -197,6 +188,15 @@ class Comparison:
                 for one in self.gone
             ],
         }
+
+
+def seen(finding: CaseFinding) -> SeenFinding:
+    """A finding as what it means to a user goes by it."""
+    return SeenFinding(
+        *(finding.verdict, finding.title, finding.contract, finding.known),
+        confirmed=finding.confirmed,
+        uses=finding.uses,
+    )
 
 
 def headline(comparison: Comparison) -> str:
@@ -323,15 +323,15 @@ def _gone(results: Results, rows: dict[str, Row], baseline: Results | None) -> I
 def _missing(
     results: Results, rows: dict[str, Row], build: str, where: Results, there: str, why: str
 ) -> Iterator[Gone]:
-    seen: set[str] = set()
+    done: set[str] = set()
     for (other, case), outcome in where.outcomes.items():
         if other != there or not results.ran(build, case):
             continue
         for finding in outcome.findings:
             key = finding.key
-            if key in seen or (key in rows and build in rows[key].sights) or not finding.confirmed:
+            if key in done or (key in rows and build in rows[key].sights) or not finding.confirmed:
                 continue
-            seen.add(key)
+            done.add(key)
             yield Gone(build, key, summary(finding.known).get("title", finding.title), why)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
+from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline, seen
 from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
@@ -188,13 +188,11 @@ def _text_block(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
         maps = None
     written = dict(finding.details.get("written") or summary(finding.known))
-    seen = SeenFinding(
-        *(finding.verdict, finding.title, finding.contract, finding.known), uses=finding.uses
-    )
+    found = seen(finding)
     return TextBlock(
         row,
-        seen,
-        seen.meaning,
+        found,
+        found.meaning,
         sight,
         finding,
         anchor,

@@ -167,6 +167,16 @@ def test_the_page_needs_nothing_else(reported: tuple[Comparison, Path]) -> None:
     assert text.count("<script") == 1
 
 
+def test_what_was_seen_now_and_then_makes_no_build_unreliable(
+    reported: tuple[Comparison, Path],
+) -> None:
+    """In the page as in the answer; what was confirmed does."""
+    _, place = reported
+    pieces = (place / "report.html").read_text().split('<article class="finding"')[1:]
+    bad = {re.findall("<h3>(.*?)</h3>", one)[0]: '"badge severity-bad"' in one for one in pieces}
+    assert bad["it was there before"] and not bad["sometimes"]
+
+
 def test_the_commands_of_the_page_are_complete(reported: tuple[Comparison, Path]) -> None:
     """Pasted where the report is, without anything to fill in; then in QEMU's tree."""
     _, place = reported
