@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,13 @@ from typing import Any
 import qmpshim
 from qmpshim.codec import decode_all, encode, read_json
 from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
-from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
+from qmpshim.conformance.bundles.workload_case import (
+    CASE,
+    Replayed,
+    save_case,
+    write_evidence,
+    write_json,
+)
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.session import Rig
@@ -19,9 +24,8 @@ from qmpshim.conformance.workload.workload import to_json as operation_to_json
 from qmpshim.errors import decoding
 from qmpshim.machine.chain.chains import chain_name
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.host.files import write_directory
 from qmpshim.model.chain.behaviour import Behaviour
-from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.disks.image import PAGE, Qcow2Image
 from qmpshim.model.operations import Operation
 from qmpshim.model.units import SECTOR
 
@@ -29,7 +33,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadCase(Shows):
+class WorkloadCase(Replayed):
     """What a bundle replays.
 
     :ivar divergence: what it shows; None: that all goes as predicted
@@ -44,7 +48,6 @@ class WorkloadCase(Shows):
     build: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; sizes in bytes, positions in sectors."""
         spec = self.spec
         model = encode(self.behaviour, order=True)
         del model["snapshot_discard_rounds"]  # no operation here discards through a snapshot
@@ -67,26 +70,19 @@ class WorkloadCase(Shows):
 
 
 def save(directory: Path, case: WorkloadCase, rig: Rig | None) -> Path:
-    """Write a bundle; it appears whole or not at all.
+    """Write a bundle, as :func:`save_case` does.
 
-    :param directory: what it is to be called; a number is added when that is taken
     :param rig: the rig on which the divergence was seen last, still running or just dead
-    :returns: where it is
-    :raises HostError: the directory cannot be written
     """
-    return write_directory(directory, lambda parts: _write(parts, case, rig))
 
+    def write_more(parts: Path) -> None:
+        write_json(parts / "observation.json", case.divergence and case.divergence.to_json())
+        if rig is not None:
+            write_json(parts / "prediction.json", _prediction(rig.oracle))
+            images = (rig.chain.image(node) for node in ("secondary", *rig.chain.overlays))
+            write_evidence(parts, rig.qemu, rig.directory, images)
 
-def _write(parts: Path, case: WorkloadCase, rig: Rig | None) -> None:
-    _dump(parts / CASE, case.to_json())
-    (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
-    (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
-    _dump(parts / "observation.json", case.divergence and case.divergence.to_json())
-    if rig is None:
-        return
-    _dump(parts / "prediction.json", _prediction(rig.oracle))
-    images = (rig.chain.image(node) for node in ("secondary", *rig.chain.overlays))
-    write_evidence(parts, rig.qemu, rig.directory, images)
+    return save_case(directory, case, _README, write_more)
 
 
 _README = """\
@@ -94,17 +90,13 @@ _README = """\
 
 Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
 
-case.json         what is replayed: chain, model, {operations} operations, the divergence
+case.json         what is replayed: chain, model, {count} operations, the divergence
 operations.txt    the same operations to read: number, side, what, offset+length in bytes
 prediction.json   the model: allocation and owners of every disk when it diverged
 observation.json  what QEMU did instead
 images/           the disks as they were when it diverged
 qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
 """
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _prediction(oracle: Oracle) -> dict[str, Any]:
@@ -122,8 +114,6 @@ def _prediction(oracle: Oracle) -> dict[str, Any]:
 
 def _runs(pages: Any) -> list[list[int]]:
     """[first sector, sectors, owner] of everything that has an owner."""
-    from qmpshim.model.disks.image import PAGE
-
     runs: list[list[int]] = []
     for page in sorted(pages):
         for offset, owner in enumerate(pages[page]):

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.machine.host.files import copy_sparse
+from qmpshim.machine.host.files import copy_sparse, write_directory
 from qmpshim.machine.host.process import Qemu
 
 CASE = "case.json"
 
 
-class Shows:
-    """What the case of a bundle shows; None: that all goes as predicted."""
+class Replayed(ABC):
+    """What a bundle replays.
+
+    :ivar divergence: what it shows; None: that all goes as predicted
+    """
 
     __slots__ = ()
+    operations: tuple[Any, ...]
     divergence: Divergence | None
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; sizes in bytes, positions in sectors."""
 
     @property
     def shows(self) -> str:
-        """The same, in words."""
+        """What it shows, in words."""
         return "that all goes as predicted" if self.divergence is None else str(self.divergence)
 
     def shown_by(self, found: Divergence | None) -> bool:
@@ -29,6 +40,32 @@ class Shows:
         if self.divergence is None or found is None:
             return self.divergence is found
         return self.divergence.same_as(found)
+
+
+def save_case(
+    directory: Path, case: Replayed, readme: str, write_more: Callable[[Path], None]
+) -> Path:
+    """Write a bundle; it appears whole or not at all.
+
+    :param directory: what it is to be called; a number is added when that is taken
+    :param readme: with the case's fields in braces
+    :param write_more: writes what else belongs into it
+    :returns: where it is
+    :raises HostError: the directory cannot be written
+    """
+
+    def write(parts: Path) -> None:
+        write_json(parts / CASE, case.to_json())
+        (parts / "README").write_text(readme.format(case=case, count=len(case.operations)))
+        (parts / "operations.txt").write_text("".join(f"{one}\n" for one in case.operations))
+        write_more(parts)
+
+    return write_directory(directory, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file to be read by people, too."""
+    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_evidence(parts: Path, qemu: Qemu, directory: Path, images: Iterable[Path]) -> None:

@@ -17,7 +17,7 @@ from qmpshim.conformance.bundles.case_file import (
     read_case,
     strings,
 )
-from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
+from qmpshim.conformance.bundles.workload_case import CASE, Replayed, save_case, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun
@@ -25,7 +25,6 @@ from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.machine.chain.record import RecordedStep
-from qmpshim.machine.host.files import write_directory
 from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.units import SECTOR
 
@@ -35,7 +34,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class PointsCase(Shows):
+class PointsCase(Replayed):
     """What a bundle replays.
 
     :ivar known: the defects whose transactions are left out
@@ -52,7 +51,6 @@ class PointsCase(Shows):
     build: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; sizes in bytes, positions in sectors."""
         return {
             "qmpshim": qmpshim.__version__,
             "kind": KIND,
@@ -120,24 +118,17 @@ def _operation(value: Any, spec: PointsSpec) -> PointOperation:
 
 
 def save(directory: Path, case: PointsCase, run: PointsRun | None) -> Path:
-    """Write a bundle; it appears whole or not at all.
+    """Write a bundle, as :func:`save_case` does.
 
-    :param directory: what it is to be called; a number is added when that is taken
     :param run: the run on which the divergence was seen last, still running or just dead
-    :returns: where it is
-    :raises HostError: the directory cannot be written
     """
-    return write_directory(directory, lambda parts: _write(parts, case, run))
 
+    def write_more(parts: Path) -> None:
+        if run is not None:
+            (parts / STEPS).write_text(json.dumps(encode(run.chain.steps)) + "\n")
+            write_evidence(parts, run.qemu, run.directory, _images(run.directory))
 
-def _write(parts: Path, case: PointsCase, run: PointsRun | None) -> None:
-    (parts / CASE).write_text(json.dumps(case.to_json(), indent=1) + "\n")
-    (parts / "operations.txt").write_text("".join(f"{one}\n" for one in case.operations))
-    (parts / "README").write_text(_README.format(shows=case.shows))
-    if run is None:
-        return
-    (parts / STEPS).write_text(json.dumps(encode(run.chain.steps)) + "\n")
-    write_evidence(parts, run.qemu, run.directory, _images(run.directory))
+    return save_case(directory, case, _README, write_more)
 
 
 def _images(directory: Path) -> Sequence[Path]:
@@ -145,7 +136,7 @@ def _images(directory: Path) -> Sequence[Path]:
 
 
 _README = """\
-{shows}
+{case.shows}
 
 Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
 
