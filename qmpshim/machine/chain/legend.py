@@ -6,27 +6,21 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from qmpshim.machine.chain.build import Storage, node_options
+from qmpshim.machine.chain.build import node_options
 from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, QemuDevice, first_of
 from qmpshim.machine.chain.topology import Topology
 
 
-def image_files(node: Node) -> dict[str, Any]:
+def _file(node: Node) -> dict[str, Any]:
     """Each image as a file in the working directory, called as its node."""
     return {"driver": "file", "filename": f"{node.name}.{node.driver}"}
 
 
-def blockdev(node: Node, storage: Storage) -> str:
-    """A node as the value of ``-blockdev``, as JSON: null is no backing file."""
-    return json.dumps(node_options(node, storage))
-
-
-def legend(topology: Topology, storage: Storage = image_files) -> Iterator[tuple[str, str]]:
+def legend(topology: Topology) -> Iterator[tuple[str, str]]:
     """What each part of a chain is, in the order in which they are opened.
 
-    :param storage: where the images are
-    :returns: what it is, in a line; and the ``-blockdev`` option that opens it, ``""``: a command
-        does
+    :returns: what it is, in a line; and the ``-blockdev`` option that opens it, as JSON (null is no
+        backing file), ``""``: a command does
     """
     for part in topology.parts:
         role = topology.roles.get(first_of(part.name.removeprefix(topology.prefix)), "")
@@ -34,7 +28,8 @@ def legend(topology: Topology, storage: Storage = image_files) -> Iterator[tuple
         match part:
             case Node(name, driver):
                 empty = ", empty in the beginning" if part.overlay else ""
-                yield f"node `{name}` ({driver}{empty}){meant}", blockdev(part, storage)
+                option = json.dumps(node_options(part, _file))
+                yield f"node `{name}` ({driver}{empty}){meant}", option
             case Export(name, node, writable, bitmaps):
                 how = "writable" if writable else "read-only"
                 how += "".join(f", offers the bitmap `{bitmap}`" for bitmap in bitmaps)
