@@ -19,7 +19,8 @@ from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
-from qmpshim.model.check.cause import Cause, CauseKind, cause_from_json, pair_cause_from_text
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause_reader import cause_from_json, pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1

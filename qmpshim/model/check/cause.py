@@ -6,13 +6,9 @@ matches. Nothing decides by its text: that is rendered last, from :data:`WORDING
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
-
-from qmpshim.model.check.verdict import Verdict
 
 NO_ANSWER = "no answer"
 
@@ -165,13 +161,13 @@ class Cause:
 
     def __str__(self) -> str:
         text = WORDING[self.kind].format(
-            subject=self.subject, detail=self.detail, predicted=_OR.join(self.predicted)
+            subject=self.subject, detail=self.detail, predicted=OR.join(self.predicted)
         )
         behind = f", {self.fault}" if self.fault else ""
-        return f"{_PHASES[self.phase]}{text}{behind}"
+        return f"{PHASES[self.phase]}{text}{behind}"
 
     def to_json(self) -> dict[str, Any]:
-        """As :func:`cause_from_json` reads it; what is empty is left out."""
+        """As :func:`~.cause_reader.cause_from_json` reads it; what is empty is left out."""
         value: dict[str, Any] = {"kind": self.kind.value}
         if self.subject:
             value["subject"] = self.subject
@@ -188,29 +184,6 @@ class Cause:
                 "gone": self.fault.gone,
             }
         return value
-
-
-def cause_from_json(value: dict[str, Any]) -> Cause:
-    """The reverse of :meth:`Cause.to_json`.
-
-    :raises KeyError, TypeError, ValueError: it is no cause
-    """
-    given = value.get("fault")
-    fault = None
-    if given is not None:
-        if not isinstance(given, dict):
-            raise TypeError(f"{given!r} is no fault")
-        fault = FaultContext(Relation(given["relation"]), str(given["what"]), bool(given["gone"]))
-    return _of_setup(
-        Cause(
-            CauseKind(str(value["kind"])),
-            str(value.get("subject", "")),
-            str(value.get("detail", "")),
-            tuple(map(str, value.get("predicted", ()))),
-            Phase(str(value.get("phase", Phase.EXECUTION))),
-            fault,
-        )
-    )
 
 
 #: How each kind is put in words.
@@ -279,121 +252,15 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.ENDED: "{detail}",
 }
 
-_OR = " or "
-_PHASES = {
+OR = " or "  # between the possibilities of what was predicted
+#: What stands before the words of a cause, by its phase.
+PHASES = {
     Phase.SETUP: "before the scenario begins: ",
     Phase.EXECUTION: "",
     Phase.TEAR_DOWN: "taken apart: ",
 }
 
-# -- bundles of format 1 have the text alone ---------------------------------------------------
-
-_FIELDS = {
-    "subject": r"(?P<subject>[\w' ]+?)",
-    "detail": r"(?P<detail>.+)",
-    "predicted": r"(?P<predicted>.+)",
-}
-#: What a format-1 text may only be where its fields are these.
-_NARROWER = {
-    CauseKind.HANGS: {"subject": r"(?P<subject>\w+)"},
-    CauseKind.WRONG_ANSWER: {"subject": r"(?P<subject>\w+)"},
-    CauseKind.ERROR_MASKED: {"detail": r"(?P<detail>\w+ \w+)"},
-    CauseKind.ERROR_MASKED_BY_BOTH: {"detail": r"(?P<detail>\w+ \w+)"},
-    CauseKind.ERROR_MASKED_OLD_DATA: {"detail": r"(?P<detail>\w+ \w+)"},
-    CauseKind.WRONG_DATA: {
-        "subject": r"(?P<subject>guest_read|primary_read|view|primary|secondary|hidden|active)",
-        "detail": r"(?P<detail>.+?)",
-    },
-    CauseKind.NEW_DATA_AFTER_ERROR: {"subject": r"(?P<subject>guest_read|view)"},
-    CauseKind.ALLOCATION: {
-        "subject": r"(?P<subject>hidden|active)",
-        "detail": r"(?P<detail>\w+)",
-    },
-    CauseKind.CORRUPTION: {"subject": r"(?P<subject>hidden|active|secondary)"},
-    CauseKind.JOB_STATE: {"subject": r"(?P<subject>paused|speed|status|io-status)"},
-    CauseKind.NOT_IN_STATUS: {"subject": r"(?P<subject>\d)"},
-    CauseKind.PAIR_DIVERGES: {
-        "subject": "(?P<subject>.+)",
-        "detail": f"(?P<detail>{'|'.join(Verdict)})",
-    },
-}
-#: How an operation of the setup was put that failed.
-_OLD_SETUP = re.compile(
-    r"(?P<io>[\w ]+?)(?: \[N, N\))? of the setup "
-    r"(?:failed with (?P<errno>errno N)|was not answered)"
-    r"|(?P<command>start|checkpoint|failover|stop|status|unexport): (?P<error>.*)",
-    re.DOTALL,
-)
-#: How a pair's migration was put.
-_OLD_MIGRATION = re.compile(r"(.*: migration is )'(\w+)' instead of 'colo'(?:: (.*))?", re.DOTALL)
-_FAULT = re.compile(
-    r"(?P<text>.*), (?P<relation>after|beside) "
-    r"(?:a failed (?P<failed>\w+ \w+)|the (?P<gone>\w+) disk went away)"
-)
-
-
-def _reader(kind: CauseKind) -> Callable[[str], re.Match[str] | None]:
-    fields = {**_FIELDS, **_NARROWER.get(kind, {})}
-    parts = re.split(r"\{(\w+)\}", WORDING[kind])
-    pattern = "".join(
-        fields[part] if index % 2 else re.escape(part) for index, part in enumerate(parts)
-    )
-    return re.compile(pattern, re.DOTALL).fullmatch
-
-
-#: A directed case's and QEMU's own words may be anything. Fixed words go before all others.
-_READERS = {
-    kind: _reader(kind)
-    for kind in sorted(WORDING, key=lambda kind: "{" in WORDING[kind])
-    if "directed" not in kind
-    and kind not in (CauseKind.ENDED, CauseKind.PAIR_FAILS, CauseKind.SETUP_FAILS)
-}
-
-
-def pair_cause_from_text(text: str) -> Cause:
-    """The cause that a pair's bundle of format 1 gives as text."""
-    if old := _OLD_MIGRATION.fullmatch(text):
-        text = f"{old[1]}{migration_detail(old[2], old[3] or '')} instead of colo"
-    for kind, read in _READERS.items():
-        if kind.startswith("pair") and (match := read(text)) is not None:
-            fields: dict[str, Any] = match.groupdict()
-            return Cause(kind, **fields)
-    return Cause(CauseKind.PAIR_FAILS, detail=text)
-
 
 def migration_detail(status: str, error: str) -> str:
     """The detail of :attr:`CauseKind.PAIR_MIGRATION`."""
     return f"{status} ({error})" if error else status
-
-
-def cause_from_text(text: str) -> Cause:
-    """The cause that an exploration's bundle of format 1 gives as text.
-
-    What fits no wording is QEMU's own.
-    """
-    phase, fault = Phase.EXECUTION, None
-    for one, prefix in _PHASES.items():
-        if prefix and text.startswith(prefix):
-            phase, text = one, text.removeprefix(prefix)
-    if found := _FAULT.fullmatch(text):
-        gone = found["gone"] is not None
-        fault = FaultContext(Relation(found["relation"]), found["gone"] or found["failed"], gone)
-        text = found["text"]
-    for kind, read in _READERS.items():
-        if not kind.startswith("pair") and (match := read(text)) is not None:
-            read_out = match.groupdict()
-            predicted = tuple(one for one in read_out.pop("predicted", "").split(_OR) if one)
-            return Cause(kind, **read_out, predicted=predicted, phase=phase, fault=fault)
-    return _of_setup(Cause(CauseKind.ENDED, detail=text, phase=phase, fault=fault))
-
-
-def _of_setup(cause: Cause) -> Cause:
-    """The cause as it is called now."""
-    if cause.kind is not CauseKind.ENDED or cause.phase is not Phase.SETUP:
-        return cause
-    old = _OLD_SETUP.fullmatch(cause.detail)
-    if old is None:
-        return cause
-    subject = old["command"] or old["io"].replace(" ", "_")
-    detail = old["error"] or old["errno"] or NO_ANSWER
-    return replace(cause, kind=CauseKind.SETUP_FAILS, subject=subject, detail=detail)

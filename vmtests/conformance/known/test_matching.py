@@ -29,7 +29,8 @@ from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import Exit, HostError, InputError
-from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause_reader import cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 

@@ -15,7 +15,8 @@ from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import best_accel
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.machine.builds.build import Build
-from qmpshim.model.check.cause import Cause, CauseKind, pair_cause_from_text
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause_reader import pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
 #: As bundles of format 1 have it, with what became of it.

@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpshim.model.check.cause import (
-    WORDING,
-    Cause,
-    CauseKind,
-    FaultContext,
-    Phase,
-    Relation,
-    cause_from_json,
-    cause_from_text,
-)
+from qmpshim.model.check.cause import WORDING, Cause, CauseKind, FaultContext, Phase, Relation
+from qmpshim.model.check.cause_reader import cause_from_json, cause_from_text
 
 #: What an old bundle's text says, and what it means.
 TEXTS = {

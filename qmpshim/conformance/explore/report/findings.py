@@ -30,7 +30,8 @@ from qmpshim.conformance.explore.harness.events import (
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import Exit, InputError, decoding, name_errnos
-from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
+from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.cause_reader import cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1

@@ -40,7 +40,8 @@ from qmpshim.errors import BuildError, Exit, InputError, NoSuchBuild
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import write_programs
 from qmpshim.model.chain.behaviour import features_of
-from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause_reader import cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.pytest_plugin import build_named
