@@ -35,7 +35,7 @@ from qmpshim.conformance.check.report.compare import compare
 from qmpshim.conformance.check.report.reports import fill, write_reports
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run import campaign
-from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, named_cases
+from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, in_haste, named_cases
 from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, LocalExecutor
 from qmpshim.conformance.check.run.journal import Journal
 from qmpshim.conformance.check.runners import kinds
@@ -291,19 +291,6 @@ def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Con
 # -- bisect ------------------------------------------------------------------------------------
 
 
-def _in_haste(suite: Suite) -> Suite:
-    """While bisecting, findings are not minimized: only the exit status is used."""
-    return replace(
-        suite,
-        cases=tuple(
-            replace(case, arguments={**case.arguments, "shrink": 0})
-            if case.kind == "verify"
-            else case
-            for case in suite.cases
-        ),
-    )
-
-
 def _bisect(args: argparse.Namespace, console: Console) -> int:
     """Never 2, which ``git bisect run`` takes for bad."""
     try:
@@ -313,7 +300,7 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
             raise InputError(
                 "--bisect goes with --build, --case, --suite, --jobs, --strict, --out, --force"
             )
-        suite = _in_haste(_suite(args))
+        suite = in_haste(_suite(args))
         suite = named_cases(suite) if args.case else suite
     except QmpshimError as error:
         return _abort(args, error)

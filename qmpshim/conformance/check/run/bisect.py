@@ -27,6 +27,19 @@ class BisectAnswer:
     text: str
 
 
+def in_haste(suite: Suite) -> Suite:
+    """While bisecting, what workloads find is not made small: only the exit status is used."""
+    return replace(
+        suite,
+        cases=tuple(
+            replace(case, arguments={**case.arguments, "shrink": 0})
+            if case.kind in ("verify", "points")
+            else case
+            for case in suite.cases
+        ),
+    )
+
+
 def named_cases(suite: Suite) -> Suite:
     """A suite of cases that were chosen by their names, as bisecting takes them.
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.check.run.bisect import in_haste
+from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
+from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import QMPSHIM, CommandLine
@@ -94,6 +97,13 @@ def bisect(tree: Path, qmpshim: CommandLine, *options: str) -> str:
 
 
 FOUND = r"[0-9a-f]{40} is the first bad commit\n(?s:.*?)\n    commit 4\n"
+
+
+def test_nothing_is_made_small_in_haste() -> None:
+    """Of whatever kind of case would take its time for that."""
+    cases = in_haste(suite_named("quick")).cases
+    takes_time = {kind for kind in KINDS if "shrink" in (runner_of(kind).__doc__ or "")}
+    assert {case.kind for case in cases if case.arguments.get("shrink") == 0} == takes_time
 
 
 def test_the_first_bad_commit_is_found(tree: Path, qmpshim: CommandLine) -> None:
