@@ -105,5 +105,12 @@ def test_what_it_has_and_is_refused_nevertheless(
         machine.call(command, arguments)
 
 
-def test_it_is_asked_for_once(machine: GatedMachine) -> None:
-    assert machine.schema is machine.schema
+def test_another_process_has_the_same_while_its_greeting_is_the_same(
+    machine: GatedMachine, qemu_build: Build
+) -> None:
+    """A build may be replaced by another one in its place."""
+    with closing(GatedMachine(qemu_build, SHAPE)) as another:
+        assert another.schema is machine.schema
+        another.qmp.greeting = {"QMP": {}}
+        assert another.schema is not machine.schema
+        assert another.schema.commands == machine.schema.commands
