@@ -86,14 +86,11 @@ def _bytes(operation: Operation, runs: str) -> bytes:
     return b"".join(pieces)
 
 
-def random_operations(
-    seed: int, times: int, number: int, start: int, length: int
-) -> Iterator[Operation]:
-    """What ``workload random SEED COUNT OP START LENGTH`` does, made a second time here.
+def random_operations(seed: int, times: int, number: int, length: int) -> Iterator[Operation]:
+    """What ``workload random SEED COUNT OP 0 LENGTH`` does, made a second time here.
 
     :param times: how many operations, numbered from *number* on
-    :param start: first sector of those that it uses
-    :param length: sectors that it uses
+    :param length: sectors that it uses, from the first on
     """
     state = seed
 
@@ -115,4 +112,4 @@ def random_operations(
         if kind is Verb.FLUSH:
             yield Operation(Side.GUEST, kind, number=number + index)
         else:
-            yield Operation(Side.GUEST, kind, start + where, count, number=number + index)
+            yield Operation(Side.GUEST, kind, where, count, number=number + index)

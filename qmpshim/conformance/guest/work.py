@@ -162,7 +162,7 @@ class GuestWork:
         :param length: sectors that it uses, from the disk's first on
         """
         first, self.number = self.number + 1, self.number + times
-        self._begun = list(random_operations(seed, times, first, 0, length))
+        self._begun = list(random_operations(seed, times, first, length))
         command = f"random {seed} {times} {first} 0 {length}"
         return f"{PROGRAM} {self.chain.disk} {command}"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import encode
-from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
+from qmpshim.conformance.bundles.case_file import build_fields, check_format, peek, read_case
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Evidence, MigrationStatus
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
-from qmpshim.errors import HostError, InputError, decoding
+from qmpshim.errors import HostError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -129,11 +129,7 @@ def note_command(directory: Path, argv: list[str]) -> None:
 
 def is_pair(path: Path) -> bool:
     """Whether *path* is a pair's bundle, its ``pair.json``, or a write-up of a known finding."""
-    try:
-        value = read_case(path, CASE)
-    except InputError:
-        return False
-    return isinstance(value, dict) and value.get("kind", "") == "pair"
+    return peek(path, CASE).get("kind") == "pair"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class _Program:
     """The operations that the guest's program does, one after the other, for ever."""
 
     def __init__(self, guest: LinuxGuest) -> None:
-        self._coming = random_operations(guest.seed, sys.maxsize, 1, 0, guest.sectors)
+        self._coming = random_operations(guest.seed, sys.maxsize, 1, guest.sectors)
         self._known: list[Operation] = []
 
     def operation(self, number: int) -> Operation:

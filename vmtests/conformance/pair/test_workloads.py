@@ -38,7 +38,7 @@ from vmtests.support.guest_rigs import MiB, at_work
 
 SIZE = 8 * MiB
 SECTORS = SIZE // 512
-DONE = list(random_operations(1, 400, 1, 0, SECTORS))
+DONE = list(random_operations(1, 400, 1, SECTORS))
 
 
 @dataclass(frozen=True)
