@@ -20,7 +20,7 @@ from qmpshim.errors import HostError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
 from qmpshim.model.check.cause import Cause, CauseKind
-from qmpshim.model.check.cause_reader import cause_from_json, pair_cause_from_text
+from qmpshim.model.check.cause_reader import cause_of_finding, pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1
@@ -172,10 +172,7 @@ def from_json(value: Any, path: Path) -> tuple[PairPlan, Shown | None]:
 
 
 def _shown(value: Mapping[str, Any]) -> Shown:
-    if "cause_fields" in value:
-        cause = cause_from_json(value["cause_fields"])
-    else:  # older bundles have its text alone
-        cause = pair_cause_from_text(str(value["cause"]))
+    cause = cause_of_finding(value, pair_cause_from_text)
     contract = bool(value.get("contract", True))
     divergence = Divergence.from_json(value) if "where" in value else None
     evidence = divergence.evidence if divergence is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,17 @@ def cause_from_json(value: dict[str, Any]) -> Cause:
             fault,
         )
     )
+
+
+def cause_of_finding(value: Mapping[str, Any], from_text: Callable[[str], Cause]) -> Cause:
+    """The cause in a finding's JSON.
+
+    :param from_text: reads it where the finding is an older one, which has its text alone
+    :raises KeyError, TypeError, ValueError: there is none
+    """
+    if "cause_fields" in value:
+        return cause_from_json(value["cause_fields"])
+    return from_text(str(value["cause"]))
 
 
 # -- bundles of format 1 have the text alone ---------------------------------------------------

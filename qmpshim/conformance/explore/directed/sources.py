@@ -79,7 +79,7 @@ def snapshot_backup(machine: CaseMachine) -> None:
     machine.add_image("image", 4 * CLUSTER)
     discards = {"discard-source": True} if machine.features.discard_source else {}
     begin(machine, device="snapshot", target="image", sync="full", **discards)
-    _expect_whole(machine, "image", "a backup of a snapshot")
+    _expect_whole(machine, "a backup of a snapshot")
     for cluster in range(4):
         answer = machine.clients["guest"].call(Nbd.READ, cluster * CLUSTER, CLUSTER)
         if bool(answer.errno) is not bool(discards):
@@ -123,7 +123,7 @@ def small_transfers(machine: CaseMachine) -> None:
     small = {"driver": "blkdebug", "node-name": "small", "image": "image", "opt-discard": CLUSTER}
     machine.call("blockdev-add", {**small, "max-transfer": CLUSTER // 4})
     begin(machine, device="secondary", target="small", sync="full")
-    _expect_whole(machine, "image", "a backup in small transfers")
+    _expect_whole(machine, "a backup in small transfers")
 
 
 def compressed_backup(machine: CaseMachine) -> None:
@@ -188,16 +188,16 @@ def _expect_backup(machine: CaseMachine, target: str, data: Mapping[int, bytes])
             raise Broken(Verdict.CONTENT, text, f"data of a backup of an overlay: {target}")
 
 
-def _expect_whole(machine: CaseMachine, target: str, what: str) -> None:
-    """The job has succeeded, and its target is the disk of four clusters at T0.
+def _expect_whole(machine: CaseMachine, what: str) -> None:
+    """The job has succeeded, and ``image`` is the disk of four clusters at T0.
 
     :param what: the backup
     """
     if "error" in _end_of_job(machine):
         text = f"{what} fails, though all disks are well"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{what} fails")
-    machine.add_client(target)
-    if machine.read(target, 0, 4 * COUNT) != content(1, 0, 4 * COUNT):
+    machine.add_client("image")
+    if machine.read("image", 0, 4 * COUNT) != content(1, 0, 4 * COUNT):
         raise Broken(Verdict.CONTENT, f"{what} is not the disk at T0", f"data of {what}")
 
 

@@ -31,7 +31,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_js
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import Exit, InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause
-from qmpshim.model.check.cause_reader import cause_from_json, cause_from_text
+from qmpshim.model.check.cause_reader import cause_from_text, cause_of_finding
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1
@@ -180,7 +180,7 @@ def finding_from_json(value: Any) -> Finding:
         scenario = scenario_from_json(value["scenario"])
         return Finding(
             None if value["verdict"] is None else Verdict(value["verdict"]),
-            _cause(value),
+            cause_of_finding(value, cause_from_text),
             str(value["text"]),
             bool(value["contract"]),
             int(value.get("count", 1)),
@@ -244,13 +244,6 @@ def _build(value: Any) -> dict[str, Any]:
         raise TypeError(f"{value!r} is no build")
     integers(value.get("version", []))
     return value
-
-
-def _cause(value: dict[str, Any]) -> Cause:
-    """A finding's cause; older ones have its text alone."""
-    if "cause_fields" in value:
-        return cause_from_json(value["cause_fields"])
-    return cause_from_text(str(value["cause"]))
 
 
 def _events(value: dict[str, Any], scenario: RealScenario) -> tuple[Event, ...]:
