@@ -59,9 +59,6 @@ class PointsSubject(Subject[PointOperation, PointsResult, PointsRun]):
         limit = min(self.setup.limit, IMPATIENT)
         return PointsSubject(self.kind, replace(self.setup, limit=limit))
 
-    def directory_of(self, run: PointsRun) -> Path:
-        return run.directory
-
     def save(
         self,
         target: Path,

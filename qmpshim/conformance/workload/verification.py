@@ -39,16 +39,21 @@ class PlacedOperation(Shrinkable, Protocol):
         """How many; 0: it touches none."""
 
 
+class SomeRun(Protocol):
+    """What a divergence is seen on: QEMU, its disks, the model."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its images and logs are."""
+
+
 Op = TypeVar("Op", bound=PlacedOperation)
 Res = TypeVar("Res", bound=WorkloadResult[Any])
-Run = TypeVar("Run")
+Run = TypeVar("Run", bound=SomeRun)
 
 
 class Subject(ABC, Generic[Op, Res, Run]):
-    """What a workload is done on, and the model that it is compared with.
-
-    ``Run`` is what a divergence is seen on: QEMU, its disks, the model.
-    """
+    """What a workload is done on, and the model that it is compared with."""
 
     @property
     @abstractmethod
@@ -80,10 +85,6 @@ class Subject(ABC, Generic[Op, Res, Run]):
 
         :param whole: the result of the whole workload
         """
-
-    @abstractmethod
-    def directory_of(self, run: Run) -> Path:
-        """Where a run's images and logs are."""
 
     @abstractmethod
     def save(
@@ -220,7 +221,7 @@ async def verify(
 
     def at_end(run: Run | None, result: Res) -> None:
         if keep is not None and run is not None and result.divergence is None:
-            copy_tree(subject.directory_of(run), keep / workflow, "*.sock", "*.copy")
+            copy_tree(run.directory, keep / workflow, "*.sock", "*.copy")
 
     try:
         result = await subject.run(operations, workspace.subdirectory(workflow), report, at_end)

@@ -57,9 +57,6 @@ class ChainSubject(Subject[Operation, Result, Rig]):
         limit = min(self.setup.limit, IMPATIENT)
         return ChainSubject(replace(self.setup, limit=limit, silence=silence))
 
-    def directory_of(self, run: Rig) -> Path:
-        return run.directory
-
     def save(
         self,
         target: Path,
