@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.model.runtime.coroutines import Io
 
 _CHANGES = frozenset({"write", "zero", "discard"})
@@ -48,7 +48,7 @@ class InjectedFault:
         if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
             # with which it empties itself
             flushes = io.op in _CHANGES or io.op == "empty"
-            tables = self.tables or self.image not in PRIMARY_IMAGES
+            tables = self.tables or self.image not in DISKS
             return io.op == "flush" or (flushes and tables)
         alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
         return alike and io.start < self.start + self.count and self.start < io.start + io.count

@@ -22,7 +22,7 @@ from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import Exit
-from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES, chain_name
+from qmpshim.machine.chain.chains import DISKS, IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import NAMES, Operation
@@ -34,7 +34,7 @@ _OF_TABLES = " of tables"
 _GONE = "gone"
 _FAILS = frozenset(
     f"{image} {what}"
-    for image in {*IMAGES, *PRIMARY_IMAGES}
+    for image in {*IMAGES, *DISKS}
     for what in (*_VERBS, *(verb + _OF_TABLES for verb in _VERBS), _GONE)
 )
 

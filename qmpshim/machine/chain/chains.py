@@ -13,6 +13,9 @@ from qmpshim.machine.chain.variants import Options, pulling, with_format, with_o
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 from qmpshim.model.units import SECTOR
 
+#: The images that are no overlays, of whatever chain: they hold what the run begins with.
+DISKS = ("primary", "secondary", "tertiary")
+
 
 @functools.lru_cache(maxsize=256)
 def topology_of(name: str, secondary: str = "raw", options: Options = ()) -> Topology:
@@ -271,6 +274,29 @@ _CHAINS = (
             "guest": "the primary's guest",
         },
     ),
+    # three disks with the same content: what most of them hold is read
+    Topology(
+        "votes",
+        (
+            Node("primary", "raw", _UNMAP, ImageSpec()),
+            _SECONDARY,
+            Node("tertiary", "raw", _UNMAP, ImageSpec()),
+            Node("top", "quorum", {"children": [*DISKS], "vote-threshold": 2}),
+            Export("guest", "top", True),
+        ),
+        {},
+        None,
+        "with the quorum driver",
+        _GUEST_IO | {"guest_discard", "guest_vanish"},
+        formats=("raw",),
+        roles={
+            "primary": "the first of the disks that vote",
+            "secondary": "the second",
+            "tertiary": "the third",
+            "top": "the guest's disk, which is what two of them hold at least",
+            "guest": "the guest",
+        },
+    ),
 )
 
 #: The chains there are, by name.
@@ -288,6 +314,5 @@ def chain_name(word: Any) -> str:
     return name
 
 
-#: The images of the secondary's chain, and of the primary's: those are raw, both.
+#: The images of the secondary's chain.
 IMAGES = TOPOLOGIES["replication"].images
-PRIMARY_IMAGES = TOPOLOGIES["primary"].images

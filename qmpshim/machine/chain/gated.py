@@ -19,7 +19,7 @@ from typing import Any
 from qmpshim.errors import BuildError, CommandFailed, MachineHung, OptionMissing
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, marking, opening, removals
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.machine.chain.gated_process import GatedProcess
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, first_of, on_disk
@@ -76,7 +76,7 @@ class GatedMachine(GatedProcess):
             raw = name not in self.qcow2_images
             store = MemoryStore(self.shape.size if raw else self.blank(name))
             self.stores[name] = store
-            silent = first_of(name) in PRIMARY_IMAGES and not self.shape.holes
+            silent = first_of(name) in DISKS and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self.spawn()

@@ -182,6 +182,19 @@ class Topology:
         return any(node.driver == driver for node in self.nodes)
 
     @property
+    def voters(self) -> tuple[str, ...]:
+        """The nodes that vote on what is read of a quorum; empty: none do."""
+        for node in self.nodes:
+            if node.driver == "quorum" and node.options.get("read-pattern") != "fifo":
+                return tuple(node.options["children"])
+        return ()
+
+    @property
+    def threshold(self) -> int:
+        """How many of them have to agree."""
+        return next(int(n.options["vote-threshold"]) for n in self.nodes if n.driver == "quorum")
+
+    @property
     def min_copy(self) -> int:
         """Bytes that a copy has at least, by an option; 0: there is none."""
         jobs = (one.get("x-perf", {}) for one in self.backups)

@@ -10,7 +10,7 @@ import pytest
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, drive, opening, removals
-from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
+from qmpshim.machine.chain.chains import DISKS, TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.parts import DirtyBitmap, ImageSpec, Node, Part, QemuDevice
 from qmpshim.machine.chain.qmp_commands import actions_of
@@ -232,3 +232,11 @@ def test_a_pull_begins_with_a_transaction_and_offers_what_is_frozen_then() -> No
     for chain, reader in (("fleecing", "guest"), ("push", "primary"), ("backup", "nobody")):
         with pytest.raises(KeyError):
             topology_of(chain, options=((reader, FROZEN, ()),))
+
+
+def test_the_disks_that_vote_are_the_children_of_a_quorum_that_reads_all() -> None:
+    votes = TOPOLOGIES["votes"]
+    assert votes.voters == votes.images == DISKS and votes.threshold == 2
+    assert not any(one.voters for name, one in TOPOLOGIES.items() if name != "votes")
+    overlays = {name for one in TOPOLOGIES.values() for name in one.overlays}
+    assert {name for one in TOPOLOGIES.values() for name in one.images} == overlays | {*DISKS}

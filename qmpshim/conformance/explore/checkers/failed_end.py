@@ -9,7 +9,7 @@ from functools import cached_property
 from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import FaultContext, Relation
 from qmpshim.model.operations import Verb
@@ -37,7 +37,7 @@ class FailedEnd:
         qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): no I/O that comes
         later need succeed. To fail over is then the manager's to decide, and may fail, too.
         """
-        if all(fault.image in PRIMARY_IMAGES for fault in self.faults):
+        if all(fault.image in DISKS for fault in self.faults):
             return False
         return any(
             op.verb in EMPTIES
@@ -56,7 +56,7 @@ class FailedEnd:
 
         Those that began after it, too, where its image is gone or ejected.
         """
-        ejected = self.emptying and fault.image not in PRIMARY_IMAGES
+        ejected = self.emptying and fault.image not in DISKS
         if not fault.gone and not ejected:
             return under_way(self.scenario, fault)
         return (op for op in range(len(self.scenario.ops)) if op not in fault.over)
