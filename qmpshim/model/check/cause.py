@@ -51,6 +51,7 @@ class CauseKind(StrEnum):
     VIEW_UNREADABLE = "view-unreadable"
     VIEW_READABLE = "view-readable"
     DISKS_DIFFER = "disks-differ"
+    VOTERS_DIFFER = "voters-differ"
     DATA_FITS_NO_ORDER = "data-fits-no-order"
     ALLOCATION = "allocation"  # subject: the overlay; detail: what kind of cluster there is
     CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader reports
@@ -67,6 +68,7 @@ class CauseKind(StrEnum):
     NEW_BEFORE_OLD = "new-before-old"
     COPY_OF_NEW_DATA = "copy-of-new-data"
     PRIMARY_NOT_FLUSHED = "primary-not-flushed"
+    VOTER_NOT_FLUSHED = "voter-not-flushed"  # subject: the flush; detail: the disk
     NOT_ON_DISK = "not-on-disk"  # subject: the write; detail: the flush
     # What was done after the execution to see whether the chain works still.
     PROBE_FAILS = "probe-fails"  # subject: the probe
@@ -214,6 +216,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.VIEW_UNREADABLE: "the view cannot be read",
     CauseKind.VIEW_READABLE: "the view can be read",
     CauseKind.DISKS_DIFFER: "primary and secondary disk differ",
+    CauseKind.VOTERS_DIFFER: "disks that vote differ",
     CauseKind.DATA_FITS_NO_ORDER: "reads and disks fit no order",
     CauseKind.ALLOCATION: "{subject} cluster {detail} instead of {predicted}",
     CauseKind.CORRUPTION: "{subject} disk: {detail}",
@@ -226,6 +229,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.NEW_BEFORE_OLD: "new data before old is saved",
     CauseKind.COPY_OF_NEW_DATA: "the copy holds new data",
     CauseKind.PRIMARY_NOT_FLUSHED: "{subject} does not flush the primary disk",
+    CauseKind.VOTER_NOT_FLUSHED: "{subject} does not flush the {detail} disk",
     CauseKind.NOT_ON_DISK: "{subject} not on disk after {detail}",
     CauseKind.PROBE_FAILS: "a {subject} afterwards fails",
     CauseKind.PROBE_LOST: "the next guest write is not on the {subject} disk",
