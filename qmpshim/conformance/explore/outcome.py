@@ -49,7 +49,9 @@ class Outcome:
     :ivar view: what is read at the guest's end, ``None`` if it cannot be read
     :ivar alloc: by overlay, by cluster
     :ivar status: the error that replication reports
-    :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
+    :ivar primary: owners of all sectors of the primary's own disk, or of the first disk that votes;
+        ``None`` where there is none
+    :ivar tertiary: the same of the third disk that votes; the second is ``secondary``
     :ivar backup: what a backup job and the dirty bitmaps left, where there may be such
     :ivar bitmaps: those of a disk whose snapshot is pulled
     """
@@ -63,5 +65,6 @@ class Outcome:
     alloc: tuple[tuple[int, ...], ...]
     status: str | None
     primary: tuple[int, ...] | None = None
+    tertiary: tuple[int, ...] | None = None
     backup: BackupLeft | None = None
     bitmaps: tuple[BitmapLeft, ...] = ()

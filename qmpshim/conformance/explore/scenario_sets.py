@@ -58,6 +58,7 @@ _LETTERS = {
     "primary": "RPGMEFCOSAQ",
     "push": "WVDZrHSfiantcd",
     "pull": "WVDZRHA",
+    "votes": "RPGMEFT",
 }
 _NOT_IN_PAIRS = "KLN"
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
@@ -123,6 +124,7 @@ _THEN = {
         "OCQ", "ORQ", "CPG", "CQO",
     ),
     "primary": ("GPR", "MGR", "PGF", "GRQ", "OGR", "SGR", "OPG", "SRA", "OGQ"),
+    "votes": ("RGR", "PGF"),
 }  # fmt: skip
 
 
@@ -146,6 +148,7 @@ _TWICE = {
     "backup": ("RWR", "HWH"),
     "fleecing": ("RWR", "TRT"),
     "primary": ("GRG", "FGF"),
+    "votes": ("FGF",),
 }
 
 
@@ -173,8 +176,8 @@ SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
 def named(name: str) -> list[RealScenario]:
     """The scenarios a name stands for: one of :data:`SETS`, or letters like ``WR``.
 
-    ``backup-``, ``fleecing-`` and ``primary-`` in front choose the form, ``qcow2-`` before all that
-    the format of the secondary disk.
+    ``backup-``, ``fleecing-`` and so on in front choose the form, ``qcow2-`` before all that the
+    format of the secondary disk.
 
     :raises InputError: it stands for none
     """

@@ -41,7 +41,8 @@ class RealScenario:
     """Operations that run at the same time on a real chain.
 
     In fleecing and in plain backup the *guest* is the reader of the snapshot; on the primary it is
-    the guest that runs there, and nothing else does anything.
+    the guest that runs there, and above disks that vote whose disk they are; nothing else does
+    anything.
 
     :ivar size: virtual size in sectors, of all disks
     :ivar cluster: qcow2 cluster in sectors
@@ -153,6 +154,11 @@ class RealScenario:
     def replicates(self) -> bool:
         """Whether there is a replication filter, with a status."""
         return self.has("replication")
+
+    @property
+    def on_primary(self) -> bool:
+        """Whether the guest is that of a primary, which forwards what it writes."""
+        return self.topology.replication_mode == "primary"
 
     @property
     def breaks_snapshot(self) -> bool:

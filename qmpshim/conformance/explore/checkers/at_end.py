@@ -33,6 +33,7 @@ GATE_OPEN: Sequence[Check] = (
     liveness.rest_is_there,
     liveness.job_is_as_controlled,
     quorum.error_is_reported,
+    quorum.bad_disk_is_named,
 )
 #: When the disks were read.
 DISKS_READ: Sequence[Check] = (

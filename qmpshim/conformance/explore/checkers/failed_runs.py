@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.checkers.placements import (
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.faults import METADATA, InjectedFault
 from qmpshim.conformance.explore.outcome import Outcome
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.model.answers import IoError
 from qmpshim.model.operations import Verb, does
 from qmpshim.model.units import touched
@@ -117,7 +117,7 @@ class FailedRuns:
 
     def _placements(self, fault: InjectedFault) -> list[Placement]:
         """Which operations may meet a failure, and how."""
-        empties = fault.image not in PRIMARY_IMAGES and does(self._scenario.ops, *EMPTIES)
+        empties = fault.image not in DISKS and does(self._scenario.ops, *EMPTIES)
         emptied = (False, True) if empties else (False,)
         if fault.gone:
             return self._gone(fault, emptied)
@@ -133,7 +133,7 @@ class FailedRuns:
             writes = [op for op in met_by if ops[op].is_primary and ops[op].changes]
             later = [op for op in range(len(ops)) if op not in fault.over]
             ways += [partial(BrokenSnapshot, fault, op, writes) for op in later]
-        if fault.reader is not None:
+        if fault.reader is not None and not self._scenario.topology.voters:
             ways.append(partial(AnyRead, fault, fault.reader))
         if self._may_be_unobserved(fault):
             ways.append(partial(Unobserved, fault))
@@ -146,7 +146,7 @@ class FailedRuns:
     def _may_be_unobserved(self, fault: InjectedFault) -> bool:
         """Whether no operation need notice."""
         ops = self._scenario.ops
-        if self._scenario.has("quorum") and fault.image == "secondary" and does(ops, *_CLOSES):
+        if self._scenario.on_primary and fault.image == "secondary" and does(ops, *_CLOSES):
             # To a read in between the write may look like one that came after the stop.
             return True
         return any(self._closes(fault, op) for op in under_way(self._scenario, fault))

@@ -28,7 +28,7 @@ def hidden_refusal(
     """An operation that reports success although its own data was refused."""
     numbers = {scenario.number(i): i for i in range(len(scenario.ops))}
     for named, fault in failed:
-        if named.io.image == "secondary" and scenario.has("quorum"):
+        if named.io.image == "secondary" and scenario.on_primary:
             continue  # that is not reported to the guest: case 2
         for _, number, _ in tags(named.io.data):
             index = numbers.get(number)

@@ -90,9 +90,10 @@ def _read(
     )
     if scenario.backs_up:  # that is the target, which has a checker of its own
         hidden = replace(_empty(scenario), violation=hidden.violation)
-    primary = None
-    if scenario.has("quorum"):
-        primary = tuple(owners(machine.gate.snapshot("primary"), 0))
+    primary, tertiary = (
+        tuple(owners(machine.gate.snapshot(name), 0)) if name in machine.images else None
+        for name in ("primary", "tertiary")
+    )
     seen = Outcome(
         tuple(now.answers),
         tuple(now.data),
@@ -103,6 +104,7 @@ def _read(
         () if scenario.has("quorum") or scenario.backs_up else (hidden.kinds, active.kinds),
         status,
         primary,
+        tertiary,
     )
     return seen, unsound or hidden.violation or active.violation
 

@@ -21,6 +21,7 @@ from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.model.answers import (
     IoError,
     Ok,
@@ -94,9 +95,7 @@ class LinearizabilityChecker:
         self.orders = orders_of(scenario, behaviour)
         self._cut_off = cut_off(scenario.ops)
         # Whether a write may be forwarded although replication was stopped before it.
-        self._forwards_late = scenario.has("quorum") and does(
-            scenario.ops, Verb.STOP, Verb.FAILOVER
-        )
+        self._forwards_late = scenario.on_primary and does(scenario.ops, Verb.STOP, Verb.FAILOVER)
         self._seen: dict[Hashable, RealViolation | None] = {}
         self._predictions: dict[Outcome, Observations] = {}
         self.outcomes: dict[Order, Outcome] = {}
@@ -141,10 +140,10 @@ class LinearizabilityChecker:
     def with_masking_quorum(self) -> tuple[LinearizabilityChecker, ...]:
         """Checkers for which an error of the primary disk may be masked, as QEMU's quorum does.
 
-        None where there is no quorum, or this is such a checker.
+        None where there is no primary, or this is such a checker.
         """
         known = self.behaviour.known
-        if not self.scenario.has("quorum") or KnownDefect.QUORUM_MASKS_PRIMARY in known:
+        if not self.scenario.on_primary or KnownDefect.QUORUM_MASKS_PRIMARY in known:
             return ()
         return tuple(
             LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known | masks))
@@ -182,6 +181,7 @@ class LinearizabilityChecker:
         disks = (
             ("primary", end.primary),
             ("secondary", end.secondary),
+            ("tertiary", end.tertiary),
             ("view", end.view),
             ("hidden", end.hidden),
             ("active", end.active),
@@ -271,6 +271,8 @@ class LinearizabilityChecker:
                 text = "the disk can be read at the guest's end, though it was given up there"
                 cause = Cause(CauseKind.VIEW_READABLE)
                 return RealViolation(Verdict.ISOLATION, text, cause=cause)
+            case Observable(Aspect.READABLE) if parted := self._parted(seen):
+                return replace(parted, text=f"{parted.text}, and no two of them agree")
             case Observable(Aspect.READABLE):
                 text = "the disk cannot be read at the guest's end, though nothing prevents it"
                 cause = Cause(CauseKind.VIEW_UNREADABLE)
@@ -319,20 +321,35 @@ class LinearizabilityChecker:
             return answers_fit_no_order(seen)
         assert isinstance(wrong.group, int)
         start, end = self.cells[wrong.group]
+        if parted := self._parted_in(start, end, seen):
+            return parted
         cluster, where = start // self.scenario.cluster, f"sectors {start}..{end - 1}"
-        writes = sum(
-            op.is_guest and op.changes and op.overlaps(start, end) for op in self.scenario.ops
-        )
-        if writes > 1 and seen.primary and seen.primary[start:end] != seen.secondary[start:end]:
-            text = (
-                f"in {where} the primary and the secondary disk hold the data of operations that "
-                f"were done on them in different orders"
-            )
-            cause = Cause(CauseKind.DISKS_DIFFER)
-            return RealViolation(Verdict.CONTENT, text, cluster=cluster, cause=cause)
         text = f"in {where} what reads returned and what the disks hold fit no order"
         cause = Cause(CauseKind.DATA_FITS_NO_ORDER)
         return RealViolation(Verdict.ISOLATION, text, cluster=cluster, cause=cause)
+
+    def _parted(self, seen: Outcome) -> RealViolation | None:
+        """The violation that the disks which vote are parted, in the first cell where they are."""
+        if not self.scenario.topology.voters:
+            return None
+        return next(filter(None, (self._parted_in(*cell, seen) for cell in self.cells)), None)
+
+    def _parted_in(self, start: int, end: int, seen: Outcome) -> RealViolation | None:
+        """The violation that disks which have the same written to them differ in a cell."""
+        ops = self.scenario.ops
+        copies = [one for one in (seen.primary, seen.secondary, seen.tertiary) if one is not None]
+        writes = [op for op in ops if op.is_guest and op.changes and op.overlaps(start, end)]
+        if len(writes) < 2 or len({one[start:end] for one in copies}) < 2:
+            return None
+        disks, kind = "the primary and the secondary disk", CauseKind.DISKS_DIFFER
+        if self.scenario.topology.voters:
+            disks, kind = "the disks that vote", CauseKind.VOTERS_DIFFER
+        text = (
+            f"in sectors {start}..{end - 1} {disks} hold the data of operations that were done on "
+            f"them in different orders"
+        )
+        cluster = start // self.scenario.cluster
+        return RealViolation(Verdict.CONTENT, text, cluster=cluster, cause=Cause(kind))
 
     def _wrong_answer(self, index: int, wrong: Unexplained) -> RealViolation:
         op = self.scenario.ops[index]
@@ -359,7 +376,7 @@ class LinearizabilityChecker:
         above = name in ("guest_read", "guest_block_status", "guest_dirty_bitmap", "view")
         if above and not {Whose.NEW, Whose.MARKED}.isdisjoint(kinds):
             verdict = Verdict.ISOLATION
-        elif above or name in ("primary", "secondary", "active", "primary_read"):
+        elif above or name in (*DISKS, "active", "primary_read"):
             verdict = Verdict.LOST_WRITE
         where = f"sectors {start}..{end - 1}"
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(predicted)}"

@@ -4,7 +4,8 @@
   ``on-cbw-error=break-snapshot``, when a copy failed, and the snapshot is given up);
 * *copies*: what is sent to the hidden disk is old data (or the snapshot is given up);
 * *flushes*: what had been written before a flush began outlives a loss of power when it ends, and
-  so does a FUA write; on the primary that disk was flushed meanwhile, too.
+  so does a FUA write; on the primary that disk was flushed meanwhile, too, and so was each disk
+  that votes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo, owne
 from qmpshim.conformance.explore.harness.overlays import overlay_in
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.parts import first_of, on_disk
 from qmpshim.machine.nbd.gate.events import EventKind, HeldIO
@@ -145,21 +146,23 @@ class OnlineChecker:
         if not self.quiet or now.gone():
             return None
         scenario = self._scenario
-        if any(named.io.image == "primary" for named, _ in now.failed):
-            return None  # what the quorum masks is reported by its own checker
         op = scenario.ops[index]
-        name = self._disk_of(op)
-        if name not in self._machine.images:
-            return None
+        failed = {named.io.image for named, _ in now.failed}
         durable = self._acknowledged(now, index)
-        if op.flushes and name == "primary" and self._never_flushed(now, index):
-            text = f"{op} ends, and the primary disk was not flushed"
-            cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
-            return RealViolation(Verdict.LOST_WRITE, text, index, cause=cause)
-        if not durable:
-            return None
-        left = self._machine.gate.journal(name).after_loss()
-        return self._missing(now, index, durable, name, left)
+        for name in self._disks_of(op):
+            if name not in self._machine.images or (scenario.has("quorum") and name in failed):
+                continue  # what a quorum masks is reported by its own checker
+            if op.flushes and scenario.has("quorum") and self._never_flushed(now, index, name):
+                text = f"{op} ends, and the {name} disk was not flushed"
+                cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
+                if not scenario.on_primary:
+                    cause = Cause(CauseKind.VOTER_NOT_FLUSHED, "guest_flush", name)
+                return RealViolation(Verdict.LOST_WRITE, text, index, cause=cause)
+            if durable:
+                left = self._machine.gate.journal(name).after_loss()
+                if wrong := self._missing(now, index, durable, name, left):
+                    return wrong
+        return None
 
     def lost(self, now: History, name: str, image: bytes) -> RealViolation | None:
         """What is missing in a disk that a flush or a FUA write which is over has acknowledged.
@@ -170,7 +173,7 @@ class OnlineChecker:
             return None
         for index in sorted(now.over):
             op = self._scenario.ops[index]
-            if op.makes_durable and now.answers[index] == OK and self._disk_of(op) == name:
+            if op.makes_durable and now.answers[index] == OK and name in self._disks_of(op):
                 durable = self._acknowledged(now, index)
                 if wrong := self._missing(now, index, durable, name, image):
                     return wrong
@@ -181,7 +184,7 @@ class OnlineChecker:
     ) -> RealViolation | None:
         """Which of the *writes* that operation *durable* acknowledged is not in a disk's bytes."""
         scenario = self._scenario
-        if name in PRIMARY_IMAGES and scenario.secondary == "raw":
+        if name in DISKS and scenario.secondary == "raw":
             found: Sequence[int | None] = owners(image, 0)
         else:
             found = overlay_in(image, scenario, name).content
@@ -199,11 +202,13 @@ class OnlineChecker:
                     )
         return None
 
-    def _disk_of(self, op: Operation) -> str:
-        """The disk that a flush or a write is for."""
+    def _disks_of(self, op: Operation) -> tuple[str, ...]:
+        """The disks that a flush or a write is for."""
         if op.is_primary:
-            return "secondary"
-        return "primary" if self._scenario.has("quorum") else "active"
+            return ("secondary",)
+        if self._scenario.on_primary:
+            return ("primary",)
+        return self._scenario.topology.voters or ("active",)
 
     def _acknowledged(self, now: History, durable: int) -> list[int]:
         """The writes that an operation made durable.
@@ -221,8 +226,8 @@ class OnlineChecker:
             and now.answers[index] == OK
         ]
 
-    def _never_flushed(self, now: History, flush: int) -> bool:
-        """Whether what had been written before a flush to the primary's disk was not flushed."""
+    def _never_flushed(self, now: History, flush: int, name: str) -> bool:
+        """Whether what had been written to a disk before a flush was not flushed."""
         writers = [
             index
             for index in now.precedence[flush]
@@ -230,7 +235,7 @@ class OnlineChecker:
             and self._scenario.ops[index].changes
             and now.answers[index] == OK
         ]
-        return left_unflushed(self._machine, now, "primary", writers)
+        return left_unflushed(self._machine, now, name, writers)
 
     def _may_be_there(self, now: History, write: int, sector: int) -> set[int | None]:
         """Whose a sector may be once a write to it is done: its own, or a later change's.

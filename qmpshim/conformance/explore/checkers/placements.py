@@ -11,15 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from qmpshim.conformance.explore.checkers.orders import Order, operations_in
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS, IMAGES
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.secondary import Chain
+from qmpshim.model.chain.votes import VotingDisks
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.disks.image import Image, Qcow2Image
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io
 
-AnyChain = Chain | PrimaryChain | PushChain
+AnyChain = Chain | PrimaryChain | VotingDisks | PushChain
 
 
 class FaultPlacement:
@@ -160,7 +161,7 @@ class NothingDone(FaultPlacement):
         self,
         fault: InjectedFault,
         failing_op: int,
-        images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES),
+        images: Collection[str] = (*IMAGES, *DISKS),
     ) -> None:
         super().__init__(fault, failing_op)
         self._images = images

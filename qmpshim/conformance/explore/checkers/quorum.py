@@ -7,7 +7,8 @@ model can do as QEMU does there (``KnownDefect.QUORUM_MASKS_PRIMARY`` of the beh
 that alone explains is reported by this module; what it does not explain is another finding.
 
 What remains is QEMU's event ``QUORUM_REPORT_BAD``, which names the child that failed. It is limited
-to one a second by QEMU's monitor, so a process shows each kind once, and a fresh one always does.
+to one a second and child by QEMU's monitor, so a process shows each kind once, and a fresh one
+always does. Where disks vote a failure of one is no error at all, and that event is all there is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from qmpshim.model.operations import Verb
 Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
 _MASKED = {Verb.WRITE: "write", Verb.ZERO: "write", Verb.FLUSH: "flush"}  # of the guest
+#: What an event calls a request of a child.
+_OF_CHILD = {"read": "read", "write": "write", "zero": "write", "flush": "flush"}
 EVENT_LIMIT = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
 NOT_IN_STATUS = Cause(CauseKind.NOT_IN_STATUS, "2", "forwarding a write failed")
 
@@ -124,7 +127,7 @@ def error_is_reported(end: End) -> RealViolation | None:
     within the second, and send none now.
     """
     machine, scenario, now = end.machine, end.scenario, end.history
-    if not scenario.has("quorum"):
+    if not scenario.on_primary:
         return None
     silent = list(_in_silence(scenario, now.answers, now.failed))
     # An event that QEMU keeps back gives way to a later one of the same disk.
@@ -143,14 +146,49 @@ def error_is_reported(end: End) -> RealViolation | None:
     return None
 
 
-def _reported(machine: GatedMachine, kind: str | None, where: tuple[int, int] | None) -> bool:
-    """Whether there is an event for the primary disk, of this kind and place (``None``: of any)."""
+def bad_disk_is_named(end: End) -> RealViolation | None:
+    """Whether an event named each disk that failed a request which succeeded by votes.
+
+    What is read of the disk later may have it named once more, and only the last event of a disk
+    is sent: so beside reads any event of that disk will do.
+    """
+    scenario, failed = end.scenario, end.history.failed
+    if not scenario.topology.voters:
+        return None
+    any_event = len(failed) > 1 or end.history.gone() or any(op.reads for op in scenario.ops)
+    for named, _ in failed:
+        if isinstance(end.history.answers[named.op], IoError):
+            continue  # that is no less a report, if not of the disk
+        op, disk, kind = scenario.ops[named.op], named.io.image, _OF_CHILD[named.verb]
+        where = None if kind == "flush" else (op.start, op.count)
+        if any_event:
+            reported = partial(_reported, end.machine, None, None, disk, with_error=False)
+        else:
+            reported = partial(_reported, end.machine, kind, where, disk)
+        key = f"{disk} {kind}"
+        if key in end.reported_errors or end.machine.event_loop.until(reported, EVENT_LIMIT):
+            end.reported_errors.add(key)
+            continue
+        text = f"the {disk} disk fails a {named.verb} of {op}, and no event names it"
+        cause = Cause(CauseKind.NO_QUORUM_EVENT, op.name)
+        return RealViolation(Verdict.ERROR_CONTRACT, text, named.op, cause=cause)
+    return None
+
+
+def _reported(
+    machine: GatedMachine,
+    kind: str | None,
+    where: tuple[int, int] | None,
+    disk: str = "primary",
+    with_error: bool = True,
+) -> bool:
+    """Whether there is an event for a disk, of this kind and place (``None``: of any)."""
     for event in machine.qmp.events:
         data = event.get("data", {})
         if (
             event["event"] == "QUORUM_REPORT_BAD"
-            and data.get("node-name") == "primary"
-            and "error" in data
+            and data.get("node-name") == disk
+            and ("error" in data or not with_error)
             and kind in (None, data.get("type"))
             and where in (None, (data.get("sector-num"), data.get("sectors-count")))
         ):

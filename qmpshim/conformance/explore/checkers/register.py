@@ -69,7 +69,7 @@ CHECKERS: tuple[Checker, ...] = (
     Checker("failures",
             "the same, where I/Os failed; failures 3 to 7 of docs/block-replication.txt",
             (Verdict.ERROR_CONTRACT, Verdict.ISOLATION)),
-    Checker("quorum", "the same on the primary; events QUORUM_REPORT_BAD",
+    Checker("quorum", "the same on the primary, and of disks that vote; events QUORUM_REPORT_BAD",
             (Verdict.ERROR_CONTRACT, Verdict.LOST_WRITE)),
     Checker("durability", "flushes of the secondary disk after a failover's commit",
             (Verdict.LOST_WRITE,)),

@@ -28,6 +28,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
+from qmpshim.model.chain.votes import VotingDisks
 from qmpshim.model.check.observables import MARKED, UNMARKED
 from qmpshim.model.disks.image import Alloc, owned
 from qmpshim.model.operations import Operation, Side, Verb
@@ -83,6 +84,8 @@ def run_in_order(
         run.take(step)
     if isinstance(chain, PrimaryChain):
         return _primarys_end(scenario, chain, run.answers, run.data)
+    if isinstance(chain, VotingDisks):
+        return _voted_end(scenario, chain, run.answers, run.data)
     return _final(scenario, chain, run.answers, run.data)
 
 
@@ -95,7 +98,7 @@ class _InOrder:
     def __init__(
         self,
         scenario: RealScenario,
-        chain: Chain | PrimaryChain,
+        chain: Chain | PrimaryChain | VotingDisks,
         placements: Sequence[FaultPlacement],
         copied: Mapping[int, Sequence[int]],
     ) -> None:
@@ -128,7 +131,7 @@ class _InOrder:
             return DISCONNECTED
         self._gone |= cut_off([op])
         errno_for = self._begins(index)
-        if op.verb is Verb.FAILOVER:
+        if op.verb is Verb.FAILOVER and not isinstance(self._chain, VotingDisks):
             self._chain.begin_failover()
             return OK
         try:
@@ -154,6 +157,7 @@ class _InOrder:
     def _status(self) -> Prediction:
         """The answer of a query: replication's status, or which block jobs there are."""
         scenario, chain = self._scenario, self._chain
+        assert not isinstance(chain, VotingDisks)  # which have no command
         if scenario.replicates:
             error = chain.status()
             return ReportedError(error) if error else OK
@@ -213,13 +217,17 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
         for number, op in enumerate(scenario.setup, BASE + 1):
             pushes.do(op, number)
         return pushes
-    if scenario.has("quorum"):
+    if voters := scenario.topology.voters:
+        chain = VotingDisks(voters, scenario.size, scenario.topology.threshold)
+        for disk in chain.disks:
+            disk.contents.write(0, owned(BASE, scenario.size))
+    elif scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
         chain.secondary.contents.write(0, owned(BASE, scenario.size))
     else:
         chain = _secondarys(scenario, behaviour)
-    if not scenario.topology.begins_late:
+    if not (scenario.topology.begins_late or isinstance(chain, VotingDisks)):
         run_sequentially(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
         try:
@@ -292,6 +300,25 @@ def _primarys_end(
     nothing = (None,) * size
     return Outcome(
         tuple(answers), tuple(data), secondary, nothing, nothing, view, (), chain.status(), primary
+    )
+
+
+def _voted_end(
+    scenario: RealScenario,
+    chain: VotingDisks,
+    answers: list[Prediction],
+    data: list[tuple[int, ...] | None],
+) -> Outcome:
+    size = scenario.size
+    view: tuple[int, ...] | None = None
+    with contextlib.suppress(ModelIOError):  # no two of them agree
+        view = tuple(run_sequentially(chain.guest_read(0, size)))
+    primary, secondary, tertiary = (
+        tuple(max(0, owner) for owner in disk.contents.read(0, size)) for disk in chain.disks
+    )
+    nothing = (None,) * size
+    return Outcome(
+        tuple(answers), tuple(data), secondary, nothing, nothing, view, (), None, primary, tertiary
     )
 
 

@@ -8,6 +8,10 @@ let go without anything coming of it yet (another of the same operation is still
 its own clusters. Commands, flushes and FUA writes touch everything; so do all, where qcow2's own
 I/O is held: one table is about the clusters of many.
 
+Of disks that vote each has places of its own. An I/O of one that is let go touches that, and those
+on which more I/O comes of it; whether it ends its operation matters to those alone that start
+later, and to start one touches all.
+
 While a backup job copies in the background, an I/O of it touches what it is about, and all of the
 operations that go on when it is let go. That holds as long as another I/O is held that can only be
 the job's: the step after which none is may end the job, or have it look for more to copy anywhere.
@@ -16,7 +20,7 @@ So that step touches everything, and so does each one after an I/O has failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
@@ -38,6 +42,9 @@ class Footprints:
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
         self._all_io = all_io
         self._cluster = scenario.granule
+        self._size = scenario.size
+        self._clusters = -(-scenario.size // self._cluster)
+        self._disks = scenario.topology.voters or ("",)
         self._backs_up = [op.backs_up for op in scenario.ops]
         self._ops = [
             EVERYTHING if scenario.changes_chain(op) else self._works_with(op)
@@ -50,8 +57,11 @@ class Footprints:
             for op in scenario.ops
         ]
 
-    def _places(self, start: int, count: int) -> int:
-        return sum(2 << n for n in touched(start, count, self._cluster))
+    def _places(self, start: int, count: int, disk: str = "") -> int:
+        """The places of a range, on one of the disks that vote or on all."""
+        places = sum(2 << n for n in touched(start, count, self._cluster))
+        numbers = [self._disks.index(disk)] if disk else range(len(self._disks))
+        return sum(places << number * self._clusters for number in numbers)
 
     def _works_with(self, op: Operation) -> Footprint:
         if op.queries:
@@ -92,6 +102,17 @@ class Footprints:
             own = self._places(other.start, other.count) if whole is EVERYTHING else whole.writes
             places |= own or EVERYTHING.writes
         return Footprint(places, 0 if named.verb == "read" else places)
+
+    def of_voter(self, named: NamedIo, coming: Sequence[NamedIo]) -> Footprint:
+        """The footprint of a step that let an I/O of a disk that votes go.
+
+        :param coming: the I/Os that came of it
+        """
+        places = 0
+        for io in (named, *coming):
+            start, count = (io.start, io.count) if io.count else (0, self._size)  # a flush
+            places |= self._places(start, count, io.io.image)
+        return Footprint(places, places if coming or named.verb != "read" else 0)
 
     def is_copy(self, named: NamedIo, unfinished: Iterable[int]) -> bool:
         """Whether an I/O can only be one of a backup job's copies, and of no request's.

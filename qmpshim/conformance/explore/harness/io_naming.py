@@ -20,6 +20,7 @@ import numpy as np
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.machine.chain.parts import disk_of, first_of
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
@@ -129,7 +130,7 @@ class IoNames:
         self._disk_size = disk_size
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[IoId] = Counter()
-        self._raw = {"primary", "secondary"} if secondary is None else {"primary"}
+        self._raw = {*DISKS} if secondary is None else {*DISKS} - {"secondary"}
         if secondary is not None:
             self._places["secondary"] = dict(secondary)
         self.flushing = False  # a flush is an operation now, and to be held
@@ -208,7 +209,7 @@ class IoNames:
         unfinished: Sequence[int],
     ) -> int:
         image = first_of(io.image)
-        if image in ("primary", "secondary", "active") and verb == "write":
+        if image in (*DISKS, "active") and verb == "write":
             for number in carried:
                 index = self._by_number.get(number)
                 if index is not None and index in unfinished:
@@ -237,6 +238,6 @@ class IoNames:
         if op.reads:
             return looks
         if op.is_guest and op.writes:
-            return image in ("primary", "active") or looks
-        own = image in ("primary", "secondary")
+            return image in ("primary", "tertiary", "active") or looks
+        own = image in DISKS
         return own or (image == "hidden" and (meta or not looks))

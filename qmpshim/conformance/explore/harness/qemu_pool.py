@@ -7,7 +7,7 @@ Three ways back to the start, from cheap to dear:
   what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
   got; with that it sends fewer requests, and the same schedule goes another way. So in the
   beginning it gets one again, whichever way was taken: all is data. The primary has no overlays,
-  and nothing to empty: there the bytes of both disks are put back.
+  and nothing to empty, nor have disks that vote: there the bytes of all disks are put back.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
@@ -30,7 +30,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import DISKS
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.images import filled_qcow2
 from qmpshim.machine.chain.parts import disk_of, first_of
@@ -167,7 +167,8 @@ class QemuPool:
         machine.gate.release_all()
         machine.settle()
         topology = machine.topology
-        simple = topology.has("replication") and topology.node("secondary").driver == "raw"
+        again = topology.has("replication") or topology.voters
+        simple = again and topology.node("secondary").driver == "raw"
         if simple and self._running and not self.tainted:
             for name, client in machine.clients.items():
                 if client.lost:
@@ -201,14 +202,14 @@ class QemuPool:
 
     @staticmethod
     def _put_back(machine: GatedMachine, base: bytes) -> None:
-        """Give the disk its bytes back; on the primary both disks, which begin as equals.
+        """Give the disk its bytes back; where there are several, all of them: they begin as equals.
 
         Two secondary disks have one half of them each.
         """
         disks = machine.topology.disks
         part = len(base) // disks
         for name, store in machine.stores.items():
-            if first_of(name) in PRIMARY_IMAGES:
+            if first_of(name) in DISKS:
                 start = disk_of(name) * part
                 store.restore(base[start : start + part] if disks > 1 else base)
 

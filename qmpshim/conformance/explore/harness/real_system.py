@@ -226,6 +226,8 @@ class RealSystem(RealRun):
                 return EVERYTHING
             if named is not None and self.scenario.ops[thread].backs_up:
                 return self._footprints.of_copy(named, coming)
+        if isinstance(choice, Complete) and named is not None and self.scenario.topology.voters:
+            return self._footprints.of_voter(named, coming)
         more = thread not in now.over and all(one.op != thread for one in coming)
         return self._footprints.step(choice, thread, named, more)
 

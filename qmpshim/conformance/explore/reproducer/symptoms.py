@@ -144,6 +144,7 @@ def symptom_of(finding: Finding) -> Symptom:
             | CauseKind.DATA_FITS_NO_ORDER
             | CauseKind.ANSWERS_FIT_NO_ORDER
             | CauseKind.DISKS_DIFFER
+            | CauseKind.VOTERS_DIFFER
         ):
             found = _orders(finding)
             return _seen_as_data(finding) if found is UNKNOWN else found

@@ -88,6 +88,34 @@ def test_what_a_request_may_need_does_not_count_as_a_copy() -> None:
     assert not feet.is_copy(io(1, "write", FAR), ())
 
 
+def of_disk(image: str, verb: str, op: int = 0) -> NamedIo:
+    """An I/O on the first cluster of a disk that votes; a flush is on none."""
+    many = 0 if verb == "flush" else 128
+    held = HeldIO(1, image, Nbd.WRITE, 0, many * 512, b"", False, False, 1)
+    return NamedIo(IoId(op, image, verb, f"0+{many}"), held, 0, many)
+
+
+def test_each_disk_that_votes_has_places_of_its_own() -> None:
+    write, far = operation("guest_write", 0, 128), operation("guest_write", FAR, 8)
+    feet = Footprints(RealScenario("made", (write, far), form="votes", size=128 * 64))
+    disks = [feet.of_voter(of_disk(name, "write"), ()) for name in ("primary", "tertiary")]
+    assert disks[0].conflicts(disks[0]) and not disks[0].conflicts(disks[1])
+    begins, beyond = (feet.step(Start(n), n, None, False) for n in range(2))
+    assert all(one.conflicts(begins) and not one.conflicts(beyond) for one in disks)
+    flush = feet.of_voter(of_disk("primary", "flush"), ())
+    assert flush.conflicts(beyond) and flush.conflicts(disks[0])
+    assert not flush.conflicts(disks[1])
+    assert feet.of_voter(of_disk("primary", "flush"), [of_disk("tertiary", "flush")]).conflicts(
+        disks[1]
+    )
+    read = feet.of_voter(of_disk("primary", "read"), ())
+    assert read.conflicts(disks[0]) and not read.conflicts(read)
+    # A disk that differs is written when the last one was read.
+    assert feet.of_voter(of_disk("primary", "read"), [of_disk("tertiary", "write")]).conflicts(
+        disks[1]
+    )
+
+
 def test_the_status_meets_commands_only() -> None:
     status, first, far, command = starts(
         operation("status"),
