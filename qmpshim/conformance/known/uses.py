@@ -34,6 +34,7 @@ USES: dict[str, tuple[Use, ...]] = {
     "backup": (Use.SYNC_NONE_BACKUP,),
     "fleecing": (Use.FLEECING,),
     "pull": (Use.SYNC_NONE_BACKUP,),
+    "votes": (Use.QUORUM,),
     "push": (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
 }
 
