@@ -70,17 +70,6 @@ def recognised(findings: Iterable[Finding], version: Version) -> dict[str, Findi
     return found
 
 
-def known_finding(name: str) -> ExplorerWriteUp:
-    """The one of the explorer with that id.
-
-    :raises InputError: there is none
-    """
-    for one in known_findings():
-        if one.id == name:
-            return one
-    raise InputError(f"no known finding {name!r}")
-
-
 def known_directed() -> dict[str, DirectedWriteUp]:
     """Those of the directed cases, by case."""
     return {one.path.stem: one for one in _of(DirectedWriteUp)}

@@ -107,11 +107,6 @@ class Qcow2Reader:
         return cls(view, parse_header(view))
 
     @property
-    def guest_clusters(self) -> int:
-        """How many clusters the virtual disk has, the last one perhaps cut short."""
-        return -(-self.virtual_size // self.cluster_size)
-
-    @property
     def guest_units(self) -> int:
         """How many units the virtual disk has, the last one perhaps cut short."""
         return -(-self.virtual_size // self.unit_size)

@@ -25,7 +25,7 @@ from qmpshim.conformance.check.runners import bundle, known
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.known import folder
-from qmpshim.conformance.known.folder import known_finding, write_ups
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import CauseKind
@@ -39,7 +39,8 @@ def shadowed(
     request: pytest.FixtureRequest, qemu_build: Build, tmp_path: Path
 ) -> tuple[str, ExplorerWriteUp]:
     """A known finding, and a write-up of another one that is never seen in its scenario."""
-    known = known_finding(request.param)
+    known = write_up(request.param)
+    assert isinstance(known, ExplorerWriteUp)
     if not known.concerns(read_version(qemu_build)[0]):
         pytest.skip("another version's")
     content = json.loads(known.path.read_text())
@@ -128,7 +129,7 @@ def test_another_cause_of_the_same_write_up_is_the_same(
     """Builds differ in what a defect shows as: `assess` and `check` take either for it."""
     name, other = shadowed
     path = other.path.rename(tmp_path / f"{name}.json")  # its name is the write-up's id
-    same = replace(known_finding(name), path=path)
+    same = replace(write_up(name), path=path)
     assert [one.seen for one in try_finding(qemu_build, same, tmp_path)] == [Seen.SHOWN]
     monkeypatch.setattr(known, "write_up", lambda name: same)
     outcome = known.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)

@@ -62,7 +62,7 @@ def test_header_fields(tmp_path: Path) -> None:
     )
     assert (found.header.backing_file, found.header.backing_format) == ("base.qcow2", "qcow2")
     assert (found.header.flags, found.header.refcount_bits) == (Incompatible(0), 64)
-    assert found.guest_clusters == 769
+    assert found.guest_units == 769
     assert (
         Qcow2Reader.parse(
             make_image(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()
