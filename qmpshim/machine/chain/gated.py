@@ -60,31 +60,58 @@ class GatedMachine(GatedProcess):
         super().__init__(build, deadline)
         self.shape = shape
         self.stores: dict[str, MemoryStore] = {}
-        self.topology = shape.topology
-        self.images = self.topology.images
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
         try:
+            self._export_images()
+            self.gate.serve(self.event_loop, self.workspace.path / "gate")
+            self.spawn()
+            path = {"path": str(self.workspace.path / "nbd")}
+            self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
             self._open()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def topology(self) -> Topology:
+        """The chain."""
+        return self.shape.topology
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images on the gate."""
+        return self.topology.images
+
     # -- setting up --------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def reshape(self, shape: Shape) -> None:
+        """Open another chain, over images of its own, in the place of one that was taken apart.
+
+        What raises an error leaves a part of it.
+
+        :raises BuildError: this QEMU cannot build it
+        :raises MachineError: QEMU misbehaves
+        """
+        for name, store in self.stores.items():
+            self.gate.remove(name)
+            store.close()
+        self.stores.clear()
+        self.shape = shape
+        self._export_images()
+        self._open()
+
+    def _export_images(self) -> None:
         for name in self.images:
             raw = name not in self.qcow2_images
             store = MemoryStore(self.shape.size if raw else self.blank(name))
             self.stores[name] = store
             silent = first_of(name) in DISKS and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
-        self.gate.serve(self.event_loop, self.workspace.path / "gate")
-        self.spawn()
+
+    def _open(self) -> None:
         later = self.topology.backs_up or self.topology.begins_late
         if later and (missing := self._missing(self.topology.commands.values())):
             raise OptionMissing(f"this QEMU has no {missing}")
-        path = {"path": str(self.workspace.path / "nbd")}
-        self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
         try:
             self.build_chain()
         except CommandFailed as error:

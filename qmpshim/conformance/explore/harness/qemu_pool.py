@@ -1,6 +1,6 @@
 """Brings a real QEMU to the beginning of a scenario, in the cheapest way that is safe.
 
-Three ways back to the start, from cheap to dear:
+Four ways to the start, from cheap to dear:
 
 * *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
   are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
@@ -10,6 +10,7 @@ Three ways back to the start, from cheap to dear:
   and nothing to empty, nor have disks that vote: there the bytes of all disks are put back.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
+* *reshape*: another scenario has another chain. The one before was taken apart at its end.
 * *fresh*: another process.
 
 That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
@@ -102,7 +103,8 @@ class QemuPool:
         sizes = scenario.disk_size * SECTOR, scenario.cluster * SECTOR
         shape = Shape(scenario.topology, *sizes, reconnect, scenario.leaves_holes)
         machine = self.machine
-        if machine is not None and (machine.shape != shape or not self.reuse):
+        other = machine is not None and machine.shape != shape
+        if not self.reuse or (other and not self._apart):
             self.discard()
         self.base = base_image(
             self.build,
@@ -111,22 +113,37 @@ class QemuPool:
             scenario.secondary,
             scenario.topology.image("secondary").create,
         )
-        self.back()
-        machine = self.machine
-        if machine is None:
-            machine = self._fresh(shape)
+        if self.machine is not None and other:
+            self._reshape(self.machine, shape)
+        else:
+            self.back()
+        machine = self.machine or self._fresh(shape)
         self._at_start = False
         return machine
 
     def _fresh(self, shape: Shape) -> GatedMachine:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape, self.deadline)
+        self._begin(machine)
+        return machine
+
+    def _reshape(self, machine: GatedMachine, shape: Shape) -> None:
+        self.resets["reshape"] += 1
+        try:
+            machine.reshape(shape)
+        except BaseException:
+            self.discard()
+            raise
+        self._apart = False
+        self._begin(machine)
+
+    def _begin(self, machine: GatedMachine) -> None:
+        """What follows when the chain was opened over images that are empty."""
         if machine.topology.node("secondary").driver == "raw":
             self._put_back(machine, self.base)
             self.start_scenario(machine)
         else:  # QEMU has read the tables of the empty one
             self._rebuild(machine, self.base)
-        return machine
 
     def back(self, apart: bool = False) -> None:
         """Let the QEMU that was used come to rest and go back to the beginning, if there is one.

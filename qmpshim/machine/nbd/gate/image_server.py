@@ -55,6 +55,15 @@ class ImageServer(ABC):
             raise InputError(f"the gate has an image {name!r} already")
         self._images[name] = ExportedImage(name, store, read_only, frozenset(without))
 
+    def remove(self, name: str) -> None:
+        """Export an image no longer; its store stays open, its connections are dropped.
+
+        :raises InputError: no such image
+        """
+        for number in self.connections(name):
+            self._connections[number].cut()
+        del self._images[name]
+
     def store(self, name: str) -> Store:
         """The store behind an image.
 

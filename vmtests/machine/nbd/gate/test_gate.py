@@ -715,6 +715,23 @@ async def test_refuse(tmp_path: Path) -> None:
         await client(gate, "disk")
 
 
+async def test_remove(tmp_path: Path) -> None:
+    async with gated(tmp_path, disk=MemoryStore(512), other=MemoryStore(512)) as gate:
+        there = await client(gate, "disk")
+        other = await client(gate, "other")
+        uri = gate.uri("disk")
+        gate.remove("disk")
+        with pytest.raises(nbd.Error):
+            await call(there.pread, 512, 0)
+        with pytest.raises(nbd.Error):
+            await call(nbd.NBD().connect_uri, uri)
+        with pytest.raises(InputError, match="no image 'disk'"):
+            gate.remove("disk")
+        gate.add("disk", MemoryStore(1024))
+        assert await call((await client(gate, "disk")).get_size) == 1024
+        assert await call(other.pread, 512, 0) == bytes(512)
+
+
 @pytest.mark.usefixtures("qemu_on_path")
 async def test_qemu_sends_a_cut_write_again(tmp_path: Path) -> None:
     async with gated(tmp_path, disk=MemoryStore(64 * KB)) as gate:
