@@ -33,8 +33,8 @@ def left_to_explore(budget: float, seconds: float) -> float:
 
     What took longer than planned is taken from it, but a quarter of the budget is left; what took
     less is given to it, up to a third of the budget. With the default budget a build takes two
-    minutes, unless what came before took more than 95 seconds; the ten that confirming may need
-    are included.
+    minutes, unless what came before took more than 85 seconds; the ten that confirming may need
+    are included, and :data:`LATER`.
     """
     return min(budget * 4 / 3, max(budget / 4, _BESIDE + budget - seconds - LATER))
 

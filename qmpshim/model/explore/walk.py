@@ -84,9 +84,7 @@ class Walk:
         self.statistics = Statistics()
         self.findings = Findings()
         self.path: list[Choice] = []  # to the state the exploration is at
-        self._taken = (
-            0  # how many steps of the path the system has taken; -1: it has to begin again
-        )
+        self._taken = 0  # steps of the path that the system has taken; -1: it begins again first
         self._began = time.monotonic()
         system.reset()
 

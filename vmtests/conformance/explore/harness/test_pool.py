@@ -22,7 +22,7 @@ CLUSTER = 64 << 10
 
 
 def test_one_process_does_scenarios_of_several_chains(qemu_build: Build) -> None:
-    """What each shows is what a process of its own shows."""
+    """What each shows is what a process of its own shows, and nothing is wrong in these."""
     scenarios = [one for name in NAMES for one in named(name)]
     task = ScenarioTask(qemu_build, read_version(qemu_build)[0], Mode.STATEFUL, (), None, 0)
     with closing(QemuPool(qemu_build)) as pool:
@@ -32,7 +32,7 @@ def test_one_process_does_scenarios_of_several_chains(qemu_build: Build) -> None
         with closing(QemuPool(qemu_build)) as own:
             alone = explore_scenario(own, scenario, task, None)
         assert (result.schedules, result.exhaustive) == (alone.schedules, alone.exhaustive)
-        assert [one.key for one in result.sightings] == [one.key for one in alone.sightings]
+        assert not result.sightings and not alone.sightings
 
 
 def test_a_chain_in_the_place_of_another(qemu_build: Build) -> None:
