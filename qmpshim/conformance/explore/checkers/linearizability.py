@@ -168,7 +168,7 @@ class LinearizabilityChecker:
         checked = {one: v for one, v in observed.items() if self._checks(one, v, unchecked)}
         orders = [self.predictions(one) for one in ends]
         wrong = unexplained(checked, orders, self._together)
-        return None if wrong is None else self._violation(wrong, seen)
+        return None if wrong is None else self._violation(wrong, seen, ends)
 
     # -- observables -------------------------------------------------------------------------------
 
@@ -260,10 +260,12 @@ class LinearizabilityChecker:
 
     # -- what is not explained, as a violation -----------------------------------------------------
 
-    def _violation(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
+    def _violation(
+        self, wrong: Unexplained, seen: Outcome, ends: Sequence[Outcome]
+    ) -> RealViolation:
         one = wrong.observable
         if one is None:
-            return self._no_order(wrong, seen)
+            return self._no_order(wrong, seen, ends)
         match one:
             case Observable(Aspect.ANSWER, int(index)):
                 return self._wrong_answer(index, wrong)
@@ -271,7 +273,7 @@ class LinearizabilityChecker:
                 text = "the disk can be read at the guest's end, though it was given up there"
                 cause = Cause(CauseKind.VIEW_READABLE)
                 return RealViolation(Verdict.ISOLATION, text, cause=cause)
-            case Observable(Aspect.READABLE) if parted := self._parted(seen):
+            case Observable(Aspect.READABLE) if parted := self._parted(seen, ends):
                 return replace(parted, text=f"{parted.text}, and no two of them agree")
             case Observable(Aspect.READABLE):
                 text = "the disk cannot be read at the guest's end, though nothing prevents it"
@@ -315,31 +317,41 @@ class LinearizabilityChecker:
         )
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
 
-    def _no_order(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
+    def _no_order(
+        self, wrong: Unexplained, seen: Outcome, ends: Sequence[Outcome]
+    ) -> RealViolation:
         """Each answer, or each thing in a cell, is given by some order, and all by none."""
         if wrong.group == COMMON:
             return answers_fit_no_order(seen)
         assert isinstance(wrong.group, int)
         start, end = self.cells[wrong.group]
-        if parted := self._parted_in(start, end, seen):
+        if parted := self._parted_in(start, end, seen, ends):
             return parted
         cluster, where = start // self.scenario.cluster, f"sectors {start}..{end - 1}"
         text = f"in {where} what reads returned and what the disks hold fit no order"
         cause = Cause(CauseKind.DATA_FITS_NO_ORDER)
         return RealViolation(Verdict.ISOLATION, text, cluster=cluster, cause=cause)
 
-    def _parted(self, seen: Outcome) -> RealViolation | None:
+    def _parted(self, seen: Outcome, ends: Sequence[Outcome]) -> RealViolation | None:
         """The violation that the disks which vote are parted, in the first cell where they are."""
         if not self.scenario.topology.voters:
             return None
-        return next(filter(None, (self._parted_in(*cell, seen) for cell in self.cells)), None)
+        found = (self._parted_in(*cell, seen, ends) for cell in self.cells)
+        return next(filter(None, found), None)
 
-    def _parted_in(self, start: int, end: int, seen: Outcome) -> RealViolation | None:
-        """The violation that disks which have the same written to them differ in a cell."""
+    def _parted_in(
+        self, start: int, end: int, seen: Outcome, ends: Sequence[Outcome]
+    ) -> RealViolation | None:
+        """The violation that disks which have the same written to them differ in a cell.
+
+        Each of them holds what one of *ends* has there, but not all the same one's: a disk that
+        holds anything else is no matter of the order of two writes.
+        """
         ops = self.scenario.ops
-        copies = [one for one in (seen.primary, seen.secondary, seen.tertiary) if one is not None]
+        held = {disk[start:end] for disk in _copies(seen)}
         writes = [op for op in ops if op.is_guest and op.changes and op.overlaps(start, end)]
-        if len(writes) < 2 or len({one[start:end] for one in copies}) < 2:
+        explained = {disk[start:end] for one in ends for disk in _copies(one)}
+        if len(writes) < 2 or len(held) < 2 or not held <= explained:
             return None
         disks, kind = "the primary and the secondary disk", CauseKind.DISKS_DIFFER
         if self.scenario.topology.voters:
@@ -419,6 +431,11 @@ def _held(where: str | int, start: int, wrong: Unexplained) -> Held:
         tuple(None if owner == NOT_ZEROES else owner for owner in want) for want in wrong.predicted
     }
     return Held(where, start, tuple(sorted(allowed, key=str)))
+
+
+def _copies(end: Outcome) -> list[tuple[int, ...]]:
+    """What the disks hold that have the same written to them."""
+    return [one for one in (end.primary, end.secondary, end.tertiary) if one is not None]
 
 
 def answers_fit_no_order(seen: Outcome) -> RealViolation:

@@ -182,6 +182,13 @@ def test_a_disk_that_misbehaves_is_found_out(pool: QemuPool, disk: str) -> None:
 
 
 @EACH
+def test_a_write_that_is_lost_beside_another_is_found_out(pool: QemuPool, disk: str) -> None:
+    """Where two writes overlap the disks may differ; that one has neither is another matter."""
+    found = causes(explored(pool, of_votes(WRITE, WRITE), release=drop(disk)))
+    assert f"{disk}: the old data instead of the guest's data" in found
+
+
+@EACH
 def test_a_refused_write_that_happened_nevertheless_is_found_out(pool: QemuPool, disk: str) -> None:
     fails = io_id(0, f"{disk} write 0+128")
     found = failing(pool, of_votes(WRITE), fails, kind=Misbehaving)
