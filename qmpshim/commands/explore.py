@@ -31,12 +31,9 @@ from qmpshim.commands.results import check_writable
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.directed.run import ALL
-from qmpshim.conformance.explore.report.report import SOAK
+from qmpshim.conformance.explore.report.report import SOAK, ExploreReport
 from qmpshim.conformance.explore.scenario_sets import SETS
-from qmpshim.conformance.explore.search.exploration import (
-    ExploreReport,
-    explore_real,
-)
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
 )
@@ -125,7 +122,8 @@ def add(commands: Any) -> None:
         "--scenario and --strength; else none)",
     )
     jobs_option(
-        exploring, "processes at most, each of which explores a scenario; directed cases at a time"
+        exploring,
+        "processes at most, each of which explores a scenario; one more directed case at a time",
     )
     dask_option(exploring)
     exploring.add_argument(

@@ -206,9 +206,12 @@ class _Runs:
             self._ended = True
             for machine in self._machines.values():
                 machine.event_loop.deadline = 0.0
-            order = self._result.cases.index
-            self._result.run.sort(key=order)
-            self._result.findings.sort(key=lambda one: order(one.case))
+            result = self._result
+            order = result.cases.index
+            result.run.sort(key=order)
+            result.findings.sort(key=lambda one: order(one.case))
+            names = [one.id for one in result.cases if one.id in result.skipped]
+            result.skipped = {name: result.skipped[name] for name in names}
 
     @property
     def _late(self) -> bool:
