@@ -21,7 +21,8 @@ from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.report.report import render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Bounds, Settings
 from qmpshim.machine.builds.build import Build

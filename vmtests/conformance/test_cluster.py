@@ -14,7 +14,9 @@ from qmpshim.conformance.assess.trials import try_findings
 from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore import scenario_sets, scenarios
-from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
+from qmpshim.conformance.explore.report.report import ExploreReport
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, WrittenUp
 from qmpshim.conformance.known.folder import known_findings, write_ups
 from qmpshim.conformance.known.meaning import Use

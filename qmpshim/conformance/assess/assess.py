@@ -11,7 +11,7 @@ from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Seen, Trial, try_findings
 from qmpshim.conformance.assess.workloads import WorkloadRun, run_workloads
 from qmpshim.conformance.cluster import Cluster
-from qmpshim.conformance.explore.search.exploration import Progress
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.errors import QmpshimError

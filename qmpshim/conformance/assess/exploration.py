@@ -16,7 +16,8 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import AnyFinding, ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.exploration import Progress, explore_real
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings

@@ -23,12 +23,13 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
-from qmpshim.conformance.explore.search.workers import Progress
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp

@@ -18,8 +18,9 @@ from qmpshim.conformance.check.runners.arguments import argument, only
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.report import ExploreReport
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import known_findings, summary

@@ -91,7 +91,7 @@ class CrashPoints:
         chosen = [step for step in self.at if _is(step, system.now)]
         if self.at and not chosen:
             return None
-        system.looks.add(Looks(1, Counter(chosen)))
+        system.looks += Looks(1, Counter(chosen))
         if self.how is How.POWER_LOSS:
             return after_power_loss(system)
         thoroughly = self.how is How.FULL

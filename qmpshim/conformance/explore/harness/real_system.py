@@ -48,7 +48,7 @@ _OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of 
 _COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Looks:
     """How many crash points were looked at.
 
@@ -58,10 +58,9 @@ class Looks:
     count: int = 0
     chosen: Counter[str] = field(default_factory=Counter)
 
-    def add(self, more: Looks) -> None:
-        """Count these in."""
-        self.count += more.count
-        self.chosen += more.chosen
+    def __add__(self, more: Looks) -> Looks:
+        """These and others."""
+        return Looks(self.count + more.count, self.chosen + more.chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

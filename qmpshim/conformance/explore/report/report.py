@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,18 +58,21 @@ class ScenarioResult:
         """What it gave for its time: different outcomes a second, and ten for each sighting."""
         return (self.distinct + 10 * len(self.sightings)) / max(self.seconds, 0.01)
 
-    def add(self, before: ScenarioResult) -> None:
-        """Count in what was done of this scenario before it was begun anew."""
-        self.schedules += before.schedules
-        self.steps += before.steps
-        self.seconds += before.seconds
-        self.derailed += before.derailed
-        self.in_part += before.in_part
-        self.looks.add(before.looks)
+    def joined(self, before: ScenarioResult) -> ScenarioResult:
+        """With what was done of this scenario before it was begun anew counted in."""
         seen = {one.key: one for one in self.sightings}
         for one in before.sightings:
             seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
-        self.sightings = list(seen.values())
+        return replace(
+            self,
+            schedules=self.schedules + before.schedules,
+            steps=self.steps + before.steps,
+            seconds=self.seconds + before.seconds,
+            derailed=self.derailed + before.derailed,
+            in_part=self.in_part + before.in_part,
+            looks=self.looks + before.looks,
+            sightings=list(seen.values()),
+        )
 
 
 def why_none(results: Sequence[ScenarioResult]) -> str:
@@ -115,10 +118,7 @@ class ExploreReport:
     @property
     def looks(self) -> Looks:
         """At crash points, in all scenarios."""
-        total = Looks()
-        for one in self.scenarios:
-            total.add(one.looks)
-        return total
+        return sum((one.looks for one in self.scenarios), Looks())
 
     @property
     def chose_nothing(self) -> str:

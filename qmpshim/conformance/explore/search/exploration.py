@@ -1,60 +1,40 @@
 """``qmpshim explore``: many scenarios' schedules on one real QEMU build, in several processes.
 
 :func:`explore_real` does it all: it explores, groups what it found by cause, makes each finding
-small, proves it by running it again on fresh QEMUs, and sets aside what is known.
+small, proves it by running it again on fresh QEMUs, and sets aside what is known. Under a budget it
+explores and confirms in turns, until the time is over or nothing is left.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
-from qmpshim.conformance.explore.report.findings import Finding, group
-from qmpshim.conformance.explore.report.report import (
-    ExploreReport,
-    ScenarioResult,
-    render,
-    why_none,
-)
+from qmpshim.conformance.explore.report.findings import Sighting
+from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
+from qmpshim.conformance.explore.search.agenda import WORTH_IT, Agenda
+from qmpshim.conformance.explore.search.confirmed import Confirmed
+from qmpshim.conformance.explore.search.progress import Board, Progress
+from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
-from qmpshim.conformance.explore.search.workers import (
-    Board,
-    Progress,
-    in_processes,
-    in_this_process,
-    on_cluster,
-)
-from qmpshim.conformance.known.matching import (
-    recogniser,
-)
+from qmpshim.conformance.explore.search.workers import in_processes, in_this_process, on_cluster
+from qmpshim.conformance.known.matching import recogniser
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode
 
-Run = Callable[[ScenarioTask, Sequence[RealScenario], int, Board], list[ScenarioResult]]
-
-PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
-_WORTH_IT = 0.1  # of the budget
-_EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
-_LATEST = 0.75  # of a budget, when exploring has ended
-_UNSEEN = 0.88  # of a budget, when it has ended where nothing has to be confirmed
-_LONGEST = 0.9  # of a limit, for exploring
+_FIRST = 0.7  # of a budget, for the first turn: what it finds has to be confirmed, too
+_FIRST_LATEST = 0.75  # of a budget, when exploring in it has ended
+_LAST = 0.9  # of a budget or limit, when nothing more is explored
 _BY_CHANCE = 60.0  # seconds of a search by chance that has no budget
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
-_SAMPLING = 0.9  # of the time for exploring, at most
 _DIRECTED = 0.4  # of a budget or limit, at most: the directed cases take some ten seconds
 _USUAL, _NO_BOUNDS, _NOTHING_KNOWN = Settings(), Bounds(), WrittenUp()
-
-__all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
 
 def explore_real(
@@ -79,86 +59,166 @@ def explore_real(
     """
     if not scenarios and not directed:
         raise InputError("there is no scenario to explore")
-    mode = Mode.STATEFUL if settings.mode is Mode.AUTO else settings.mode
-    cluster, version = bounds.cluster, read_version(build)[0]
-    jobs = max(1, min(cluster.workers if cluster else bounds.jobs, len(scenarios)))
-    times = _Deadlines.of(time.monotonic(), bounds, mode)
-    task = ScenarioTask(build, version, mode, tuple(settings.faults), times.budget, settings.seed,
-                        settings.crash_points, settings.all_io, times.exploring)  # fmt: skip
-    board = Board(len(scenarios), progress)
-    cases = DirectedResult(tuple(directed))
-    recognise = recogniser(known.findings, version)
-    report = ExploreReport(build.name, version, mode.value, settings.seed, bool(settings.faults),
-                           [], [], 0.0, jobs, directed=cases)  # fmt: skip
-    report.crash_points = settings.crash_points
-    results: list[ScenarioResult] | None = None
-    findings: list[Finding] = []
-    confirmed: list[Finding] = []
-
-    def at_case(name: str) -> None:
-        if progress is not None:
-            seconds, found = time.monotonic() - times.began, tuple(cases.findings)
-            progress(Progress(0, len(scenarios), 0, 0, seconds, Counter(), name, directed=found))
-
+    exploration = _Exploration(build, scenarios, directed, settings, bounds, known, progress)
     try:
-        run_cases(build, cases, known.directed, times.directed, at_case, bounds.jobs)
-        if directed and len(cases.skipped) == len(directed) and not scenarios:
-            raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
-        run: Run = in_processes if jobs > 1 else in_this_process
-        if cluster is not None:
-            run = partial(on_cluster, cluster)
-        if task.budget is not None:
-            task.budget = max(0.0, task.budget - (time.monotonic() - times.began))
-        if scenarios:
-            results = _explore(run, task, scenarios, jobs, board, settings, times.unseen)
-        results = results or []
-        if (why := why_none(results)) and not cases.findings:
-            raise BuildError(f"{build.name}: {why}")
-        findings = _grouped(results, recognise)
-        for finding in _confirm_all(task, findings, settings, times):
-            confirmed.append(finding)
+        exploration.run()
     except (KeyboardInterrupt, HostError, InputError):
-        if results is None:
-            results = board.so_far()
-            findings = _grouped(results, recognise)
-        _complete(report, results, [*confirmed, *findings[len(confirmed) :]], times)
-        report.interrupted = True
-        interrupted(report)
+        interrupted(exploration.report(interrupted=True))
         raise
-    _complete(report, results, confirmed, times)
-    return report
+    return exploration.report()
+
+
+class _Exploration:
+    """An exploration under way; its parameters are those of :func:`explore_real`."""
+
+    def __init__(
+        self,
+        build: Build,
+        scenarios: Sequence[RealScenario],
+        directed: Sequence[Directed],
+        settings: Settings,
+        bounds: Bounds,
+        known: WrittenUp,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        mode = Mode.STATEFUL if settings.mode is Mode.AUTO else settings.mode
+        version, cluster = read_version(build)[0], bounds.cluster
+        self._times = _Deadlines.of(time.monotonic(), bounds, mode)
+        errnos = tuple(settings.faults)
+        self._task = ScenarioTask(
+            build,
+            version,
+            mode,
+            errnos,
+            None,
+            settings.seed,
+            settings.crash_points,
+            settings.all_io,
+        )
+        self._scenarios, self._bounds, self._known = scenarios, bounds, known
+        self._jobs = max(1, min(cluster.workers if cluster else bounds.jobs, len(scenarios)))
+        self._cases = DirectedResult(tuple(directed))
+        self._progress, self._board = progress, Board(len(scenarios), progress)
+        self._agenda = Agenda(scenarios, settings, self._explore, self._board)
+        recognise = recogniser(known.findings, version)
+        self._confirmed = Confirmed(self._task, settings.minimise, recognise)
+
+    def run(self) -> None:
+        """Run the cases, explore and confirm.
+
+        :raises BuildError: the build can do nothing of it
+        """
+        self._run_cases()
+        if self._scenarios:
+            self._turn(self._times.first)
+            while self._agenda.unfinished and self._times.for_another:
+                self._turn(self._times.last)
+
+    def report(self, interrupted: bool = False) -> ExploreReport:
+        """What there is by now."""
+        task = self._task
+        place = {one.name: number for number, one in enumerate(self._scenarios)}
+        results = sorted(self._board.so_far(), key=lambda one: place[one.name])
+        findings = self._confirmed.findings(_sightings(results))
+        return ExploreReport(
+            task.build.name,
+            task.version,
+            task.mode.value,
+            task.seed,
+            bool(task.errnos),
+            results,
+            [finding for finding in findings if finding.confirmed],
+            time.monotonic() - self._times.began,
+            self._jobs,
+            [finding for finding in findings if not finding.confirmed],
+            task.crash_points,
+            interrupted,
+            directed=self._cases,
+        )
+
+    def _run_cases(self) -> None:
+        """Run the directed cases.
+
+        :raises BuildError: it can do none of them, and there is nothing else
+        """
+        task, cases = self._task, self._cases
+        jobs = self._bounds.jobs
+        jobs += jobs > 1  # a case waits for QEMU half of its time
+        end = self._times.directed
+        run_cases(task.build, cases, self._known.directed, end, self._at_case, jobs)
+        if cases.cases and len(cases.skipped) == len(cases.cases) and not self._scenarios:
+            raise BuildError(f"{task.build.name}: {next(iter(cases.skipped.values()))}")
+
+    def _at_case(self, name: str) -> None:
+        if self._progress is not None:
+            seconds, found = time.monotonic() - self._times.began, tuple(self._cases.findings)
+            many = len(self._scenarios)
+            self._progress(Progress(0, many, 0, 0, seconds, Counter(), name, directed=found))
+
+    def _turn(self, turn: _Turn) -> None:
+        """Explore until a turn's end, and confirm what was seen."""
+        task = replace(self._task, deadline=turn.latest)
+        left = None if turn.end is None else max(0.0, turn.end - time.monotonic())
+        if left is None or task.mode.by_chance:
+            self._explore(replace(task, budget=left), self._scenarios)
+        else:
+            self._agenda.turn(task, left)
+        results = self._board.so_far()
+        if (why := why_none(results)) and not self._cases.findings:
+            raise BuildError(f"{task.build.name}: {why}")
+        self._confirmed.confirm(_sightings(results), self._times.of_finding)
+
+    def _explore(
+        self, task: ScenarioTask, scenarios: Sequence[RealScenario]
+    ) -> list[ScenarioResult]:
+        if self._bounds.cluster is not None:
+            return on_cluster(self._bounds.cluster, task, scenarios, self._jobs, self._board)
+        run = in_processes if self._jobs > 1 else in_this_process
+        return run(task, scenarios, self._jobs, self._board)
+
+
+def _sightings(results: Sequence[ScenarioResult]) -> list[Sighting]:
+    return [sighting for one in results for sighting in one.sightings]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """When exploring ends, by time.monotonic(), before what was found is confirmed.
+
+    :ivar end: None: when all schedules were taken
+    :ivar latest: then it has ended whatever QEMU does
+    """
+
+    end: float | None
+    latest: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Deadlines:
     """When what has to be over, by time.monotonic(); None: it takes what it takes.
 
-    :ivar budget: seconds for exploring
-    :ivar exploring: the end of that, :ivar unseen: where nothing has to be confirmed
-    :ivar everything: of all
+    :ivar everything: confirming included
     """
 
     began: float
-    budget: float | None
-    exploring: float | None
-    unseen: float | None
+    first: _Turn
+    last: _Turn
     everything: float | None
 
     @classmethod
     def of(cls, began: float, bounds: Bounds, mode: Mode) -> _Deadlines:
         """Those that a caller's bounds mean."""
-        seconds, exploring = bounds.budget, None
+        seconds = bounds.budget
         if seconds is None and mode.by_chance:
             seconds = _BY_CHANCE
-        budget = unseen = None
-        end = seconds
+        whole, first, last = seconds, _Turn(None, None), _Turn(None, None)
         if seconds is not None:
-            budget, exploring = seconds * _EXPLORING, began + seconds * _LATEST
-            unseen = began + seconds * _UNSEEN
-        if bounds.limit is not None and (end is None or bounds.limit < end):
-            exploring = unseen = began + bounds.limit * _LONGEST
-            end = bounds.limit
-        return cls(began, budget, exploring, unseen, None if end is None else began + end)
+            first = _Turn(began + seconds * _FIRST, began + seconds * _FIRST_LATEST)
+            last = _Turn(began + seconds * _LAST, began + seconds * _LAST)
+        if bounds.limit is not None and (seconds is None or bounds.limit < seconds):
+            whole, latest = bounds.limit, began + bounds.limit * _LAST
+            first, last = _Turn(first.end, latest), _Turn(last.end and latest, latest)
+        return cls(began, first, last, None if whole is None else began + whole)
 
     @property
     def directed(self) -> float | None:
@@ -167,118 +227,15 @@ class _Deadlines:
             return None
         return self.began + _DIRECTED * (self.everything - self.began)
 
+    @property
+    def for_another(self) -> bool:
+        """Whether there is time for another turn."""
+        end = self.last.end
+        return end is not None and end - time.monotonic() > WORTH_IT * (end - self.began)
+
     def of_finding(self, left: int) -> float | None:
         """The end of confirming the next finding, when so many are left."""
         if self.everything is None:
             return None
         now = time.monotonic()
         return min(now + max((self.everything - now) / left, _CONFIRMING), self.everything)
-
-
-def _confirm_all(
-    task: ScenarioTask, findings: Sequence[Finding], settings: Settings, times: _Deadlines
-) -> Iterator[Finding]:
-    """Each of the findings, once it was tried again."""
-    for number, finding in enumerate(findings):
-        yield confirm(
-            finding,
-            task.build,
-            settings.minimise,
-            task.errnos,
-            settings.crash_points,
-            settings.all_io or finding.all_io,
-            times.of_finding(len(findings) - number),
-        )
-
-
-def _complete(
-    report: ExploreReport,
-    results: list[ScenarioResult],
-    findings: list[Finding],
-    times: _Deadlines,
-) -> None:
-    """Put into a report what was explored and found."""
-    findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
-    report.scenarios = results
-    report.findings = [finding for finding in findings if finding.confirmed]
-    report.unconfirmed = [finding for finding in findings if not finding.confirmed]
-    report.seconds = time.monotonic() - times.began
-
-
-def _grouped(
-    results: Sequence[ScenarioResult], recognise: Callable[[Finding], str]
-) -> list[Finding]:
-    """What was seen, in the order in which it is confirmed, should time be short.
-
-    New things come first, then what was seen most often, which is the soonest seen again.
-    """
-    sightings = [sighting for one in results for sighting in one.sightings]
-    return sorted(group(sightings, recognise), key=lambda one: (bool(one.known), -one.count))
-
-
-def _explore(
-    run: Run,
-    task: ScenarioTask,
-    scenarios: Sequence[RealScenario],
-    jobs: int,
-    board: Board,
-    settings: Settings,
-    unseen: float | None,
-) -> list[ScenarioResult]:
-    """Explore them all; under a budget sample each of them first.
-
-    Those that their share of the budget cut short are explored once more, with the rest. Exploring
-    all schedules comes last: it spends most of its time on schedules that differ in little.
-
-    :param unseen: the end of it where sampling shows nothing, which would have to be confirmed
-    """
-    began = time.monotonic()
-    budget = task.budget
-    if budget is None or task.mode.by_chance:
-        return run(task, scenarios, jobs, board)
-    sampled = replace(task, budget=budget * _SAMPLING, samples=samples(task, settings.mixed))
-    order = sorted(
-        range(len(scenarios)), key=lambda n: (settings.turn(scenarios[n]), shape(scenarios[n]))
-    )
-    first = run(sampled, [scenarios[n] for n in order], jobs, board)
-    before = dict(zip(order, first, strict=True))
-    if unseen is not None and not any(one.sightings for one in first):
-        budget, task = unseen - began, replace(task, deadline=unseen)
-        late = [n for n in order if not before[n].schedules and not before[n].skipped]
-        if late:
-            board.again([before[n] for n in late])
-            sampled = replace(sampled, budget=unseen - time.monotonic(), deadline=unseen)
-            again = run(sampled, [scenarios[n] for n in late], jobs, board)
-            before.update(zip(late, again, strict=True))
-    results = [before[n] for n in range(len(scenarios))]
-    exhausting = replace(task, errnos=() if settings.mixed else task.errnos)
-    given_up: list[tuple[int, ScenarioResult]] = []
-    while True:
-        left = budget - (time.monotonic() - began)
-        short = [n for n, one in enumerate(results) if one.cut_short and not one.skipped]
-        if not short or left < _WORTH_IT * budget:
-            break
-        short.sort(key=lambda n: -before[n].yielded)
-        given_up += [(n, results[n]) for n in short]
-        board.again([results[n] for n in short])
-        again = run(replace(exhausting, budget=left), [scenarios[n] for n in short], jobs, board)
-        for n, one in zip(short, again, strict=True):
-            results[n] = one
-    for n, one in given_up:
-        results[n].add(one)
-    return results
-
-
-def samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
-    """What is tried of each scenario at first; faults and all I/O have their share."""
-    plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
-    faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
-    if mixed:
-        return plain, faulty, Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
-    return (plain, faulty) if task.errnos else (plain,)
-
-
-def shape(scenario: RealScenario) -> tuple[Any, ...]:
-    """What a QEMU is set up for: those that are equal here can share one."""
-    options = repr(scenario.options)
-    return scenario.form, scenario.secondary, scenario.cluster, scenario.size, options

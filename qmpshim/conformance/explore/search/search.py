@@ -215,7 +215,7 @@ class _ScenarioRun:
             result.depth = max(result.depth, explored.statistics.depth)
         result.derailed += system.derailed
         result.in_part += system.in_part
-        result.looks.add(system.looks)
+        result.looks += system.looks
         _collect(system, self._sightings)
 
     def _report(self, system: _ReportingSystem) -> None:

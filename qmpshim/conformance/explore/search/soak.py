@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qmpshim.conformance.bundles.case_file import strings
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
-from qmpshim.conformance.explore.report.findings import Finding, Sighting, SightingKey, group
+from qmpshim.conformance.explore.report.findings import Sighting, SightingKey, group
 from qmpshim.conformance.explore.report.report import (
     SOAK,
     ExploreReport,
@@ -23,23 +23,17 @@ from qmpshim.conformance.explore.report.report import (
     why_none,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.exploration import samples, shape
-from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.agenda import samples, shape
+from qmpshim.conformance.explore.search.confirmed import Confirmed
+from qmpshim.conformance.explore.search.progress import Board, Progress
 from qmpshim.conformance.explore.search.search import ScenarioTask
-from qmpshim.conformance.explore.search.workers import (
-    Board,
-    Progress,
-    in_processes,
-    in_this_process,
-)
+from qmpshim.conformance.explore.search.workers import in_processes, in_this_process
 from qmpshim.conformance.explore.space.naming import scenario_of
 from qmpshim.conformance.explore.space.random_points import RandomPoints
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import BuildError, InputError, decoding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import write_file
-from qmpshim.model.check.cause import Cause
-from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode
 
 BATCH = 40  # scenarios, for each process
@@ -167,7 +161,7 @@ class _Soak:
         self._task = task
         self._batches = 0
         self._kept: dict[tuple[SightingKey, str], tuple[ScenarioResult, int]] = {}
-        self._confirmed: dict[tuple[Verdict | None, Cause, str], Finding] = {}
+        self._confirmed = Confirmed(self._task, True, self._recognise)
 
     def time_left(self) -> bool:
         """Whether there is time for exploring."""
@@ -188,7 +182,7 @@ class _Soak:
             self._explore({one.name: one for one in scenarios}, results)
         self.state.names += [one.name for one in results if one.schedules]
         self._compact()
-        self._confirm()
+        self._confirmed.confirm(self._sightings(), self._end_of)
         self._batches += 1
 
     def _run(self, task: ScenarioTask, scenarios: Sequence[RealScenario]) -> list[ScenarioResult]:
@@ -207,11 +201,9 @@ class _Soak:
             errnos=self._task.errnos if self._batches % 2 else (),
             all_io=self._batches % 4 > 1,
         )
-        self._board.again(best)
-        again = self._run(task, [scenarios[one.name] for one in best])
-        for one, before in zip(again, best, strict=True):
-            one.add(before)
-        self._board.counted_in()
+        names = [one.name for one in best]
+        self._board.again(names)
+        self._run(task, [scenarios[name] for name in names])
 
     def _compact(self) -> None:
         """Keep one sighting of each kind: a soak is long."""
@@ -229,33 +221,20 @@ class _Soak:
                     left.append(seen)
             result.sightings = left
 
-    def _confirm(self) -> None:
-        """Confirm what was not seen before."""
-        fresh = [one for one in self._findings() if _key(one) not in self._confirmed]
-        for number, finding in enumerate(fresh):
-            now = time.monotonic()
-            until = now + CONFIRMING_LIMIT
-            if self._end is not None:
-                share = max((self._end - now) / (len(fresh) - number), _LEAST)
-                until = min(until, now + share, self._end)
-            if until <= now:
-                continue
-            task = self._task
-            self._confirmed[_key(finding)] = confirm(
-                finding, task.build, True, task.errnos, task.crash_points, finding.all_io, until
-            )
+    def _end_of(self, left: int) -> float:
+        """The end of confirming the next finding, when so many are left."""
+        now = time.monotonic()
+        if self._end is None:
+            return now + CONFIRMING_LIMIT
+        share = max((self._end - now) / left, _LEAST)
+        return min(now + CONFIRMING_LIMIT, now + share, self._end)
 
-    def _findings(self) -> list[Finding]:
-        seen = [sighting for one in self._board.so_far() for sighting in one.sightings]
-        return sorted(group(seen, self._recognise), key=lambda one: (bool(one.known), -one.count))
+    def _sightings(self) -> list[Sighting]:
+        return [sighting for one in self._board.so_far() for sighting in one.sightings]
 
     def report(self) -> ExploreReport:
         """What there is."""
-        findings = []
-        for one in self._findings():
-            done = self._confirmed.get(_key(one), one)
-            findings.append(replace(done, count=one.count, scenarios=one.scenarios))
-        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
+        findings = self._confirmed.findings(self._sightings())
         return ExploreReport(
             self._task.build.name,
             self._task.version,
@@ -270,7 +249,3 @@ class _Soak:
             self._task.crash_points,
             before=self._before,
         )
-
-
-def _key(finding: Finding) -> tuple[Verdict | None, Cause, str]:
-    return finding.verdict, finding.cause, finding.known

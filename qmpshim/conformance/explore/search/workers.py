@@ -7,20 +7,19 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from qmpshim.conformance.cluster import Cluster
-from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.report.findings import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.progress import TICK, Board
 from qmpshim.conformance.explore.search.search import (
     LiveFindings,
     ScenarioTask,
@@ -30,97 +29,9 @@ from qmpshim.conformance.explore.search.search import (
 from qmpshim.errors import HostError, QmpshimError
 from qmpshim.machine.host.processors import one_processor
 
-TICK = 0.2  # seconds between two words of progress
 _LEAVE = 5.0  # seconds for a process to end its QEMU
 _MOST_AT_ONCE = 8  # scenarios that a worker of a cluster is given: each time it starts a QEMU
 _LATE = 2.0  # seconds after the deadline until a process is not waited for any more
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an exploration is.
-
-    :ivar schedules: executions so far, :ivar distinct: outcomes of scenarios so far
-    :ivar verdicts: schedules that ended with each verdict
-    :ivar sightings: what went wrong in them
-    :ivar directed: what went wrong in directed cases
-    """
-
-    scenarios: int
-    of: int
-    schedules: int
-    distinct: int
-    seconds: float
-    verdicts: Counter[str]
-    doing: str
-    sightings: tuple[Sighting, ...] = ()
-    directed: tuple[DirectedFinding, ...] = ()
-
-    @property
-    def rate(self) -> float:
-        """Schedules per second."""
-        return self.schedules / self.seconds if self.seconds else 0.0
-
-
-class Board:
-    """Collects progress from wherever it comes."""
-
-    def __init__(self, total: int, progress: Callable[[Progress], None] | None) -> None:
-        self.total = total
-        self.progress = progress
-        self.began = time.monotonic()
-        self.done: list[ScenarioResult] = []
-        self.live: dict[int, LiveFindings] = {}
-        self._last = 0.0
-        self._before: list[ScenarioResult] = []  # of scenarios that are explored again
-
-    def again(self, results: Sequence[ScenarioResult]) -> None:
-        """These are not done after all."""
-        self.done = [one for one in self.done if one not in results]
-        self._before += results
-
-    def counted_in(self) -> None:
-        """What is explored again has what was done before counted in."""
-        self._before.clear()
-
-    def so_far(self) -> list[ScenarioResult]:
-        """What is known of the scenarios that were begun, should everything end here."""
-        results = [*self.done, *(live.result() for live in self.live.values())]
-        by_name = {one.name: one for one in results}
-        for before in self._before:
-            if before.name in by_name:
-                by_name[before.name].add(before)
-            else:
-                by_name[before.name] = before
-        return list(by_name.values())
-
-    def tell(self, force: bool = False) -> None:
-        """Report, if it is time to."""
-        now = time.monotonic()
-        if self.progress is None or (not force and now - self._last < TICK):
-            return
-        self._last = now
-        verdicts: Counter[str] = Counter()
-        explored = [*self._before, *self.done]
-        sightings = [one for result in explored for one in result.sightings]
-        sightings += [one for live in self.live.values() for one in live.sightings]
-        for sighting in sightings:
-            verdicts[sighting.violation.kind.value] += sighting.count
-        schedules = sum(one.schedules for one in explored)
-        schedules += sum(live.schedules for live in self.live.values())
-        self.progress(
-            Progress(
-                len(self.done),
-                self.total,
-                schedules,
-                sum(one.distinct for one in self.done)
-                + sum(live.distinct for live in self.live.values()),
-                now - self.began,
-                verdicts,
-                ", ".join(live.scenario.name for live in self.live.values()),
-                tuple(sightings),
-            )
-        )
 
 
 def share_of_time(task: ScenarioTask, began: float, waiting: int, jobs: int) -> float | None:
@@ -151,7 +62,7 @@ def in_this_process(
         for number, scenario in enumerate(scenarios):
             seconds = share_of_time(task, began, len(scenarios) - number, 1)
             results.append(_visit(task)(pool, scenario, task, seconds, tick))
-            board.done.append(results[-1])
+            board.finish(results[-1])
             board.live.clear()
         board.tell(force=True)
     finally:
@@ -305,7 +216,7 @@ class _Processes:
         else:
             place, result = value
             self.results[place] = result
-            board.done.append(result)
+            board.finish(result)
             board.live.pop(number, None)
             self._give(pipe)
 
@@ -341,7 +252,8 @@ def on_cluster(
     calls = [partial(arguments, place) for place in range(len(batches))]
     for place, result in cluster.run(_elsewhere, calls):
         results[place] = result()
-        board.done += results[place]
+        for one in results[place]:
+            board.finish(one)
         board.tell(force=True)
     return [one for place in sorted(results) for one in results[place]]
 
@@ -367,7 +279,7 @@ def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:
             break
     else:
         result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
-    board.done.append(result)
+    board.finish(result)
     return result
 
 

@@ -25,8 +25,9 @@ from qmpshim.conformance.explore.directed.run import (
     cases_named,
     run_cases,
 )
+from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.scenario_sets import named
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed

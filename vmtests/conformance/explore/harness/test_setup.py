@@ -15,8 +15,9 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
+from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.search import ScenarioTask, explore_scenario
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.errors import (

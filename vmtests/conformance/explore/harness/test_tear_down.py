@@ -17,9 +17,10 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search import exploration
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.machine.builds.build import Build

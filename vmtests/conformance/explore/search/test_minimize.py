@@ -10,8 +10,9 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.scenario_sets import named
-from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.conformance.explore.space import simpler

@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.explore.report.report import ExploreReport, render
 from qmpshim.conformance.explore.search import soak
-from qmpshim.conformance.explore.search.exploration import Progress
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.soak import SoakState, soak_real, soak_state
 from qmpshim.conformance.explore.space.covering import Tuple
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from errno import EIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import pytest
 
 from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.run import RealRun
-from qmpshim.conformance.explore.search import exploration, workers
-from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.report import ExploreReport
+from qmpshim.conformance.explore.search import agenda, confirmed, progress, workers
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings
 from qmpshim.errors import HostError, MachineDied, NotStarted
 from qmpshim.machine.builds.build import Build
@@ -46,6 +50,7 @@ def test_the_progress_is_of_all_that_is_explored(
     jobs: int, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
+    monkeypatch.setattr(progress, "TICK", 0.0)
     monkeypatch.setattr(workers, "TICK", 0.0)
     reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("WR")]
@@ -76,6 +81,7 @@ def test_what_was_cut_short_is_explored_with_what_is_left(
         return next(shares, share(*words))
 
     monkeypatch.setattr(workers, "share_of_time", mean)
+    monkeypatch.setattr(progress, "TICK", 0.0)
     monkeypatch.setattr(workers, "TICK", 0.0)
     reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("HQ"), *scenario_sets.named("WR")]
@@ -83,7 +89,7 @@ def test_what_was_cut_short_is_explored_with_what_is_left(
     assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
     whole = explore_real(qemu_build, every)
     # Samples come before. On a busy machine a share may be over before the first schedule.
-    every_one = whole.schedules + len(every) * exploration.PLAIN_SAMPLES
+    every_one = whole.schedules + len(every) * agenda.PLAIN_SAMPLES
     assert every_one <= report.schedules <= every_one + 2
     assert reported[-1].schedules == report.schedules and reported[-1].scenarios == 3
     schedules = [one.schedules for one in reported]
@@ -109,7 +115,7 @@ def test_what_can_never_be_exhausted_is_explored_once(
             settings=Settings(minimise=False),
             bounds=Bounds(budget=budget),
         )
-        samples = 0 if budget is None else exploration.PLAIN_SAMPLES
+        samples = 0 if budget is None else agenda.PLAIN_SAMPLES
         assert report.schedules == samples + 1 and not report.exhaustive and report.findings
 
 
@@ -136,11 +142,14 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
     assert str(finding.cause) == "QEMU was killed by SIGKILL"
 
 
-def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:
+def test_a_process_that_is_killed_is_not_overlooked(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it was exploring is not explored: that is no report without divergence.
 
     What there is by then is not lost.
     """
+    monkeypatch.setattr(progress, "TICK", 0.0)
     killed: list[int] = []
     kept: list[ExploreReport] = []
 
@@ -172,33 +181,42 @@ def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(
     names = ["WV", "HQ", "WR"]
     every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0))
-    many = exploration.PLAIN_SAMPLES
+    many = agenda.PLAIN_SAMPLES
     assert Counter(begun[: len(names) * many]) == dict.fromkeys(names, many)
     assert report.exhaustive
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_the_time_for_confirming_is_explored_where_nothing_was_seen(
+def test_what_confirming_leaves_of_the_time_is_explored(
     seen: bool, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, deadlines = RealRun.begin, []
-    budget = 600.0
+    """In turns: what is found in the second one is confirmed, too, and nothing is twice."""
+    begin, begun, deadlines = RealRun.begin, list[str](), list[float]()
+    found: list[tuple[str, int]] = []  # and how many scenarios were begun by then
 
     def noted(self: RealRun, reconnect: int) -> None:
-        begin(self, reconnect)
         assert self.pool.deadline is not None
-        deadlines.append(self.pool.deadline - began)
+        begun.append(self.scenario.name)
+        deadlines.append(self.pool.deadline)
+        begin(self, reconnect)
         if seen:
-            raise MachineDied("QEMU was killed by SIGABRT")
+            raise MachineDied(f"QEMU was killed by {'SIGBUS' if found else 'SIGABRT'}")
+
+    def at_once(finding: Finding, *words: Any) -> Finding:
+        found.append((str(finding.cause), len(set(begun))))
+        return replace(finding, replays=(3, 3))
 
     monkeypatch.setattr(RealRun, "begin", noted)
+    monkeypatch.setattr(confirmed, "confirm", at_once)
+    budget, every = 10.0, scenario_sets.pairs("replication")
     began = time.monotonic()
-    explore_real(
-        qemu_build,
-        scenario_sets.named("WR"),
-        settings=Settings(minimise=False),
-        bounds=Bounds(budget=budget),
-    )
-    sampling, exhausting = deadlines[0], deadlines[exploration.PLAIN_SAMPLES]
-    assert (exhausting - sampling > budget / 10) is (not seen)
-    assert exhausting < 0.9 * budget
+    report = explore_real(qemu_build, every, bounds=Bounds(budget=budget))
+    first, last = deadlines[0] - began, deadlines[-1] - began
+    assert first < 0.8 * budget < last < budget and len(report.scenarios) == len(every)
+    if not seen:
+        return
+    causes = [cause for cause, _ in found]
+    assert [cause.rpartition(" ")[2] for cause in causes] == ["SIGABRT", "SIGBUS"]
+    assert 0 < found[0][1] < found[1][1]
+    counts = {str(one.cause): one.count for one in report.findings}
+    assert counts.keys() == {*causes} and counts[causes[0]] >= found[0][1]

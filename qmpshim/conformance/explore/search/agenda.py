@@ -1,0 +1,83 @@
+"""Which scenarios are explored next under a budget, and how far.
+
+Each is sampled first. Those that gave the most are then explored with what is left. Exploring all
+schedules comes last: it spends most of its time on schedules that differ in little.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qmpshim.conformance.explore.report.report import ScenarioResult
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.progress import Board
+from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
+from qmpshim.conformance.explore.search.settings import Settings
+
+PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
+WORTH_IT = 0.1  # of a budget: with less nothing is begun
+_SAMPLING = 0.9  # of a budget, at most
+
+#: Explores scenarios as a task has it; one result for each.
+Explore = Callable[[ScenarioTask, Sequence[RealScenario]], list[ScenarioResult]]
+
+
+class Agenda:
+    """Scenarios, and what came of each by now."""
+
+    def __init__(
+        self, scenarios: Sequence[RealScenario], settings: Settings, explore: Explore, board: Board
+    ) -> None:
+        self._scenarios, self._explore, self._board = scenarios, explore, board
+        self._mixed = settings.mixed
+        self._order = sorted(
+            range(len(scenarios)), key=lambda n: (settings.turn(scenarios[n]), shape(scenarios[n]))
+        )
+        self._sampled: dict[int, ScenarioResult] = {}
+        self._latest: dict[int, ScenarioResult] = {}
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Those that were cut short."""
+        return [n for n, one in self._latest.items() if one.cut_short and not one.skipped]
+
+    def turn(self, task: ScenarioTask, budget: float) -> None:
+        """Spend so many seconds, on those first that were not reached before."""
+        end = time.monotonic() + budget
+        if new := [n for n in self._order if not self._reached(n)]:
+            chosen = samples(task, self._mixed)
+            sampling = replace(task, budget=budget * _SAMPLING, samples=chosen)
+            self._sampled.update(zip(new, self._run(sampling, new), strict=True))
+        task = replace(task, errnos=() if self._mixed else task.errnos)
+        while (left := end - time.monotonic()) >= WORTH_IT * budget and (short := self.unfinished):
+            short.sort(key=lambda n: (-self._sampled[n].yielded, n))
+            self._run(replace(task, budget=left), short)
+
+    def _reached(self, number: int) -> bool:
+        before = self._latest.get(number)
+        return before is not None and bool(before.schedules or before.skipped)
+
+    def _run(self, task: ScenarioTask, numbers: Sequence[int]) -> list[ScenarioResult]:
+        scenarios = [self._scenarios[n] for n in numbers]
+        self._board.again({one.name for one in scenarios})
+        results = self._explore(task, scenarios)
+        self._latest.update(zip(numbers, results, strict=True))
+        return results
+
+
+def samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
+    """What is tried of each scenario at first; faults and all I/O have their share."""
+    plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
+    faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
+    if mixed:
+        return plain, faulty, Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
+    return (plain, faulty) if task.errnos else (plain,)
+
+
+def shape(scenario: RealScenario) -> tuple[Any, ...]:
+    """What a QEMU is set up for: those that are equal here can share one."""
+    options = repr(scenario.options)
+    return scenario.form, scenario.secondary, scenario.cluster, scenario.size, options
