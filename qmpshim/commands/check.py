@@ -28,8 +28,7 @@ from qmpshim.commands.options import (
     strict_option,
 )
 from qmpshim.commands.parser import takes_name
-from qmpshim.conformance.bundles.any_workload import load_case
-from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
+from qmpshim.conformance.bundles.kinds import FILES, load_bundle
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case
 from qmpshim.conformance.check.report.compare import compare
 from qmpshim.conformance.check.report.reports import fill, write_reports
@@ -41,11 +40,8 @@ from qmpshim.conformance.check.run.journal import Journal
 from qmpshim.conformance.check.runners import kinds
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
-from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.known.folder import by_id, summary
 from qmpshim.conformance.known.matching import ExplorerWriteUp
-from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,
     ExecutorLost,
@@ -257,14 +253,8 @@ def _suite(args: argparse.Namespace) -> Suite:
 
 
 def _bundle_case(path: Path) -> Case:
-    if is_schedule(path):
-        content = load_finding(path).to_json()
-    elif pair_bundle.is_pair(path):
-        content = pair_bundle.content(path)
-    else:
-        content = load_case(path).to_json()
-    files = (SCHEDULE, WORKLOAD_CASE, pair_bundle.CASE)
-    named = path if path.name not in files else path.absolute().parent
+    content = load_bundle(path).to_json()
+    named = path if path.name not in FILES else path.absolute().parent
     return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)
 
 

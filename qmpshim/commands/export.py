@@ -7,13 +7,12 @@ from typing import Any
 
 from qmpshim.commands.bundle_argument import bundle_argument, finding_named
 from qmpshim.commands.console import OK, Console
-from qmpshim.commands.options import json_option, refuse_unused
+from qmpshim.commands.options import json_option
 from qmpshim.commands.results import STDOUT
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.bundles.kinds import load_bundle
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
-from qmpshim.conformance.known.matching import ExplorerWriteUp
-from qmpshim.conformance.known.steps.of_bundle import bundle_script
-from qmpshim.conformance.known.tracker import script_of
+from qmpshim.conformance.known.tracker import script_of, script_of_bundle
 from qmpshim.errors import InputError
 
 
@@ -39,17 +38,13 @@ def add(commands: Any) -> None:
 def _export(args: argparse.Namespace, console: Console) -> int:
     args.document.judges = False
     entry = finding_named(args.bundle)
-    if entry is not None and not (args.nbd and isinstance(entry, ExplorerWriteUp)):
-        refuse_unused(args, "with a finding that has no schedule", "--nbd")
-        script = script_of(entry)
-    elif entry is not None:
-        script = export_script(load_finding(entry.path), breakpoints=False)
-    elif is_schedule(args.bundle):
-        script = export_script(load_finding(args.bundle), breakpoints=not args.nbd)
-    elif args.nbd:
-        raise InputError(f"{args.bundle} holds no schedule of `explore`, which alone takes --nbd")
+    if args.nbd:
+        case = load_bundle(args.bundle) if entry is None else entry.case
+        if not isinstance(case, Finding):
+            raise InputError(f"{args.bundle} has no schedule of `explore`, which alone takes --nbd")
+        script = export_script(case, breakpoints=False)
     else:
-        script = bundle_script(args.bundle)
+        script = script_of_bundle(args.bundle) if entry is None else script_of(entry)
     args.document.result = {"bundle": str(args.bundle), "nbd": args.nbd, "script": script}
     if args.json != STDOUT:  # then the script is in the document
         console.line(script.rstrip("\n"))

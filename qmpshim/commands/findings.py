@@ -12,10 +12,10 @@ from qmpshim.commands.console import OK, Console, Listed, show_list
 from qmpshim.commands.options import json_option
 from qmpshim.commands.parser import takes_name
 from qmpshim.commands.results import STDOUT, check_writable
-from qmpshim.conformance.known.draft import draft, draft_text
+from qmpshim.conformance.bundles.kinds import drafts
+from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity
-from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.tracker import (
     command_of,
     diagram_of,
@@ -173,9 +173,9 @@ def _report(args: argparse.Namespace, console: Console) -> int:
 def _new(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.out)
     args.document.judges = False
-    steps = steps_draft(args.bundle)
-    args.document.result = {"draft": draft(args.bundle), "steps": steps}
-    text = draft_text(args.document.result["draft"])
+    draft, steps = drafts(args.bundle)
+    args.document.result = {"draft": draft, "steps": steps}
+    text = draft_text(draft)
     if args.out is not None:
         for path, content in ((args.out, text), (steps_of(args.out), steps)):
             if content:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from qmpshim.commands.bundle_argument import bundle_argument, finding_named
@@ -11,18 +13,20 @@ from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
 from qmpshim.commands.options import build_options, json_option, refuse_unused
 from qmpshim.commands.results import BUNDLES
-from qmpshim.conformance.bundles.any_workload import load_case, replay_case
+from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
+from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.conformance.explore.directed.run import cases_named
 from qmpshim.conformance.explore.harness.setup_state import other_state
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.matching import DirectedWriteUp
-from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.checks import run_plan, summary
+from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.errors import name_errnos
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Phase
@@ -47,21 +51,13 @@ def add(commands: Any) -> None:
 def _replay(args: argparse.Namespace, console: Console) -> int:
     args.document.result = {"bundle": str(args.bundle)}
     entry = finding_named(args.bundle)
-    if isinstance(entry, DirectedWriteUp):
-        refuse_unused(args, "with a directed case, which says it itself", "--machine", "--limit")
-        return run_interruptible(lambda: _replay_directed(entry, args, console))
-    if entry is not None:
-        args.bundle = entry.path
-    if pair_bundle.is_pair(args.bundle) or is_schedule(args.bundle):
-        kind = "a pair" if pair_bundle.is_pair(args.bundle) else "an explored schedule"
-        refuse_unused(
-            args, f"with a bundle of {kind}, which says it itself", "--machine", "--limit"
-        )
-    if pair_bundle.is_pair(args.bundle):
-        return run_cancellable(_replay_pair(args, console))
-    if is_schedule(args.bundle):
-        return run_interruptible(lambda: _replay_schedule(args, console))
-    return run_cancellable(_replay_workload(args, console))
+    what = load_bundle(args.bundle) if entry is None else entry.case or entry
+    replay, fixed = _REPLAYS[type(what)]
+    if fixed:
+        refuse_unused(args, f"with {fixed}, which says it itself", "--machine", "--limit")
+    if inspect.iscoroutinefunction(replay):
+        return run_cancellable(replay(what, args, console))
+    return run_interruptible(lambda: replay(what, args, console))
 
 
 def _on(args: argparse.Namespace, console: Console) -> Build:
@@ -90,8 +86,7 @@ def _replay_directed(entry: DirectedWriteUp, args: argparse.Namespace, console: 
     return OK
 
 
-def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
-    finding = load_finding(args.bundle)
+def _replay_schedule(finding: Finding, args: argparse.Namespace, console: Console) -> int:
     build = _on(args, console)
     again = replay_schedule(finding, build)
     seen = again.violation
@@ -145,8 +140,8 @@ def _replay_scenario(finding: Finding, build: Build, document: Document, console
     return OK
 
 
-async def _replay_workload(args: argparse.Namespace, console: Console) -> int:
-    case, build = load_case(args.bundle), _on(args, console)
+async def _replay_workload(case: AnyCase, args: argparse.Namespace, console: Console) -> int:
+    build = _on(args, console)
     result = await replay_case(case, build, console.progress, args.machine, args.limit)
     found = result.divergence
     args.document.result |= {
@@ -165,12 +160,10 @@ async def _replay_workload(args: argparse.Namespace, console: Console) -> int:
     return DIVERGED
 
 
-async def _replay_pair(args: argparse.Namespace, console: Console) -> int:
-    """Run a bundle's plan again."""
-    plan, wanted = pair_bundle.load(args.bundle)
-    build = _on(args, console)
+async def _replay_pair(case: PairCase, args: argparse.Namespace, console: Console) -> int:
+    build, wanted = _on(args, console), case.shown
     outcome, again = await run_plan(
-        plan,
+        case.plan,
         (build, build),
         BUNDLES,
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
@@ -204,3 +197,13 @@ def _another(wrong: str, nothing_wanted: bool, document: Document, console: Cons
     document.error = f"cannot be tested: another divergence: {wrong}"
     console.line(document.error)
     return UNTESTABLE
+
+
+#: What replays a case of a type; and what has its own machine and limits, not those of options.
+_REPLAYS: dict[type, tuple[Callable[[Any, argparse.Namespace, Console], Any], str]] = {
+    Finding: (_replay_schedule, "a bundle of an explored schedule"),
+    PairCase: (_replay_pair, "a bundle of a pair"),
+    WorkloadCase: (_replay_workload, ""),
+    PointsCase: (_replay_workload, ""),
+    DirectedWriteUp: (_replay_directed, "a directed case"),
+}

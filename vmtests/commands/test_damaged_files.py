@@ -17,18 +17,18 @@ from qmpshim.codec import encode
 from qmpshim.commands.explore_scenarios import real_scenarios
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Journal, Plan
 from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.model_run import scenarios_for
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
@@ -88,18 +88,17 @@ class Given:
 
 
 def _schedule(path: Path) -> None:
-    is_schedule(path)
     finding = load_finding(path)
     for breakpoints in (True, False):
         export_script(finding, breakpoints)
 
 
 def _given() -> Iterator[Given]:
-    yield Given("operations", _operations(), bundle.load)
+    yield Given("operations", _operations(), load_bundle)
     yield Given("schedule", _of("checkpoint-corrupts-overlay.json"), _schedule)
     yield Given("faults", _of("failed-flush-leaves-l1-entry.json"), _schedule)
     pair = _of("pair/colo-primary-deadlocks-under-tcg.json")
-    yield Given("pair", pair, lambda path: (pair_bundle.is_pair(path), pair_bundle.load(path)))
+    yield Given("pair", pair, load_bundle)
     results = Results(_plan(), {("system", _CHECK_CASE.name): _outcome()})
     yield Given("results", results.to_json(), load_results)
     line = {"build": "system", "case": _CHECK_CASE.name, "outcome": encode(_outcome())}

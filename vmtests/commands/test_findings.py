@@ -17,16 +17,15 @@ from qmpshim.conformance.assess.trials import Seen, try_finding
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known import matching
-from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
-from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.tracker import EXPECTED, command_of, script_of, tracker_text
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.verdict import Verdict
+from vmtests.support.bundles import draft_of, steps_draft
 from vmtests.support.documents import validator
 from vmtests.support.drafts import filled
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
@@ -219,7 +218,7 @@ def test_a_draft_of_what_pair_keeps_names_the_versions(tmp_path: Path) -> None:
     for other, versions in (("10.0.2 (Debian)", ("10.0.2",)), ("11.1.3", ("10.0.2", "11.1.3"))):
         builds = [{"version": "10.0.2 (Debian)"}, {"version": other}]
         (tmp_path / "pair.json").write_text(json.dumps(value | {"builds": builds}))
-        assert draft(tmp_path)["meaning"]["seen"] == versions
+        assert draft_of(tmp_path)["meaning"]["seen"] == versions
 
 
 def shown_by(build: Build, draft: Path, tmp_path: Path) -> bool:

@@ -24,7 +24,6 @@ from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_o
 from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import (
     known_pairs,
@@ -34,6 +33,7 @@ from qmpshim.conformance.known.folder import (
 )
 from qmpshim.conformance.known.matching import (
     DirectedWriteUp,
+    ExplorerWriteUp,
     PairWriteUp,
     WorkloadWriteUp,
 )
@@ -291,6 +291,7 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
                 return _pair(build, one, directory)
             case WorkloadWriteUp():
                 return [_workload(build, one)]
+        assert isinstance(one, ExplorerWriteUp)
         return _schedule(build, one)
     except NotStarted as error:  # which is no sign of what the build can do
         return [Trial(one, Seen.UNSURE, str(error))]
@@ -300,8 +301,8 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
         return [Trial(one, Seen.OTHER, str(error))]
 
 
-def _schedule(build: Build, one: WriteUp) -> list[Trial]:
-    shown = show_again(load_finding(one.path), build)
+def _schedule(build: Build, one: ExplorerWriteUp) -> list[Trial]:
+    shown = show_again(one.case, build)
     if shown.finding is not None:
         return [Trial(one, Seen.SHOWN, shown.finding.text)]
     found = recognised(shown.others, read_version(build)[0])
@@ -369,10 +370,10 @@ def _steps(build: Build, one: PairWriteUp) -> Trial:
 
 
 def _workload(build: Build, one: WorkloadWriteUp) -> Trial:
-    found = asyncio.run(replay_case(one.shown, build)).divergence
+    found = asyncio.run(replay_case(one.case, build)).divergence
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
-    if one.shown.shown_by(found):
+    if one.case.shown_by(found):
         return Trial(one, Seen.SHOWN, str(found))
     if (other := shown_instead(one, found)) is not None:
         return Trial(one, Seen.NOT_SEEN, f"{other.name} shows itself instead: {found}")

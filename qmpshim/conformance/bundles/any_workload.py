@@ -1,13 +1,10 @@
-"""Bundles of operations one after another, on whatever disks: read, and run again."""
+"""Cases of operations one after another, on whatever disks: run again."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles import bundle as chain_bundle
 from qmpshim.conformance.bundles.bundle import WorkloadCase
-from qmpshim.conformance.pointintime import bundle as points_bundle
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.result import WorkloadResult
@@ -18,14 +15,10 @@ from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.workspace import Workspace
 
 AnyCase = WorkloadCase | PointsCase
-
-
-def load_case(path: Path) -> AnyCase:
-    """Read the bundle, or the write-up, of a chain or of disks with bitmaps.
-
-    :raises InputError: it is neither, or damaged
-    """
-    return points_bundle.load(path) if points_bundle.is_points(path) else chain_bundle.load(path)
+_REPLAYS: dict[type[AnyCase], tuple[Any, Any]] = {
+    WorkloadCase: (setup_for, replay),
+    PointsCase: (points_setup, replay_points),
+}
 
 
 async def replay_case(
@@ -41,9 +34,8 @@ async def replay_case(
     :param limit: seconds that a command may take
     :raises BuildError: the build cannot do it
     """
+    setup_of, run = _REPLAYS[type(case)]
     with Workspace() as workspace:
-        if isinstance(case, PointsCase):
-            disks = points_setup(build, case.spec, machine, limit=limit)
-            return await replay_points(case, disks, workspace, progress)
-        setup = setup_for(build, case.spec, machine, limit=limit)
-        return await replay(case, setup, workspace, progress)
+        setup = setup_of(build, case.spec, machine, limit=limit)
+        result: WorkloadResult[Any] = await run(case, setup, workspace, progress)
+        return result

@@ -8,9 +8,8 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import decode_all, encode, read_json
-from qmpshim.conformance.bundles.case_file import build_fields, check_format, read_case
+from qmpshim.conformance.bundles.case_file import build_fields, check_format
 from qmpshim.conformance.bundles.workload_case import (
-    CASE,
     Replayed,
     save_case,
     write_evidence,
@@ -18,6 +17,8 @@ from qmpshim.conformance.bundles.workload_case import (
 )
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import uses_of
 from qmpshim.conformance.workload.session import Rig
 from qmpshim.conformance.workload.workload import from_json as operation_from_json
 from qmpshim.conformance.workload.workload import to_json as operation_to_json
@@ -46,6 +47,26 @@ class WorkloadCase(Replayed):
     divergence: Divergence | None
     seed: int
     build: dict[str, Any]
+
+    @property
+    def disks(self) -> str:
+        """What it is done on, in words."""
+        return f"{self.spec.workflow}, {self.spec.secondary} secondary"
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that this stands for."""
+        return uses_of(self.spec.workflow)
+
+    @property
+    def lanes(self) -> dict[str, str]:
+        """Where an operation may be done, and the heading of that in a diagram."""
+        return {"primary": "primary (NBD)", "guest": "guest", "chain": "monitor (QMP)"}
+
+    @property
+    def steps(self) -> list[tuple[str, str]]:
+        """Where each operation is done, and what it is, in words."""
+        return [(one.side.value, str(one)) for one in self.operations]
 
     def to_json(self) -> dict[str, Any]:
         spec = self.spec
@@ -127,13 +148,12 @@ def _runs(pages: Any) -> list[list[int]]:
     return runs
 
 
-def load(directory: Path) -> WorkloadCase:
-    """Read a bundle.
+def from_json(value: Any, path: Path) -> WorkloadCase:
+    """The reverse of :meth:`WorkloadCase.to_json`.
 
+    :param path: where it is from, for the error
     :raises InputError: it is no bundle, or one of another format
     """
-    path = directory / CASE if directory.is_dir() else directory
-    value = read_case(directory, CASE)
     with decoding(str(path)):
         check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qmpshim.errors import InputError, decoding, os_errors
 
 
-def read_case(path: Path, name: str) -> Any:
+class BundleCase(Protocol):
+    """What a bundle replays, of whatever kind."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is in the bundle's file."""
+
+
+def read_case(path: Path, *names: str) -> tuple[Any, Path]:
     """The case in a bundle, in its file alone, or in a write-up of a known finding (``case``).
 
     :param path: the bundle's directory or the file
-    :param name: the file's name in the directory
+    :param names: what the file may be called in the directory
+    :returns: the case, and the file
     :raises InputError: there is none, or it is no JSON object
     """
-    file = path / name if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        files = [path / name for name in names]
+        file = next(filter(os.path.exists, files), files[-1])
     with os_errors(InputError, f"{path} is no bundle: {file}"), decoding(str(file)):
         value = json.loads(file.read_text())
     if not isinstance(value, dict):
         raise InputError(f"{file} is no replay bundle")
-    return value.get("case", value)
-
-
-def peek(path: Path, name: str) -> dict[str, Any]:
-    """The case as :func:`read_case` gives it, to see of which kind it is; empty: there is none."""
-    try:
-        value = read_case(path, name)
-    except InputError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return value.get("case", value), file
 
 
 def strings(value: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.errors import InputError
 from qmpshim.machine.host.files import copy_sparse, write_directory
 from qmpshim.machine.host.process import Qemu
 
@@ -34,6 +35,16 @@ class Replayed(ABC):
     def shows(self) -> str:
         """What it shows, in words."""
         return "that all goes as predicted" if self.divergence is None else str(self.divergence)
+
+    @property
+    def wrong(self) -> Divergence:
+        """What it shows.
+
+        :raises InputError: that all goes as predicted
+        """
+        if self.divergence is None:
+            raise InputError("these operations were recorded as ones that show nothing wrong")
+        return self.divergence
 
     def shown_by(self, found: Divergence | None) -> bool:
         """Whether a replay that *found* this showed the same."""

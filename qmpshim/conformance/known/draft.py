@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import encode
-from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.bundles.any_workload import AnyCase
+from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.explore.report.findings import Finding, failing
 from qmpshim.conformance.known.matching import check_shown
 from qmpshim.conformance.known.meaning import (
@@ -26,12 +25,12 @@ from qmpshim.conformance.known.meaning import (
     Upstream,
     Use,
 )
-from qmpshim.conformance.known.uses import USES_OF_PAIR, uses_of, uses_of_points
-from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.known.uses import USES_OF_PAIR, uses_of
+from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind
-from qmpshim.errors import InputError, decoding
+from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import JobSpec
@@ -47,32 +46,28 @@ _PROMISED = frozenset((Verdict.ERROR_CONTRACT, Verdict.PROTOCOL))
 _AFTER_CRASH = frozenset((CauseKind.BROKEN_BY_CRASH, CauseKind.UNUSABLE_AFTER_CRASH))
 
 
-def draft(bundle: Path) -> dict[str, Any]:
-    """The draft, as JSON.
+def of_chain(case: WorkloadCase) -> dict[str, Any]:
+    """Of operations on a chain: by a random workload, or by hand. They let nothing fail.
 
-    :param bundle: of `explore`, of `verify`, of a session by hand, or of `pair`
-    :raises InputError: it is none of these, or shows nothing wrong
+    :raises InputError, ValueError: they show nothing wrong; so of the other kinds below
     """
-    if pair_bundle.is_pair(bundle):
-        return _of_pair(bundle)
-    if is_schedule(bundle):
-        return _of_schedule(load_finding(bundle))
-    with decoding(str(bundle)):
-        return _of_workload(load_case(bundle))
+    return _of_workload(case, Trigger.LOAD)
 
 
-def _of_workload(case: AnyCase) -> dict[str, Any]:
-    """Of operations one after another: by a random workload, or by hand."""
-    if (found := case.divergence) is None:
-        raise InputError("these operations were recorded as ones that show nothing wrong")
+def of_points(case: PointsCase) -> dict[str, Any]:
+    """Of a random workload on disks with bitmaps and jobs."""
+    jobs = (one for each in case.operations for one in each.actions if isinstance(one, JobSpec))
+    fails = any(job.fault is not None for job in jobs)
+    killed = any(one.kind is PointKind.KILL for one in case.operations)
+    return _of_workload(case, _trigger(True, fails, killed))
+
+
+def _of_workload(case: AnyCase, trigger: Trigger) -> dict[str, Any]:
+    found = case.wrong
     check_shown(case, found)
     text = f"{found.where}: predicted {found.predicted}, observed {found.observed}"
-    if isinstance(case, PointsCase):
-        uses = uses_of_points(case.workflow)
-    else:
-        uses = uses_of(case.spec.workflow)
     return {
-        **_head(text, uses, found.verdict, _trigger_of(case), _seen(case.build)),
+        **_head(text, case.uses, found.verdict, trigger, _seen(case.build)),
         "versions": {},
         "expected": _PROMISE,
         "steps": list(_STEPS),
@@ -81,15 +76,6 @@ def _of_workload(case: AnyCase) -> dict[str, Any]:
         "contract": True,  # one operation after another, each in a state that QEMU expects it in
         "case": case.to_json(),
     }
-
-
-def _trigger_of(case: AnyCase) -> Trigger:
-    """What it takes, by the operations: those of a chain let nothing fail."""
-    if not isinstance(case, PointsCase):
-        return Trigger.LOAD
-    jobs = (one for each in case.operations for one in each.actions if isinstance(one, JobSpec))
-    fails = any(job.fault is not None for job in jobs)
-    return _trigger(True, fails, any(one.kind is PointKind.KILL for one in case.operations))
 
 
 def _trigger(contract: bool, disk: bool, host: bool) -> Trigger:
@@ -101,7 +87,8 @@ def _trigger(contract: bool, disk: bool, host: bool) -> Trigger:
     return Trigger.FAILURE if disk or host else Trigger.LOAD
 
 
-def _of_schedule(finding: Finding) -> dict[str, Any]:
+def of_schedule(finding: Finding) -> dict[str, Any]:
+    """Of a schedule of `explore`, or of a gated session by hand."""
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     failed, crash = failing(finding.schedule), finding.cause.kind in _AFTER_CRASH
@@ -122,11 +109,9 @@ def _of_schedule(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _of_pair(bundle: Path) -> dict[str, Any]:
-    content = pair_bundle.content(bundle)
-    plan, wanted = pair_bundle.from_json(content, bundle)
-    if wanted is None:
-        raise InputError(f"{bundle} shows nothing wrong")
+def of_pair(case: PairCase) -> dict[str, Any]:
+    """Of a run of a pair."""
+    plan, wanted, content = case.plan, case.wrong, case.content
     trigger = _trigger(wanted.contract, plan.failover is not Failover.NONE, False)
     return {
         **_head(

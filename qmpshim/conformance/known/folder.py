@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qmpshim.conformance.bundles.kinds import kind_of
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.matching import (
@@ -18,10 +19,9 @@ from qmpshim.conformance.known.matching import (
     PairWriteUp,
     WorkloadWriteUp,
     recogniser,
-    write_up_from_json,
 )
 from qmpshim.conformance.known.meaning import Trigger
-from qmpshim.conformance.known.write_ups import DIRECTORY, Version, WriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY, Version, WriteUp, common
 from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import HostError, InputError, no_such
 
@@ -34,7 +34,11 @@ def read(path: Path) -> WriteUp:
     :raises InputError: it is damaged, or a draft that is not filled in
     """
     try:
-        return write_up_from_json(path, json.loads(path.read_text()))
+        value = json.loads(path.read_text())
+        if not (case := value.get("case")):
+            return DirectedWriteUp(**common(path, value))
+        kind = kind_of(case, path)
+        return kind.write_up(path, value, kind.read(case, path))
     except (OSError, KeyError, TypeError, ValueError, re.error, InputError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
 
@@ -107,7 +111,7 @@ def shown_instead(one: WorkloadWriteUp, found: Divergence) -> WorkloadWriteUp | 
     if (found.operation, found.where) != (own.operation, own.where):
         return None
     others = (other for other in known_workloads() if other.id != one.id)
-    return next((other for other in others if other.covers(found, one.shown.operations)), None)
+    return next((other for other in others if other.covers(found, one.case.operations)), None)
 
 
 @functools.cache

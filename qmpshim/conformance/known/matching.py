@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
+from qmpshim.conformance.bundles.any_workload import AnyCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.choices import Cut, Fail, failures
-from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
+from qmpshim.conformance.explore.report.findings import Finding, failing
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
+from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.workload.result import MetDefect
@@ -58,6 +59,7 @@ class ExplorerWriteUp(WriteUp):
 
     kind: ClassVar[str] = "explore"
 
+    case: Finding
     forms: frozenset[str]
     needs: tuple[frozenset[str], ...]
     needs_before: tuple[frozenset[str], ...]
@@ -106,6 +108,8 @@ class DirectedWriteUp(WriteUp):
 
     kind: ClassVar[str] = "directed"
 
+    case: None = None
+
     @property
     def id(self) -> str:
         """As the name of the case in a check."""
@@ -123,15 +127,19 @@ class PairWriteUp(WriteUp):
     :ivar side: whose version counts: ``primary`` or ``secondary``
     :ivar accel: the accelerator it needs, or ``""``
     :ivar guests: with these it was seen, and can be; what others show is another finding
-    :ivar plan: what shows it
     """
 
     kind: ClassVar[str] = "pair"
 
+    case: PairCase
     side: str
     accel: str
     guests: tuple[str, ...]
-    plan: PairPlan
+
+    @property
+    def plan(self) -> PairPlan:
+        """What shows it."""
+        return self.case.plan
 
     def may_come(self, plan: PairPlan, versions: tuple[Version, Version]) -> bool:
         """Whether a run may show it.
@@ -170,12 +178,12 @@ class WorkloadWriteUp(WriteUp):
     :class:`~qmpshim.model.pointintime.points.PointDefect`), so that the run goes on.
     Where nothing was predicted of it, :meth:`covers` recognises it.
 
-    :ivar shown: the operations that show it, :ivar divergence: and what they show
+    :ivar divergence: what its case shows
     """
 
     kind: ClassVar[str] = "verify"
 
-    shown: AnyCase
+    case: AnyCase
     divergence: Divergence
 
     def covers(self, found: Divergence, operations: Sequence[AnyOperation]) -> bool:
@@ -186,7 +194,7 @@ class WorkloadWriteUp(WriteUp):
         """
         if not replace(self.divergence, operation=found.operation).same_as(found):
             return False
-        *before, last = _until(self.divergence, self.shown.operations)
+        *before, last = _until(self.divergence, self.case.operations)
         done = _until(found, operations)
         if not done or done.pop() != last:
             return False
@@ -230,40 +238,27 @@ def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[
     return recognise
 
 
-def write_up_from_json(path: Path, value: dict[str, Any]) -> WriteUp:
-    """The write-up with the content of the file *path*: which kind it is follows from its case.
+def pair_write_up(path: Path, value: dict[str, Any], case: PairCase) -> PairWriteUp:
+    """The write-up with the content of the file *path*, and so of the other kinds below.
 
     :raises KeyError, TypeError, ValueError, re.error, InputError: it is damaged
     """
-    case = value.get("case", {})
-    if not case:
-        return DirectedWriteUp(**common(path, value))
-    if case.get("kind") == "pair":
-        return _of_pair(path, value)
-    if "operations" in case:
-        return _of_workload(path, value)
-    return _of_explorer(path, value)
-
-
-def _of_pair(path: Path, value: dict[str, Any]) -> PairWriteUp:
-    fields, plan = common(path, value), PairPlan.from_json(value["case"]["plan"])
-    side, guests = str(value["side"]), tuple(value.get("guests", [plan.guest]))
+    fields = common(path, value)
+    side, guests = str(value["side"]), tuple(value.get("guests", [case.plan.guest]))
     if side not in ("primary", "secondary") or not set(guests) <= set(GUESTS):
         raise ValueError(f"side {side!r}, guests {', '.join(guests)}")
     accel = str(value.get("accel", ""))
-    return PairWriteUp(**fields, side=side, accel=accel, guests=guests, plan=plan)
+    return PairWriteUp(**fields, case=case, side=side, accel=accel, guests=guests)
 
 
-def _of_workload(path: Path, value: dict[str, Any]) -> WorkloadWriteUp:
-    fields, case = common(path, value), load_case(path)
-    if case.divergence is None:
-        raise ValueError("its case shows nothing wrong")
-    check_shown(case, case.divergence)
-    return WorkloadWriteUp(**fields, shown=case, divergence=case.divergence)
+def workload_write_up(path: Path, value: dict[str, Any], case: AnyCase) -> WorkloadWriteUp:
+    """Of operations one after another."""
+    check_shown(case, case.wrong)
+    return WorkloadWriteUp(**common(path, value), case=case, divergence=case.wrong)
 
 
-def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
-    fields, case = common(path, value), finding_from_json(value["case"])
+def explorer_write_up(path: Path, value: dict[str, Any], case: Finding) -> ExplorerWriteUp:
+    """Of a schedule."""
     before = value.get("needs_before", [])
     needs = value.get("needs", [] if before else [[op.name] for op in case.scenario.ops])
     fails = frozenset(value.get("fails", failing(case.schedule)))
@@ -272,7 +267,8 @@ def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
     ):
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
     return ExplorerWriteUp(
-        **fields,
+        **common(path, value),
+        case=case,
         forms=frozenset(chain_name(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),
         needs_before=tuple(frozenset(ways) for ways in before),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.bundles.kinds import drafts, load_bundle
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import (
     export_script,
@@ -47,8 +48,7 @@ def script_of(entry: WriteUp) -> str:
 
     :raises InputError: it has neither, or they are not filled in
     """
-    if entry.kind == "explore":
-        finding = load_finding(entry.path)
+    if isinstance(finding := entry.case, Finding):
         checkpoints = any(op.verb is Verb.CHECKPOINT for op in finding.scenario.ops)
         # The script has to hold requests on each version that the finding was seen on.
         seen = (features_of(tuple(map(int, v.split(".")))) for v in entry.meaning.seen)
@@ -57,9 +57,25 @@ def script_of(entry: WriteUp) -> str:
     return steps_script(entry.title, _written_steps(entry))
 
 
+def script_of_bundle(bundle: Path) -> str:
+    """The stand-alone script of what a bundle shows.
+
+    :raises InputError: it shows nothing wrong, or what it shows has to be looked for by hand
+    """
+    if isinstance(case := load_bundle(bundle), Finding):
+        return export_script(case)
+    content, steps = drafts(bundle)
+    if TO_WRITE in steps:
+        raise InputError(
+            f"{bundle}: its steps have to be written by hand, `qmpshim findings new` begins them; "
+            "`qmpshim replay` shows the finding"
+        )
+    return steps_script(f"{content['verdicts'][0]}: {content['title']}", steps)
+
+
 def takes_guest(entry: WriteUp) -> bool:
     """Whether its script takes a Linux guest, which has to be attached to a report, too."""
-    return entry.kind != "explore" and takes_linux(_written_steps(entry))
+    return not isinstance(entry.case, Finding) and takes_linux(_written_steps(entry))
 
 
 def _written_steps(entry: WriteUp) -> str:
@@ -80,7 +96,7 @@ def steps_of(path: Path) -> Path:
 
 def diagram_of(entry: WriteUp) -> str:
     """The interleaving that shows it; ``""`` where a sequence of commands does."""
-    return diagram(load_finding(entry.path)) if entry.kind == "explore" else ""
+    return diagram(entry.case) if isinstance(entry.case, Finding) else ""
 
 
 def command_of(entry: WriteUp) -> str:
@@ -117,8 +133,8 @@ def observed(entry: WriteUp) -> str:
     if entry.observed:
         return entry.observed
     match entry:
-        case ExplorerWriteUp():
-            return name_errnos(load_finding(entry.path).text)
+        case ExplorerWriteUp(case=finding):
+            return name_errnos(finding.text)
         case WorkloadWriteUp(divergence=found):
             return f"{found.where}: {found.observed} (expected: {found.predicted})"
     raise InputError(f"{entry.name}: `observed` is missing")
@@ -159,7 +175,7 @@ def _in_words(entry: WriteUp) -> str:
     """What is done: by the schedule, or by the steps of the write-up."""
     if not isinstance(entry, ExplorerWriteUp):
         return "\n".join(f"{number}. {step}" for number, step in enumerate(entry.steps, 1))
-    finding = load_finding(entry.path)
+    finding = entry.case
     return "\n\n".join(
         (
             _chain(finding.scenario),

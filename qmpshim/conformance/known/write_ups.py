@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qmpshim.codec import decode, encode
+from qmpshim.conformance.bundles.case_file import BundleCase
 from qmpshim.conformance.known.meaning import TO_WRITE, Meaning, meaning_from_json
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
@@ -153,7 +154,7 @@ class WriteUp:
     :ivar steps: what is done to see it, a sentence each; empty: the case has a schedule
     :ivar suggestion: how QEMU could be mended, as far as the reason supports it, ``""``: not known
     :ivar related: names of write-ups that have to do with it
-    :ivar case: what shows it again; empty: the directed case of its name
+    :ivar case: what shows it again; None: the directed case of its name
     :ivar path: its file
     """
 
@@ -173,7 +174,7 @@ class WriteUp:
     steps: tuple[str, ...]
     suggestion: str
     related: tuple[str, ...]
-    case: dict[str, Any]
+    case: BundleCase | None
     path: Path
 
     @property
@@ -233,7 +234,7 @@ class WriteUp:
 
 
 def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`WriteUp`, from the content of the file *path*.
+    """The fields of :class:`WriteUp` but its case, from the content of the file *path*.
 
     :raises KeyError, TypeError, ValueError, re.error, InputError: one is missing, wrong or not
         filled in
@@ -256,7 +257,6 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
         "steps": tuple(str(step) for step in value.get("steps", ())),
         "suggestion": str(value.get("suggestion", "")),
         "related": tuple(str(name) for name in value.get("related", ())),
-        "case": dict(value.get("case", {})),
         "path": path,
     }
 

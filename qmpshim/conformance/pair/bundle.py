@@ -12,11 +12,11 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import encode
-from qmpshim.conformance.bundles.case_file import build_fields, check_format, peek, read_case
+from qmpshim.conformance.bundles.case_file import build_fields, check_format
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Evidence, MigrationStatus
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
-from qmpshim.errors import HostError, decoding
+from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -127,11 +127,6 @@ def note_command(directory: Path, argv: list[str]) -> None:
     (directory / "command-line.txt").write_text(shlex.join(argv) + "\n")
 
 
-def is_pair(path: Path) -> bool:
-    """Whether *path* is a pair's bundle, its ``pair.json``, or a write-up of a known finding."""
-    return peek(path, CASE).get("kind") == "pair"
-
-
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What a bundle shows.
@@ -151,24 +146,48 @@ class Shown:
         return (finding.divergence.verdict, finding.cause) == (self.verdict, self.cause)
 
 
-def load(path: Path) -> tuple[PairPlan, Shown | None]:
-    """A bundle's plan, and what was found with it; None: nothing.
+@dataclass(frozen=True, slots=True)
+class PairCase:
+    """What a bundle replays.
 
-    :raises InputError: it is no bundle, or one of another format
+    :ivar shown: what was found; None: nothing
+    :ivar content: all that is in its file
     """
-    return from_json(read_case(path, CASE), path)
+
+    plan: PairPlan
+    shown: Shown | None
+    content: dict[str, Any]
+
+    @property
+    def wrong(self) -> Shown:
+        """What was found.
+
+        :raises InputError: nothing
+        """
+        if self.shown is None:
+            raise InputError("this run of a pair shows nothing wrong")
+        return self.shown
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is in the bundle's file."""
+        return self.content
 
 
-def from_json(value: Any, path: Path) -> tuple[PairPlan, Shown | None]:
-    """The same of what is in its file.
+def from_json(value: Any, path: Path) -> PairCase:
+    """What a bundle replays, from what :func:`to_json` made.
 
-    :param path: where that is, for the error
-    :raises InputError: it is none
+    :param path: where it is from, for the error
+    :raises InputError: it is no bundle, or one of another format
     """
     with decoding(str(path)):
         check_format(value, FORMAT, path)
+        if not isinstance(builds := value.get("builds", []), list):
+            raise TypeError(f"{builds!r} are no builds")
+        for build in builds:
+            build_fields(build)
         first = next(iter(value["findings"]), None)
-        return PairPlan.from_json(value["plan"]), None if first is None else _shown(first)
+        shown = None if first is None else _shown(first)
+        return PairCase(PairPlan.from_json(value["plan"]), shown, value)
 
 
 def _shown(value: Mapping[str, Any]) -> Shown:
@@ -180,18 +199,3 @@ def _shown(value: Mapping[str, Any]) -> Shown:
         # Older bundles, and write-ups, have it in the text alone.
         evidence = MigrationStatus(cause.subject, cause.detail.partition(" ")[0])
     return Shown(Verdict(value["verdict"]), cause, contract, divergence, evidence)
-
-
-def content(path: Path) -> dict[str, Any]:
-    """What is in a bundle's file.
-
-    :raises InputError: it is no bundle, or one of another format
-    """
-    value: dict[str, Any] = read_case(path, CASE)
-    from_json(value, path)
-    with decoding(str(path)):
-        if not isinstance(builds := value.get("builds", []), list):
-            raise TypeError(f"{builds!r} are no builds")
-        for build in builds:
-            build_fields(build)
-    return value

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.known.folder import known_pairs
@@ -142,22 +141,6 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
         },
         time.monotonic() - began,
     )
-
-
-def again(
-    build: Build, content: Mapping[str, Any], directory: Path
-) -> tuple[PairOutcome, tuple[CaseFinding, ...], bool]:
-    """Replay a bundle's plan on a build.
-
-    :param directory: where the bundle of what is found goes
-    :returns: how it went, what was found, and whether that is what the bundle shows
-    :raises InputError: it is no bundle's content
-    :raises BuildError: this build cannot take part in a pair
-    """
-    plan, wanted = pair_bundle.from_json(content, Path(pair_bundle.CASE))
-    outcome, bundle = asyncio.run(run_plan(plan, (build, build), directory))
-    same = wanted is not None and any(map(wanted.shown_by, outcome.findings))
-    return outcome, case_findings(outcome, bundle, directory), same
 
 
 def case_findings(

@@ -13,12 +13,12 @@ from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import (
     build_fields,
     check_format,
-    peek,
-    read_case,
     strings,
 )
-from qmpshim.conformance.bundles.workload_case import CASE, Replayed, save_case, write_evidence
+from qmpshim.conformance.bundles.workload_case import Replayed, save_case, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import uses_of_points
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
@@ -50,6 +50,26 @@ class PointsCase(Replayed):
     seed: int
     build: dict[str, Any]
 
+    @property
+    def disks(self) -> str:
+        """What it is done on, in words."""
+        return f"{self.workflow}, {self.spec.disks} disks"
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that this stands for."""
+        return uses_of_points(self.workflow)
+
+    @property
+    def lanes(self) -> dict[str, str]:
+        """Where an operation may be done, and the heading of that in a diagram."""
+        return {name: name for name in map("disk{}".format, range(self.spec.disks))}
+
+    @property
+    def steps(self) -> list[tuple[str, str]]:
+        """Where each operation is done, and what it is, in words."""
+        return [(f"disk{one.disk}", str(one)) for one in self.operations]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "qmpshim": qmpshim.__version__,
@@ -67,17 +87,12 @@ class PointsCase(Replayed):
         }
 
 
-def is_points(path: Path) -> bool:
-    """Whether *path* is such a bundle, its ``case.json``, or a write-up of a known finding."""
-    return peek(path, CASE).get("kind") == KIND
+def from_json(value: Any, path: Path) -> PointsCase:
+    """The reverse of :meth:`PointsCase.to_json`.
 
-
-def load(path: Path) -> PointsCase:
-    """Read a bundle.
-
+    :param path: where it is from, for the error
     :raises InputError: it is none, or damaged
     """
-    value = read_case(path, CASE)
     with decoding(str(path)):
         check_format(value, FORMAT, path)
         spec = PointsSpec(int(value["size"]), int(value["cluster"]), int(value["disks"]))

@@ -7,16 +7,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.any_workload import replay_case
+from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.explore.harness.choices import failures
-from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import Replay, replay_schedule
-from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.shim.tracking.chains import TrackedChains
 
@@ -29,12 +28,12 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
     :raises InputError: it is no bundle
     :raises BuildError: the build cannot do it
     """
-    if is_schedule(path):
-        finding = load_finding(path)
-        gone = await asyncio.to_thread(replay_schedule, finding, build)
+    case = load_bundle(path)
+    if isinstance(case, Finding):
+        gone = await asyncio.to_thread(replay_schedule, case, build)
         reply: dict[str, Any] = {
-            "reproduced": gone.shows(finding),
-            "operations": len(finding.scenario.setup) + len(finding.scenario.ops),
+            "reproduced": gone.shows(case),
+            "operations": len(case.scenario.setup) + len(case.scenario.ops),
         }
         if gone.violation is not None:
             reply["verdict"] = {
@@ -45,9 +44,9 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
                 "observed": gone.violation.text,
             }
         return reply
-    case = bundles.load(path)
-    with Workspace() as workspace:
-        result = await replay(case, setup_for(build, case.spec), workspace, lambda _: None)
+    if not isinstance(case, WorkloadCase):
+        raise InputError(f"{path}: it is of no chain; `qmpshim replay` takes it")
+    result = await replay_case(case, build)
     found = result.divergence
     reply = {"reproduced": case.shown_by(found), "operations": result.done}
     if found is not None:
@@ -69,12 +68,9 @@ async def record(
     found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = tracker.divergences[0] if tracker.divergences else None
-    case = bundles.WorkloadCase(
-        spec, chains.behaviour, tracker.operations(), seen, 0, _build_object(build)
-    )
+    case = WorkloadCase(spec, chains.behaviour, tracker.operations(), seen, 0, _build_object(build))
     if build is not None:
-        with Workspace() as workspace:
-            result = await replay(case, setup_for(build, spec), workspace, lambda _: None)
+        result = await replay_case(case, build)
         case = dataclasses.replace(case, divergence=result.divergence)
     shows = "as predicted" if case.divergence is None else str(case.divergence)
     if seen is not None and case.divergence is None:

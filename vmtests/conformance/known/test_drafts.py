@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.kinds import KINDS
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.draft import draft, draft_text
+from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Trigger
-from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.tracker import steps_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.errors import InputError
 from qmpshim.model.check.verdict import Verdict
+from vmtests.support.bundles import draft_of, steps_draft
 from vmtests.support.write_up_checks import CHECKS
 
 SNAPSHOT = "snapshot-read-returns-new-data"
@@ -38,7 +38,7 @@ def filled(value: Any) -> Any:
 
 def accepted(bundle: Path, path: Path) -> WriteUp:
     """What the suite accepts of the bundle's draft."""
-    value = filled(json.loads(draft_text(draft(bundle))))
+    value = filled(json.loads(draft_text(draft_of(bundle))))
     path.write_text(json.dumps(value | ({"side": "primary"} if "side" in value else {})))
     steps_of(path).write_text(steps_draft(bundle).replace(TO_WRITE, "Written"))
     one = read(path)
@@ -55,15 +55,15 @@ def test_of_a_schedule(verdict: Verdict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "known", [one for one in write_ups() if one.case], ids=lambda one: one.name
+    "known", [one for one in write_ups() if one.case is not None], ids=lambda one: one.name
 )
 def test_of_what_is_written_up(known: WriteUp, tmp_path: Path) -> None:
     assert accepted(known.path, tmp_path / "draft.json").verdicts[0] in known.verdicts
 
 
 def test_all_kinds_of_bundles_are_among_them() -> None:
-    kinds = {one.case.get("kind", "chain") for one in write_ups() if one.case}
-    assert kinds == {"schedule", "points", "chain", "pair"}
+    cases = [one.case.to_json() for one in write_ups() if one.case is not None]
+    assert {case.get("kind", "") for case in cases} == KINDS.keys()
 
 
 # -- what it takes ---------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ HARMLESS_ALONE = "write-beside-zeroes-zeroes-data"
 def test_it_takes_what_the_schedule_does(known: WriteUp) -> None:
     """Misuse, failures of disks and of the host, or none: as their authors found."""
     wanted = Trigger.LOAD if known.id == HARMLESS_ALONE else known.meaning.trigger
-    assert draft(known.path)["meaning"]["trigger"] == wanted
+    assert draft_of(known.path)["meaning"]["trigger"] == wanted
 
 
 def test_a_failure_beyond_the_contract_is_misuse(tmp_path: Path) -> None:
@@ -114,9 +114,14 @@ def test_it_takes_what_the_operations_do(
 # -- bundles that are damaged ----------------------------------------------------------------------
 
 
+def case_of(name: str) -> dict[str, Any]:
+    case: dict[str, Any] = json.loads(write_up(name).path.read_text())["case"]
+    return case
+
+
 def bundle_of(name: str, tmp_path: Path, **fields: Any) -> Path:
     path = tmp_path / "bundle.json"
-    path.write_text(json.dumps(write_up(name).case | fields))
+    path.write_text(json.dumps(case_of(name) | fields))
     return path
 
 
@@ -147,7 +152,7 @@ DAMAGED: tuple[dict[str, Any], ...] = (
 )
 def test_a_damaged_bundle_is_one_line(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape("bundle.json")) as raised:
-        draft(bundle_of(name, tmp_path, **fields))
+        draft_of(bundle_of(name, tmp_path, **fields))
     assert "\n" not in str(raised.value) and "damaged" in str(raised.value)
 
 
@@ -162,8 +167,5 @@ def test_a_write_up_of_no_operations_is_damaged(tmp_path: Path) -> None:
 
 
 def test_what_verify_and_points_keep_are_two_kinds() -> None:
-    chain, points = (
-        load_case(write_up(f"verify/{name}").path)
-        for name in ("stop-always-fails", "refused-transaction-marks-everything")
-    )
-    assert isinstance(chain, WorkloadCase) and isinstance(points, PointsCase)
+    assert isinstance(write_up("verify/stop-always-fails").case, WorkloadCase)
+    assert isinstance(write_up("verify/refused-transaction-marks-everything").case, PointsCase)

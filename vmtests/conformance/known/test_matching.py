@@ -293,9 +293,9 @@ def test_a_workloads_write_up_covers_what_shows_it_among_other_operations() -> N
         next(one for one in known_workloads() if one.id == f"refused-transaction-{name}")
         for name in ("loses-bitmap", "marks-everything")
     )
-    add, write, transaction, check = operations = loses.shown.operations
+    add, write, transaction, check = operations = loses.case.operations
     for one in (loses, marks):
-        assert one.covers(one.divergence, one.shown.operations)
+        assert one.covers(one.divergence, one.case.operations)
     seen = replace(marks.divergence, operation=check.number)
     assert marks.covers(seen, operations) and not loses.covers(seen, operations)
     # At another place or operation, as another verdict, or without what causes it: another finding.

@@ -15,11 +15,12 @@ from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.known.folder import known_pairs, read
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.checks import best_accel, run
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
+from vmtests.support.bundles import loaded
 from vmtests.support.pairs import MUTANTS, Mutant, Refused, colo_works, go
 
 ENDS = [kind for kind in Failover if kind is not Failover.CUT_LATE]
@@ -98,7 +99,7 @@ def test_a_mutant_is_killed(mutant: Mutant, qemu_build: Build, tmp_path: Path) -
     assert (bundle / "secondary" / "disk.raw").stat().st_size == plan.size
     assert (bundle / "primary" / "qmp.log").stat().st_size
     assert "qemu" in (bundle / "primary" / "command-line.txt").read_text()
-    assert pair_bundle.load(bundle)[0] == plan
+    assert loaded(bundle, PairCase).plan == plan
 
 
 def test_a_full_host_disk_is_no_finding(
@@ -128,8 +129,6 @@ def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
         assert any("primary:" in line for line in finding.post_mortem)
         assert any("checkpoint" in line for line in finding.post_mortem)
         assert bundle is not None
-        assert pair_bundle.is_pair(bundle)
-        assert not pair_bundle.is_pair(tmp_path)
 
 
 QUICK = [known.id for known in known_pairs() if known.plan.guest == "none"]
@@ -156,10 +155,9 @@ def test_write_ups_are_bundles(tmp_path: Path) -> None:
     """Each write-up is a bundle that `replay` takes, and names only causes it can explain."""
     assert QUICK
     for known in known_pairs():
-        plan, wanted = pair_bundle.load(known.path)
-        assert plan == known.plan
-        assert wanted is not None and known.explains(wanted.verdict, wanted.cause, known.contract)
-        assert pair_bundle.is_pair(known.path)
+        wanted = known.case.wrong
+        assert known.explains(wanted.verdict, wanted.cause, known.contract)
+        assert loaded(known.path, PairCase) == known.case
     (tmp_path / "bad.json").write_text('{"title": "x"}')
     with pytest.raises(InputError, match=r"bad\.json is damaged"):
         read(tmp_path / "bad.json")

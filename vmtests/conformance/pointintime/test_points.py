@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.known.folder import write_up
-from qmpshim.conformance.pointintime import bundle
+from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun, run_points
 from qmpshim.conformance.pointintime.sides import PointsResult
@@ -26,6 +26,7 @@ from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import JobVerb, PointDefect
+from vmtests.support.bundles import loaded
 from vmtests.support.points import (
     CANCEL,
     CHECK,
@@ -139,13 +140,13 @@ def test_a_divergence_is_minimized_and_replayed(qemu_build: Build, workspace: Wo
             shrinking=15.0,
         )
     )
-    assert outcome.bundle is not None and bundle.is_points(outcome.bundle)
+    assert outcome.bundle is not None
     assert len(outcome.operations) <= 4, list(map(str, outcome.operations))
-    loaded = bundle.load(outcome.bundle)
-    again = asyncio.run(replay_points(loaded, setup, workspace, _ignored)).divergence
-    assert again is not None and loaded.shown_by(again)
+    kept = loaded(outcome.bundle, PointsCase)
+    again = asyncio.run(replay_points(kept, setup, workspace, _ignored)).divergence
+    assert again is not None and kept.shown_by(again)
     reference = points_setup(qemu_build, SPEC)
-    assert asyncio.run(replay_points(loaded, reference, workspace, _ignored)).divergence is None
+    assert asyncio.run(replay_points(kept, reference, workspace, _ignored)).divergence is None
 
 
 @pytest.mark.parametrize("drive", [False, True], ids=["blockdev-backup", "drive-backup"])
@@ -314,7 +315,7 @@ def test_a_known_defect_is_left_out_and_shown_by_its_write_up(
 ) -> None:
     if not write_up(defect).concerns(read_version(qemu_build)[0]):
         pytest.skip("another version's")
-    written_up = bundle.load(write_up(defect).path)
+    written_up = loaded(write_up(defect).path, PointsCase)
     result = run(qemu_build, workspace, written_up.operations)
     assert result.divergence is None and result.known == {defect: 1}
     found = run(qemu_build, workspace, written_up.operations, strict=True).divergence

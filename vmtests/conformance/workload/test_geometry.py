@@ -22,6 +22,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import Behaviour
+from vmtests.support.bundles import loaded
 
 KiB, MiB = 1 << 10, 1 << 20
 SEEDS = range(200)
@@ -93,4 +94,4 @@ def test_a_bundle_keeps_the_options(tmp_path: Path) -> None:
     spec = ChainSpec("replication", MiB, options=node_options("replication")["filter-unmap"])
     case = bundle.WorkloadCase(spec, Behaviour(), (), None, 1, {})
     (tmp_path / CASE).write_text(json.dumps(case.to_json()))
-    assert bundle.load(tmp_path).spec == spec
+    assert loaded(tmp_path, bundle.WorkloadCase).spec == spec

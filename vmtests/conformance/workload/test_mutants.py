@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 
-from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.workload.session import run_case
 from qmpshim.conformance.workload.verification import Minimizing
 from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
+from vmtests.support.bundles import loaded
 from vmtests.support.chains import MUTANTS, Mutant
 
 CASES = [
@@ -46,7 +47,7 @@ async def kill(mutant: Mutant, build: Build, workspace: Workspace) -> None:
     assert len(minimal) <= mutant.most, [str(operation) for operation in minimal]
     # The bundle shows it again, with the mutant, and not on the reference.
     assert saved is not None
-    case = bundle.load(saved)
+    case = loaded(saved, WorkloadCase)
     assert case.operations == tuple(minimal)
     again = await replay(case, setup, workspace, runs.append)
     assert again.divergence is not None

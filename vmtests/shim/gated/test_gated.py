@@ -20,7 +20,6 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.known.draft import draft as draft_of
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import read
 from qmpshim.conformance.known.matching import ExplorerWriteUp
@@ -35,6 +34,7 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.gated.schedule import MOST, Schedule
+from vmtests.support.bundles import draft_of
 from vmtests.support.drafts import filled
 from vmtests.support.shim_harness import LIMIT, Loop, Wire
 from vmtests.support.waiting import wait_until

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.known.draft import draft as draft_of
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import read
 from qmpshim.machine.builds.build import Build
@@ -29,6 +28,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.endpoint.window import WINDOW
 from qmpshim.shim.tracking.shim_command_schema import COMMANDS
+from vmtests.support.bundles import draft_of
 from vmtests.support.drafts import filled
 from vmtests.support.qmp_arguments import Schema
 from vmtests.support.shim_harness import Loop

@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles.any_workload import AnyCase
+from qmpshim.conformance.bundles.bundle import load_prediction
 from qmpshim.conformance.explore.checkers.probe import PROBE
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -234,14 +235,13 @@ def _runs_at(runs: Iterable[Sequence[Any]], start: int, count: int) -> set[str]:
 # -- of a bundle of verify ---------------------------------------------------------------------
 
 
-def maps_of_bundle(directory: Path) -> dict[str, Any] | None:
+def maps_of_bundle(case: AnyCase, directory: Path) -> dict[str, Any] | None:
     """The maps of a bundle of ``verify``, from the prediction and the images in it.
 
-    :returns: None where it has none: QEMU died before there was a chain
+    :returns: None where it has no prediction: QEMU died before there was a chain, or there is none
     """
     try:
-        case = bundle.load(directory)
-        prediction = bundle.load_prediction(directory)
+        prediction = load_prediction(directory)
     except InputError:
         return None
     cluster = case.spec.cluster // SECTOR

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, State
 from qmpshim.conformance.check.suites import Suite
-from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.matching import DirectedWriteUp, ExplorerWriteUp
 
@@ -59,7 +58,7 @@ def _named_case(case: Case) -> Case:
         return replace(case, kind="directed", arguments={"case": written.name.partition("/")[2]})
     if not isinstance(written, ExplorerWriteUp):
         return replace(case, budget=300.0)
-    content = load_finding(written.path).to_json()
+    content = written.case.to_json()
     return replace(case, kind="bundle", arguments={"content": content}, budget=300.0)
 
 

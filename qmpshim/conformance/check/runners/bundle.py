@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles.any_workload import load_case, replay_case
-from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
+from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
+from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.case_file import BundleCase
+from qmpshim.conformance.bundles.kinds import kind_of
+from qmpshim.conformance.bundles.workload_case import CASE, write_json
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.runners.arguments import only
 from qmpshim.conformance.check.runners.explore import schedule_finding
 from qmpshim.conformance.check.runners.verify import workload_finding
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.pair import checks as pair_checks
+from qmpshim.conformance.pair.bundle import PairCase
+from qmpshim.conformance.pair.checks import case_findings, run_plan, summary
+from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.machine.builds.build import Build
 
 
 def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``content``: of a bundle's case file, of verify, explore or pair; does this build show it?"""
     only(case, "content")
-    content = case.arguments["content"]
-    if "schedule" in content:
-        return _schedule_bundle(build, finding_from_json(content), directory)
-    if content.get("kind") == "pair":
-        return pair_case(build, content, directory)
-    return workload_bundle(build, content, directory)[0]
+    content, path = case.arguments["content"], Path(case.name)
+    wanted = kind_of(content, path).read(content, path)
+    return _RUNNERS[type(wanted)](build, wanted, directory)
 
 
-def workload_bundle(
-    build: Build, content: Mapping[str, Any], directory: Path
+def workload_case(
+    build: Build, wanted: AnyCase, directory: Path
 ) -> tuple[CaseOutcome, Divergence | None]:
     place = directory / "bundle"
     place.mkdir()
-    (place / WORKLOAD_CASE).write_text(json.dumps(content))
-    wanted = load_case(place)
+    write_json(place / CASE, wanted.to_json())
     result = asyncio.run(replay_case(wanted, build))
     found = result.divergence
     if found is None:
@@ -50,7 +50,11 @@ def workload_bundle(
     return CaseOutcome(Status.DIVERGED, *_same_or_not(same, str(found), finding)), found
 
 
-def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
+def _workload(build: Build, wanted: AnyCase, directory: Path) -> CaseOutcome:
+    return workload_case(build, wanted, directory)[0]
+
+
+def _schedule(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
     if wanted.verdict is None:  # recorded by hand, with nothing wrong
         return _recorded(build, wanted, directory)
     shown = show_again(wanted, build)
@@ -72,10 +76,12 @@ def shown_otherwise(finding: Finding, build: Build, directory: Path) -> CaseOutc
     return CaseOutcome(Status.DIVERGED, *_same_or_not(False, finding.text, found))
 
 
-def pair_case(build: Build, content: Mapping[str, Any], directory: Path) -> CaseOutcome:
-    outcome, findings, same = pair_checks.again(build, content, directory)
-    if not findings:
-        return CaseOutcome(Status.OK, pair_checks.summary(outcome))
+def pair_case(build: Build, wanted: PairCase, directory: Path) -> CaseOutcome:
+    outcome, place = asyncio.run(run_plan(wanted.plan, (build, build), directory))
+    if not outcome.findings:
+        return CaseOutcome(Status.OK, summary(outcome))
+    findings = case_findings(outcome, place, directory)
+    same = wanted.shown is not None and any(map(wanted.shown.shown_by, outcome.findings))
     text, _, figures = _same_or_not(same, findings[0].title, findings[0])
     return CaseOutcome(Status.DIVERGED, text, findings, figures)
 
@@ -95,3 +101,11 @@ def _recorded(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
 def _same_or_not(same: bool, text: str, finding: CaseFinding) -> tuple[Any, ...]:
     how = "reproduced" if same else "another divergence"
     return f"{how}: {text}", (finding,), {"reproduced": int(same)}
+
+
+_RUNNERS: dict[type[BundleCase], Callable[[Build, Any, Path], CaseOutcome]] = {
+    Finding: _schedule,
+    PairCase: pair_case,
+    WorkloadCase: _workload,
+    PointsCase: _workload,
+}

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status, details_of
 from qmpshim.conformance.check.runners.arguments import argument, only
-from qmpshim.conformance.check.runners.bundle import pair_case, shown_otherwise, workload_bundle
+from qmpshim.conformance.check.runners.bundle import pair_case, shown_otherwise, workload_case
 from qmpshim.conformance.check.runners.explore import schedule_finding
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import (
     known_directed,
@@ -26,7 +25,6 @@ from qmpshim.conformance.known.matching import (
     WorkloadWriteUp,
 )
 from qmpshim.conformance.known.uses import uses_of_case
-from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 
@@ -46,7 +44,7 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     if isinstance(written, PairWriteUp | WorkloadWriteUp):
         return _known_bundle(build, written, expected, directory)
     assert isinstance(written, ExplorerWriteUp)
-    shown = show_again(load_finding(written.path), build)
+    shown = show_again(written.case, build)
     others = recognised(shown.others, version)
     found = shown.finding or others.get(written.id)
     if found is None:
@@ -71,10 +69,10 @@ def _known_bundle(
 ) -> CaseOutcome:
     """The case of a write-up that `verify` or `pair` shows: whether the build has it."""
     if isinstance(written, PairWriteUp):
-        outcome = pair_case(build, pair_bundle.content(written.path), directory)
+        outcome = pair_case(build, written.case, directory)
     else:
-        outcome, found = workload_bundle(build, written.shown.to_json(), directory)
-        same = found is None or written.shown.shown_by(found)
+        outcome, found = workload_case(build, written.case, directory)
+        same = found is None or written.case.shown_by(found)
         other = None if same or found is None else shown_instead(written, found)
         if other is not None:
             text = f"not seen: {other.name} shows itself instead"

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
+from qmpshim.conformance.bundles.any_workload import AnyCase
+from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.check.case import (
     Case,
     CaseFinding,
@@ -23,8 +24,6 @@ from qmpshim.conformance.check.report.sequence import steps_of_operations
 from qmpshim.conformance.check.runners.arguments import argument, only
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.folder import summary
-from qmpshim.conformance.known.uses import uses_of, uses_of_points
-from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
 from qmpshim.conformance.workload.verification import Subject
@@ -106,8 +105,8 @@ def _run(
     if result.divergence is not None:
         if outcome.bundle is None:
             raise HostError(f"{outcome.unsaved}; it shows {result.divergence}")
-        shown = load_case(outcome.bundle)
-        assert shown.divergence is not None
+        shown = load_bundle(outcome.bundle)
+        assert isinstance(shown, AnyCase) and shown.divergence is not None
         finding = workload_finding(shown, shown.divergence, outcome.bundle)
         found.insert(0, replace(finding, cause=cause(shown.divergence)))
     return CaseOutcome(
@@ -162,22 +161,8 @@ def _no_progress(_text: str) -> None:
     """The progress of a single case is not shown."""
 
 
-#: Headings of a diagram's lanes, by the side of an operation.
-_SIDES = {"primary": "primary (NBD)", "guest": "guest", "chain": "monitor (QMP)"}
-
-
 def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFinding:
     """The divergence of a workload, whose bundle is at *place*."""
-    if isinstance(case, PointsCase):
-        lanes = {name: name for name in (f"disk{number}" for number in range(case.spec.disks))}
-        steps = [(f"disk{operation.disk}", str(operation)) for operation in case.operations]
-        chain = f"{case.workflow}, {case.spec.disks} disks"
-        uses = uses_of_points(case.workflow)
-    else:
-        lanes = _SIDES
-        steps = [(operation.side.value, str(operation)) for operation in case.operations]
-        chain = f"{case.spec.workflow}, {case.spec.secondary} secondary"
-        uses = uses_of(case.spec.workflow)
     return CaseFinding(
         found.verdict,
         _cause(found),
@@ -188,11 +173,13 @@ def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFindi
         bundle=place.name,
         replay=ShownBy.BUNDLE,
         details=details_of(
-            diagram=steps_of_operations(lanes, steps, f"{found.verdict}: {found.observed}"),
-            maps=maps_of_bundle(place),
-            chain=f"{chain}, {case.spec.size} bytes, clusters of {case.spec.cluster}",
+            diagram=steps_of_operations(
+                case.lanes, case.steps, f"{found.verdict}: {found.observed}"
+            ),
+            maps=maps_of_bundle(case, place),
+            chain=f"{case.disks}, {case.spec.size} bytes, clusters of {case.spec.cluster}",
         ),
-        uses=uses,
+        uses=case.uses,
     )
 
 

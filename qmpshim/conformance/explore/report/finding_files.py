@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from qmpshim.conformance.bundles.case_file import peek, read_case
+from qmpshim.conformance.bundles.case_file import read_case
 from qmpshim.conformance.explore.report.evidence import collect
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.errors import InputError, name_errnos
@@ -40,17 +41,16 @@ def save_finding(directory: Path, finding: Finding, build: Build | None = None) 
     return write_directory(directory, write)
 
 
-def is_schedule(path: Path) -> bool:
-    """Whether *path* is a bundle of this kind (or its file), and not one of `verify`."""
-    return "schedule" in peek(path, CASE)
-
-
 def load_finding(path: Path) -> Finding:
     """Read a bundle, its ``schedule.json``, or a write-up of a known finding.
 
     :raises InputError: it is none
     """
-    value = read_case(path, CASE)
+    return finding_of(*read_case(path, CASE))
+
+
+def finding_of(value: Any, path: Path) -> Finding:
+    """The same of what is in the file *path*."""
     try:
         return finding_from_json(value)
     except InputError as error:

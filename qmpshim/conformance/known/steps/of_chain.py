@@ -20,20 +20,20 @@ from qmpshim.model.operations import REQUESTS, Operation, Verb
 
 def steps_of_chain(case: WorkloadCase) -> str:
     """What a script does, as Python, with what ``steps.py.in`` has."""
-    found, spec = case.divergence, case.spec
-    done = [one for one in case.operations if found is None or one.number <= found.operation]
+    found, spec = case.wrong, case.spec
+    done = [one for one in case.operations if one.number <= found.operation]
     lines = [f"# A QEMU {spec.topology.needs}", "start_qemu()", *_chain(spec)]
     for one in done:
-        last = found is not None and one is done[-1] and one.number == found.operation
+        last = one is done[-1] and one.number == found.operation
         if last:
             lines += expectation(found)
         lines += _step(one, spec.topology, named=last)
-    return "\n".join([*lines, *conclusion(found, bool(done) and _is_wrong(done[-1], found))]) + "\n"
+    return "\n".join([*lines, *conclusion(found, _is_wrong(done[-1], found))]) + "\n"
 
 
-def _is_wrong(one: Operation, found: Divergence | None) -> bool:
+def _is_wrong(one: Operation, found: Divergence) -> bool:
     """Whether it is an operation's own data that is wrong, not what was compared after it."""
-    match found.evidence if found else None:
+    match found.evidence:
         case Returned(export, start, owners):
             place = (one.side.value, one.start, one.count)
             return one.verb is Verb.READ and place == (export, start, sum(n for _, n in owners))

@@ -21,7 +21,7 @@ from qmpshim.conformance.compare.evidence import (
     Unsound,
 )
 from qmpshim.conformance.known.steps.conclusions import by_hand, expectation
-from qmpshim.conformance.pair.bundle import Shown
+from qmpshim.conformance.pair.bundle import PairCase, Shown
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -76,11 +76,14 @@ _FAILOVERS = {
 }
 
 
-def steps_of_pair(plan: PairPlan, shown: Shown) -> str:
+def steps_of_pair(case: PairCase) -> str:
     """What a script does, as Python, with what the templates ``steps.py.in``, ``colo.py.in``,
     ``pair.py.in`` and those beside it have; ``TO_WRITE`` where it has to be written
     by hand.
+
+    :raises InputError: it shows nothing wrong
     """
+    plan, shown = case.plan, case.wrong
     needs = "with COLO" if plan.colo else "with the replication and the quorum driver"
     return (
         _of_colo(plan, shown)

@@ -6,10 +6,10 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
-from qmpshim.conformance.known.steps.conclusions import conclusion, expectation
-from qmpshim.conformance.pointintime.bundle import PointsCase
+from qmpshim.conformance.known.steps.conclusions import by_hand, conclusion, expectation
+from qmpshim.conformance.pointintime.bundle import PointsCase, load_steps
 from qmpshim.machine.chain.record import (
     BaseImage,
     Began,
@@ -27,12 +27,16 @@ from qmpshim.machine.chain.record import (
 from qmpshim.model.operations import Verb
 
 
-def steps_of_points(case: PointsCase, steps: Sequence[RecordedStep]) -> str:
+def steps_of_points(case: PointsCase, path: Path) -> str:
     """What a script does, as Python, with what ``steps.py.in`` and ``points.py.in`` have.
 
-    :param steps: of the run that showed it; not empty
+    :param path: of the bundle's file, beside which is what its run did; where it is not, the steps
+        have to be written by hand
     """
-    found = case.divergence
+    found, steps = case.wrong, load_steps(path)
+    if not steps:
+        done = (" ".join(str(one).split()) for one in case.operations)
+        return by_hand("of 5.2 or later", done, found)
     lines = [
         "# A QEMU of 5.2 or later",
         f"SIZE, CLUSTER = {case.spec.size}, {case.spec.cluster}",

@@ -12,9 +12,9 @@ from qmpshim.cli import main
 from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build, read_version
+from vmtests.support.bundles import steps_draft
 from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
 
 SNAPSHOT = "snapshot-read-returns-new-data"

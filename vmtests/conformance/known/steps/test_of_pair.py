@@ -32,7 +32,7 @@ from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.steps.of_pair import steps_of_pair
 from qmpshim.conformance.known.tracker import takes_guest, tracker_text
-from qmpshim.conformance.pair.bundle import Shown, finding_json, from_json
+from qmpshim.conformance.pair.bundle import PairCase, Shown, finding_json, from_json
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairPlan
 from qmpshim.errors import Exit
 from qmpshim.machine.builds.build import Build
@@ -60,6 +60,10 @@ def _signal(name: str) -> tuple[str, str]:
 
 def _overwritten(name: str) -> str:
     return f'    open(at("{name}"), "r+b").write(bytes(1 << 20))\n'
+
+
+def case_of(plan: PairPlan, shown: Shown) -> PairCase:
+    return PairCase(plan, shown, {})
 
 
 def differs(evidence: Evidence) -> Shown:
@@ -279,15 +283,15 @@ def test_a_script_of_a_pair_with_linux(
 
 def test_many_checkpoints_have_the_time_they_need() -> None:
     few, many = with_guest(resume=True, failover=Failover.PRIMARY), PairPlan(checkpoints=100)
-    assert "give_up_after" not in steps_of_pair(few, differs(DisksDiffer()))
-    assert "\ngive_up_after(6000)\n" in steps_of_pair(many, differs(DisksDiffer()))
+    assert "give_up_after" not in steps_of_pair(case_of(few, differs(DisksDiffer())))
+    assert "\ngive_up_after(6000)\n" in steps_of_pair(case_of(many, differs(DisksDiffer())))
 
 
 def test_a_report_of_a_pair_with_linux_attaches_the_guest(tmp_path: Path) -> None:
     """Of one without there is the script alone."""
     one = replace(write_up("pair/checkpoint-after-lost-writes"), path=tmp_path / "found.json")
     for plan, attached in ((with_guest(guest="linux"), True), (with_guest(), False)):
-        (tmp_path / "found.py.in").write_text(steps_of_pair(plan, differs(DisksDiffer())))
+        (tmp_path / "found.py.in").write_text(steps_of_pair(case_of(plan, differs(DisksDiffer()))))
         text = tracker_text(one, "x.py")
         assert takes_guest(one) is attached
         assert ("x.py QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS\n" in text) is attached
@@ -295,7 +299,7 @@ def test_a_report_of_a_pair_with_linux_attaches_the_guest(tmp_path: Path) -> Non
 
 
 def test_a_script_with_linux_takes_one(reproducer: Reproducer) -> None:
-    steps = steps_of_pair(with_guest(guest="linux"), differs(DisksDiffer()))
+    steps = steps_of_pair(case_of(with_guest(guest="linux"), differs(DisksDiffer())))
     script = steps_script("A title", steps)
     assert "reproducer.py QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS\n" in script
     status, lines = reproducer(script)
@@ -316,7 +320,7 @@ def sees_what_is_there(
 ) -> None:
     """Not without a change to the script's pair."""
     right, wrong = change
-    script = steps_script("A title", steps_of_pair(plan, shown))
+    script = steps_script("A title", steps_of_pair(case_of(plan, shown)))
     status, lines = reproducer(script, *words)
     assert status == NOT_SEEN, lines
     assert script.count(right) == 1
@@ -332,7 +336,7 @@ def test_a_checkpoint_without_writes(qemu_build: Build, reproducer: Reproducer) 
     if not colo_works(qemu_build):
         pytest.skip("COLO does not work on this build (known)")
     shown = replace(differs(DisksDiffer()), cause=Cause(CauseKind.PAIR_WRITES_LEFT_OUT))
-    script = steps_script("", steps_of_pair(plan_of(True, Failover.CUT_LATE), shown))
+    script = steps_script("", steps_of_pair(case_of(plan_of(True, Failover.CUT_LATE), shown)))
     status, lines = reproducer(script)
     assert status == SEEN, lines
     assert script.count(_LATE) == 1
@@ -350,7 +354,7 @@ def test_a_checkpoint_without_writes(qemu_build: Build, reproducer: Reproducer) 
     ids=["no failover", "no data", "refused by the human monitor"],
 )
 def test_what_is_left_to_the_author(plan: PairPlan, shown: Shown) -> None:
-    assert TO_WRITE in steps_of_pair(plan, shown)
+    assert TO_WRITE in steps_of_pair(case_of(plan, shown))
 
 
 @pytest.mark.parametrize("error", ["", "no (such) route"])
@@ -364,9 +368,10 @@ def test_how_a_migration_ended_is_read_from_all_bundles(error: str) -> None:
     oldest = {key: value for key, value in old.items() if key != "cause_fields"}
     for finding in (new, old, oldest):
         bundle = {"format": 1, "kind": "pair", "plan": encode(PairPlan()), "findings": [finding]}
-        plan, shown = from_json(bundle, Path("pair.json"))
-        assert shown is not None and shown.evidence == seen
-        assert "conclude(status == 'failed', \"the primary's" in steps_of_pair(plan, shown)
+        case = from_json(bundle, Path("pair.json"))
+        assert case.wrong.evidence == seen
+        steps = steps_of_pair(case)
+        assert "conclude(status == 'failed', \"the primary's" in steps
 
 
 def test_a_bundle_of_a_pair_makes_a_script(

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.compare.divergence import Divergence, Ending
 from qmpshim.conformance.compare.evidence import (
     Answered,
@@ -33,7 +32,6 @@ from qmpshim.conformance.compare.evidence import (
 from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import TO_WRITE
-from qmpshim.conformance.known.steps.of_bundle import steps_draft
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
@@ -51,6 +49,7 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb
 from qmpshim.model.units import SECTOR
+from vmtests.support.bundles import loaded, steps_draft
 from vmtests.support.points import (
     CANCEL,
     CHECK,
@@ -276,7 +275,7 @@ def test_a_defect_that_was_found_is_seen(
     qemu_build: Build, workspace: Workspace, reproducer: Reproducer
 ) -> None:
     """A null pointer in all versions: the operations are those of its write-up."""
-    known = load_case(write_up("verify/transaction-undoes-enable-that-was-refused").path)
+    known = loaded(write_up("verify/transaction-undoes-enable-that-was-refused").path, PointsCase)
     assert isinstance(known, PointsCase)
     place, found = bundle_of(qemu_build, workspace, known.operations)
     assert found.ending is not None
