@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
-from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import array, scenarios_called
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.errors import BuildError, HostError, MachineError
@@ -79,7 +79,7 @@ def names_to_try() -> list[str]:
 
 def scenario_named(name: str) -> RealScenario:
     """A scenario by its name, of letters or generated."""
-    return scenario_of(point_named(name)) if is_name(name) else named(name)[0]
+    return scenarios_called(name)[0]
 
 
 def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int]]:

@@ -19,10 +19,10 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
-from qmpshim.conformance.explore.space.naming import array, is_name, scenarios_called
+from qmpshim.conformance.explore.space.naming import array, point_if_named, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import USES, uses_of_case
+from qmpshim.conformance.known.uses import USES
 from qmpshim.errors import BuildError, QmpshimError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
@@ -99,12 +99,17 @@ def scenarios_of(use: Use) -> list[RealScenario]:
 
 def cases_of(use: Use) -> list[Directed]:
     """The directed cases that are run for a use."""
-    return [one for one in DIRECTED if use in uses_of_case(one)]
+    return [one for one in DIRECTED if use in one.uses]
+
+
+def _of_space(one: RealScenario | ScenarioResult) -> bool:
+    """Whether it is a point of the scenario space, as in the covering array."""
+    return point_if_named(one.name) is not None
 
 
 def _lacks(one: ScenarioResult) -> bool:
     """Whether it is of the covering array and needs what the build's own schema has not."""
-    return one.lacks and is_name(one.name)
+    return one.lacks and _of_space(one)
 
 
 def explore_uses(
@@ -132,9 +137,9 @@ def explore_uses(
         report = explore_real(
             build,
             list(every.values()),
-            [one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
+            [one for one in DIRECTED if set(uses) & set(one.uses)],
             # Pairs before the array: each use has some.
-            settings=Settings(turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name)),
+            settings=Settings(turn=lambda one: 2 * (one.name not in urgent) + _of_space(one)),
             bounds=Bounds(budget=budget * (1 - FAILING), jobs=jobs, cluster=cluster),
             known=WrittenUp(known_findings(), known_directed()),
             progress=progress,
@@ -206,7 +211,7 @@ def _with_failing_io(
     def keep(report: ExploreReport) -> None:
         found.extend([*report.findings, *report.unconfirmed])
 
-    pairs_alone = [one for one in scenarios if not is_name(one.name)]
+    pairs_alone = [one for one in scenarios if not _of_space(one)]
     try:
         report = explore_real(
             build,

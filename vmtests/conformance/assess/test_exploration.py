@@ -7,12 +7,13 @@ import pytest
 from qmpshim.conformance.assess import exploration
 from qmpshim.conformance.assess.exploration import cases_of, explore_uses, scenarios_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
+from qmpshim.conformance.explore.directed.uses import USES_OF_CASES
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import pairs
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, OPERATIONS, SPACE
-from qmpshim.conformance.explore.space.naming import is_name, point_named
+from qmpshim.conformance.explore.space.naming import point_if_named
 from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import CASES, USES
+from qmpshim.conformance.known.uses import USES
 from qmpshim.machine.builds.build import Build, find
 from qmpshim.model.operations import Verb, does
 
@@ -26,7 +27,7 @@ def test_all_pairs_of_a_chain_are_explored(chain: str) -> None:
 def test_every_value_that_a_chain_can_have_is_explored(chain: str) -> None:
     scenarios = [one for use in USES[chain] for one in scenarios_of(use)]
     own = [one for one in scenarios if one.form == chain]  # several may stand for one use
-    points = [point_named(one.name) for one in own if is_name(one.name)]
+    points = [point for one in own if (point := point_if_named(one.name))]
     there = {(name, value) for point in points for name, value in point.items()}
     possible = {
         (one.name, value)
@@ -61,7 +62,7 @@ def test_what_an_export_reports_is_explored() -> None:
 
 def test_what_the_builds_own_schema_has_is_no_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scenario of the array that a build refuses, though it knows all of it, is a doubt."""
-    names = [one.name for one in scenarios_of(Use.FLEECING) if is_name(one.name)][:2]
+    names = [one.name for one in scenarios_of(Use.FLEECING) if point_if_named(one.name)][:2]
     results = [ScenarioResult(name, True, skipped=name) for name in names]
     results[0].lacks = True
     build = find("system")
@@ -73,7 +74,7 @@ def test_what_the_builds_own_schema_has_is_no_lack(monkeypatch: pytest.MonkeyPat
 
 def test_each_directed_case_is_run_for_a_use() -> None:
     assert {one.name for use in Use for one in cases_of(use)} == {one.name for one in DIRECTED}
-    assert set(CASES) <= {one.name for one in DIRECTED}
+    assert set(USES_OF_CASES) <= {one.name for one in DIRECTED}
     assert all(cases_of(use) for use in Use)
 
 

@@ -24,7 +24,6 @@ from qmpshim.conformance.known.matching import (
     PairWriteUp,
     WorkloadWriteUp,
 )
-from qmpshim.conformance.known.uses import uses_of_case
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 
@@ -115,6 +114,6 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
         one.contract,
         one.id if is_known else "",
         details=details_of(written=summary(one.id) if is_known else None),
-        uses=uses_of_case(one),
+        uses=one.uses,
     )
     return CaseOutcome(Status.OK if is_known else Status.DIVERGED, one.about, (finding,))

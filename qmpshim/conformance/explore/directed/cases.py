@@ -25,8 +25,11 @@ from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed import timeouts as timeouts
 from qmpshim.conformance.explore.directed import votes as votes
 from qmpshim.conformance.explore.directed.machine import CLUSTER, SIZE, Broken, CaseMachine
+from qmpshim.conformance.explore.directed.uses import USES_OF_CASES
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import uses_of
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import topology_of
@@ -60,6 +63,11 @@ class Directed:
     def id(self) -> str:
         """As it is called beside scenarios and write-ups."""
         return f"directed/{self.name}"
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that it stands for."""
+        return USES_OF_CASES.get(self.name) or uses_of(self.form)
 
 
 def run_directed(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore.space.grammar import SPACE
-from qmpshim.conformance.explore.space.naming import is_name, point_named
+from qmpshim.conformance.explore.space.naming import point_if_named
 
 #: By strength how many tuples some scenario of the space contains.  To count them takes longer than
 #: most explorations: a test does it.
@@ -31,7 +31,7 @@ def tuples_met(names: Collection[str]) -> list[TupleCoverage]:
 
     :param names: of scenarios of which a schedule was run to its end
     """
-    points = [point_named(name) for name in names if is_name(name)]
+    points = [point for name in names if (point := point_if_named(name))]
     if not points:
         return []
     return [

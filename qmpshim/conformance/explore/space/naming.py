@@ -20,15 +20,18 @@ from qmpshim.errors import InputError
 _NAMED = [one for one in DIMENSIONS if one.name not in ("first", "second")]
 
 
-def is_name(name: str) -> bool:
-    """Whether a name has the form of a point's."""
-    return "+" in name.partition(",")[0]
-
-
 def name_of(point: Point) -> str:
     """The name of a point."""
     more = [f"{d.name}={point[d.name]}" for d in _NAMED if point[d.name] != d.default]
     return ",".join([f"{point['first']}+{point['second']}", *more])
+
+
+def point_if_named(name: str) -> Point | None:
+    """The point of a name, None: it is the name of something else.
+
+    :raises InputError: it has the form of a point's, and there is none
+    """
+    return point_named(name) if "+" in name.partition(",")[0] else None
 
 
 def point_named(name: str) -> Point:
@@ -73,7 +76,8 @@ def scenarios_called(name: str) -> list[RealScenario]:
 
     :raises InputError: it stands for none
     """
-    return [scenario_of(point_named(name))] if is_name(name) else named(name)
+    point = point_if_named(name)
+    return named(name) if point is None else [scenario_of(point)]
 
 
 @functools.cache

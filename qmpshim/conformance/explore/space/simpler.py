@@ -8,7 +8,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
-from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import point_if_named, scenario_of
 from qmpshim.errors import InputError
 from qmpshim.model.operations import operation
 
@@ -52,13 +52,11 @@ def simplest(scenario: RealScenario) -> RealScenario | None:
 
 def _point(scenario: RealScenario) -> Point | None:
     """Of which point it is the scenario; what was made of one may still have its name."""
-    if not is_name(scenario.name):
-        return None
     try:
-        point = point_named(scenario.name)
+        point = point_if_named(scenario.name)
     except InputError:
         return None
-    return point if scenario_of(point) == scenario else None
+    return point if point and scenario_of(point) == scenario else None
 
 
 def _plainer(point: Point, name: str) -> str:

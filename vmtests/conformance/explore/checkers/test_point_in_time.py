@@ -8,14 +8,14 @@ from errno import EIO
 
 import pytest
 
-from qmpshim.conformance.explore import scenario_sets, scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import point_named, scenario_of, scenarios_called
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, ReportedError
@@ -71,7 +71,7 @@ _DIRTY = "form=push,history=dirty"
 )
 def test_the_reduction_hides_no_outcome(pool: QemuPool, name: str) -> None:
     """All schedules, one by one, end in the same ways."""
-    (scenario,) = [scenario_of(point_named(name))] if is_name(name) else scenario_sets.named(name)
+    (scenario,) = scenarios_called(name)
     reduced, fewer = ends(pool, scenario, Mode.STATEFUL)
     every, all_of_them = ends(pool, scenario, Mode.NAIVE)
     assert reduced == every and len(every) > 1

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -25,7 +24,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import EMULATOR, Build, read_version
 from qmpshim.machine.builds.programs import write_programs
@@ -126,7 +125,7 @@ CASES = {
 
 
 def scenario(name: str) -> RealScenario:
-    (one,) = [scenario_of(point_named(name))] if is_name(name) else scenario_sets.named(name)
+    (one,) = scenarios_called(name)
     return one
 
 

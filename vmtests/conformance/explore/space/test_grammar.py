@@ -15,8 +15,8 @@ from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, RELATIONS, SPACE
 from qmpshim.conformance.explore.space.naming import (
     array,
-    is_name,
     name_of,
+    point_if_named,
     point_named,
     scenario_of,
 )
@@ -43,7 +43,7 @@ def test_every_point_is_a_scenario_and_its_name_means_it(pairs_of_space: Sequenc
     names = set()
     for point in points:
         name = name_of(point)
-        assert is_name(name) and point_named(name) == point
+        assert point_if_named(name) == point == point_named(name)
         scenario = scenario_of(point)
         assert scenario.name == name
         assert scenario_from_json(scenario.to_json()) == scenario
@@ -53,7 +53,7 @@ def test_every_point_is_a_scenario_and_its_name_means_it(pairs_of_space: Sequenc
 
 def test_letters_are_no_names_of_points() -> None:
     for one in (*named("pairs"), *named("follow-ups"), *named("vanishing")):
-        assert not is_name(one.name)
+        assert point_if_named(one.name) is None
 
 
 @pytest.mark.parametrize(
