@@ -145,10 +145,14 @@ def judge(
             new.append(_of_finding(finding))
         elif use in entry.meaning.affects:
             shown.setdefault(entry.name, _of_entry(entry))
-    elsewhere = {one.described for one in explored.seen if one.confirmed}
+    elsewhere = {(one.verdict, one.cause) for one in explored.seen if one.confirmed}
     instead = [trial for trial in own if trial.new and use in trial.uses]
-    by_text = {trial.why: trial for trial in instead if trial.why not in elsewhere}
-    new += [_of_trial(trial) for trial in by_text.values()]
+    by_cause = {
+        (trial.wrong, trial.causes): trial
+        for trial in instead
+        if not {(trial.wrong, cause) for cause in trial.causes} <= elsewhere
+    }
+    new += [_of_trial(trial) for trial in by_cause.values()]
     for run in ran:
         for found in run.outcome.findings:
             entry = by_id(found.known) if found.known else None

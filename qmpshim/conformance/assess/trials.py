@@ -49,6 +49,8 @@ from qmpshim.machine.builds.programs import environment_with, write_programs
 from qmpshim.machine.host.programs import run_program
 from qmpshim.machine.host.safe_path import python_script
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.cause_reader import cause_from_json
 from qmpshim.model.check.verdict import Verdict
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
@@ -76,6 +78,7 @@ class Trial:
     :ivar wrong: the verdict of something else that went wrong within QEMU's documents
     :ivar uses: that this concerns, of those that the finding affects
     :ivar again: it went wrong once more when it was tried again
+    :ivar causes: of what went wrong
     """
 
     entry: WriteUp
@@ -84,6 +87,7 @@ class Trial:
     wrong: Verdict | None = None
     uses: tuple[Use, ...] = ()
     again: bool = False
+    causes: frozenset[Cause] = frozenset()
 
     @property
     def new(self) -> bool:
@@ -259,21 +263,21 @@ def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 def _to_json(trial: Trial) -> list[Any]:
     wrong, uses = trial.wrong, [use.value for use in trial.uses]
-    return [trial.entry.name, trial.seen.value, trial.why, wrong and wrong.value, uses, trial.again]
+    name, causes = trial.entry.name, [cause.to_json() for cause in trial.causes]
+    return [name, trial.seen.value, trial.why, wrong and wrong.value, uses, trial.again, causes]
 
 
 def _from_json(line: str) -> Trial:
-    name, seen, why, wrong, uses, again = json.loads(line)
+    name, seen, why, wrong, uses, again, written = json.loads(line)
     verdict = Verdict(wrong) if wrong else None
-    return Trial(write_up(name), Seen(seen), why, verdict, tuple(map(Use, uses)), again)
+    causes = frozenset(map(cause_from_json, written))
+    return Trial(write_up(name), Seen(seen), why, verdict, tuple(map(Use, uses)), again, causes)
 
 
 def _again(build: Build, first: Trial, directory: Path) -> bool:
     """Whether the same goes wrong when it is tried once more."""
     trials = try_finding(build, first.entry, directory)
-    return any(
-        (one.seen, one.wrong, one.why) == (first.seen, first.wrong, first.why) for one in trials
-    )
+    return any((one.wrong, one.causes) == (first.wrong, first.causes) for one in trials)
 
 
 def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
@@ -313,7 +317,8 @@ def _schedule(build: Build, one: ExplorerWriteUp) -> list[Trial]:
     if new is not None:
         own = tuple(use for use in uses_of(new.scenario.form) if use in one.meaning.affects)
         wrong = new.verdict if new.contract else None
-        return [*trials, Trial(one, Seen.OTHER, new.described, wrong, own)]
+        causes = frozenset([new.cause])
+        return [*trials, Trial(one, Seen.OTHER, new.described, wrong, own, causes=causes)]
     if shown.unsure:
         return [*trials, Trial(one, Seen.UNSURE, shown.unsure)]
     return [*trials, Trial(one, Seen.NOT_SEEN, shown.unrequested)]
@@ -350,7 +355,8 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
         wrong = [other.divergence.verdict for other in others if other.contract]
         worst = min(wrong, key=lambda verdict: SEVERITY_OF[verdict].rank, default=None)
         why = "; ".join(str(other.cause) for other in others)
-        return [*trials, Trial(one, Seen.OTHER, why, worst, one.meaning.affects)]
+        causes = frozenset(other.cause for other in others)
+        return [*trials, Trial(one, Seen.OTHER, why, worst, one.meaning.affects, causes=causes)]
     if shown_ones:  # and it is over with that
         return [*trials, Trial(one, Seen.UNSURE, f"{shown_ones[0].name} shows itself instead")]
     return [*trials, Trial(one, Seen.NOT_SEEN)]

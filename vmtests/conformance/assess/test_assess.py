@@ -134,7 +134,7 @@ def test_a_pair_whose_guest_takes_long_to_boot_is_tried_by_its_script(
 
 def test_a_batch_that_is_ended_keeps_what_it_recorded() -> None:
     shown, other = QUICK[:2]
-    line = json.dumps([shown.name, Seen.SHOWN.value, "new data", None, [], False])
+    line = json.dumps([shown.name, Seen.SHOWN.value, "new data", None, [], False, []])
     found: dict[str, Trial] = {}
     note(found, [shown.name, other.name], Record((line,), "killed"))
     assert found[shown.name] == Trial(shown, Seen.SHOWN, "new data")

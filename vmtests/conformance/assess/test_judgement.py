@@ -169,6 +169,21 @@ def test_what_the_build_cannot_do_is_no_doubt_about_what_it_can() -> None:
     )
 
 
+def test_what_goes_wrong_in_two_places_is_one_reason() -> None:
+    """Whatever the words: what the exploration shows, too, and what two trials show."""
+    wrong = Trial(
+        SNAPSHOT, Seen.OTHER, "a", NEW.verdict, (Use.FLEECING,), True, frozenset([NEW.cause])
+    )
+    other = replace(wrong, entry=MILD, why="b")
+    trials = [one for one in NONE_SEEN if one.entry not in (SNAPSHOT, MILD)] + [wrong, other]
+    (reason,) = judge(Use.FLEECING, trials, replace(ALL, confirmed=[NEW])).reasons
+    assert reason.finding is NEW
+    (reason,) = judge(Use.FLEECING, trials, ALL).reasons
+    assert reason.trial is other
+    another = replace(other, causes=frozenset([Cause(CauseKind.STAYS)]))
+    assert len(judge(Use.FLEECING, [*trials[:-1], another], ALL).reasons) == 2
+
+
 def test_what_is_new_is_not_reliable_within_the_contract() -> None:
     found = replace(ALL, confirmed=[NEW])
     assessment = judge(Use.FLEECING, NONE_SEEN, found)

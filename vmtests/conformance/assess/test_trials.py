@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from qmpshim.conformance.assess.trials import (
 )
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners import bundle, known
-from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.known import folder
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.model.check.cause import CauseKind
+from qmpshim.model.check.cause import Cause, CauseKind
 
 #: What 7.2 has: without a failing I/O, and with one.
 ON_7_2 = ("snapshot-read-returns-new-data", "write-refused-by-both-disks-succeeds")
@@ -43,11 +42,8 @@ def shadowed(
     assert isinstance(known, ExplorerWriteUp)
     if not known.concerns(read_version(qemu_build)[0]):
         pytest.skip("another version's")
-    content = json.loads(known.path.read_text())
-    content["case"]["cause_fields"] = {"kind": CauseKind.JOB_GONE.value}
-    path = tmp_path / "never-seen.json"
-    path.write_text(json.dumps(content))
-    return request.param, replace(known, path=path, causes=())
+    case = replace(known.case, cause=Cause(CauseKind.JOB_GONE))
+    return request.param, replace(known, case=case, path=tmp_path / "never-seen.json", causes=())
 
 
 @pytest.fixture
@@ -99,6 +95,36 @@ def test_what_goes_wrong_again_is_new(
         assert once.answer is Answer.CANNOT_TELL and "something else went wrong" in once.doubts[0]
 
 
+@pytest.mark.usefixtures("nothing_known")
+def test_something_else_the_second_time_is_not_the_same(
+    shadowed: tuple[str, ExplorerWriteUp],
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever its words are: another cause is another thing that goes wrong."""
+    _, other = shadowed
+    tried: list[Trial] = []
+
+    def with_another_cause(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
+        found = try_finding(build, one, directory)
+        if tried:
+            found = [replace(each, causes=frozenset([Cause(CauseKind.STAYS)])) for each in found]
+        tried.extend(found)
+        return found
+
+    monkeypatch.setattr(trials, "write_up", lambda name: other)
+    monkeypatch.setattr(trials, "try_finding", with_another_cause)
+    record = tmp_path / "record"
+    words = {"names": [other.name], "record": str(record)}
+    run_batch(qemu_build, Case("trial", other.name, words), tmp_path)
+    first, second = tried
+    assert (first.wrong, first.why) == (second.wrong, second.why)
+    found: dict[str, Trial] = {}
+    note(found, [other.name], Record(tuple(record.read_text().splitlines()), ""))
+    assert not found[other.name].new
+
+
 def test_a_check_of_what_is_known_diverges_over_something_else(
     shadowed: tuple[str, ExplorerWriteUp],
     qemu_build: Build,
@@ -128,8 +154,9 @@ def test_another_cause_of_the_same_write_up_is_the_same(
 ) -> None:
     """Builds differ in what a defect shows as: `assess` and `check` take either for it."""
     name, other = shadowed
-    path = other.path.rename(tmp_path / f"{name}.json")  # its name is the write-up's id
-    same = replace(write_up(name), path=path)
+    written = write_up(name)
+    assert isinstance(written, ExplorerWriteUp)
+    same = replace(written, case=other.case)
     assert [one.seen for one in try_finding(qemu_build, same, tmp_path)] == [Seen.SHOWN]
     monkeypatch.setattr(known, "write_up", lambda name: same)
     outcome = known.known(qemu_build, Case("known", "x", {"id": name}), tmp_path)
@@ -141,7 +168,7 @@ def test_a_bundle_is_not_cleared_by_something_else(
 ) -> None:
     """With the same I/Os failing: a bisection passes such a build over."""
     _, other = shadowed
-    content = load_finding(other.path).to_json()
+    content = other.case.to_json()
     outcome = bundle.bundle(qemu_build, Case("bundle", "x", {"content": content}), tmp_path)
     assert outcome.status is Status.DIVERGED and outcome.figures == {"reproduced": 0}
     assert outcome.text.startswith("another divergence: ")

@@ -24,6 +24,7 @@ from qmpshim.errors import (
 )
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.processors import one_processor
+from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.walk import OutOfBudget
 
@@ -49,6 +50,11 @@ class DirectedFinding:
     def verdict(self) -> Verdict:
         """What kind of violation it is."""
         return self.violation.kind
+
+    @property
+    def cause(self) -> Cause:
+        """Why."""
+        return self.violation.cause
 
     @property
     def contract(self) -> bool:
