@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import qmpshim
@@ -25,7 +24,6 @@ from qmpshim.model.units import SECTOR
 
 #: Raised when a member of the envelope is removed or means something else.
 VERSION = 1
-SCHEMAS = Path(__file__).with_name("schemas")
 #: What ended the work before it was complete, beside a signal's name.
 BUDGET = "budget"
 

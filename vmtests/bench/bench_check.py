@@ -16,11 +16,12 @@ from pathlib import Path
 from qmpshim.commands.check import SHIM
 from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.executors import LocalExecutor
-from qmpshim.conformance.check.runners.kinds import runner_of, timed
+from qmpshim.conformance.check.runners.kinds import timed
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build
+from vmtests.support.checks import runner_of
 
 #: For the scaling, cases that take a while each; for the overhead, many that do not.
 SHARE = ("explore/backup/*", "verify/backup/*")

@@ -13,13 +13,13 @@ import jsonschema
 import pytest
 
 from qmpshim.cli import main
-from qmpshim.conformance.check.report.results import SCHEMA, load_results, results_from_json
-from qmpshim.conformance.document import SCHEMAS, Document, build_object
+from qmpshim.conformance.check.report.results import load_results, results_from_json
+from qmpshim.conformance.document import Document, build_object
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, io_id, step_object
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
-from vmtests.support.documents import validator
+from vmtests.support.documents import SCHEMA, SCHEMAS, validator
 from vmtests.support.waiting import wait_until
 
 ENVELOPE = {

@@ -216,6 +216,7 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     from qmpshim.machine.nbd.gate.events import HeldIO
     from qmpshim.machine.nbd.gate.gate import Gate
     from qmpshim.machine.nbd.protocol.transmission import NbdCommand
+    from vmtests.support import misbehaving_gate
     from vmtests.support.file_store import FileStore
 
     middle = Middle(real, arguments)
@@ -234,7 +235,7 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
             seen[0] += 1
             if seen[0] % 3:
                 return False
-            loop.call_soon(lambda: gate.drop(io))  # answered, not done
+            loop.call_soon(lambda: misbehaving_gate.drop(gate, io))  # answered, not done
             return True
 
         async def start() -> dict[str, object]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 from referencing import Registry, Resource
 
-from qmpshim.conformance.check.report.results import SCHEMA
-from qmpshim.conformance.document import SCHEMAS
+from qmpshim.conformance import document
+from qmpshim.conformance.check.report import results
+
+SCHEMAS = Path(document.__file__).with_name("schemas")
+SCHEMA = Path(results.__file__).with_name("results.schema.json")
 
 
 @cache

@@ -9,6 +9,7 @@ from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
+from vmtests.support import misbehaving_gate
 
 REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
 
@@ -33,18 +34,20 @@ def of(image: str, verb: str) -> Callable[[Misbehaviour], Misbehaviour]:
 @of("hidden", "write")
 def never(machine: GatedMachine, named: NamedIo) -> None:
     """Answers that the old data is in the hidden disk, and has lost it."""
-    machine.gate.corrupt(named.io, bytes(named.io.length))
+    misbehaving_gate.corrupt(machine.gate, named.io, bytes(named.io.length))
 
 
 @of("secondary", "read")
 def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
     """A read of the old data returns what is about to be written."""
-    machine.gate.corrupt(named.io, bytes(pattern.data_of(2, named.start, named.count)))
+    misbehaving_gate.corrupt(
+        machine.gate, named.io, bytes(pattern.data_of(2, named.start, named.count))
+    )
 
 
 def drop(image: str) -> Misbehaviour:
     """A write to an image is answered and forgotten."""
-    return of(image, "write")(lambda machine, named: machine.gate.drop(named.io))
+    return of(image, "write")(lambda machine, named: misbehaving_gate.drop(machine.gate, named.io))
 
 
 drop_new, drop_guest, drop_primary = map(drop, ("secondary", "active", "primary"))
@@ -53,19 +56,21 @@ drop_new, drop_guest, drop_primary = map(drop, ("secondary", "active", "primary"
 @of("primary", "flush")
 def drop_primary_flush(machine: GatedMachine, named: NamedIo) -> None:
     """A flush of the primary's own disk is answered and not done."""
-    machine.gate.drop(named.io)
+    misbehaving_gate.drop(machine.gate, named.io)
 
 
 @of("primary", "read")
 def stale_primary_read(machine: GatedMachine, named: NamedIo) -> None:
     """A read of the primary's own disk returns what was there at the beginning."""
-    machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
+    misbehaving_gate.corrupt(
+        machine.gate, named.io, bytes(pattern.data_of(1, named.start, named.count))
+    )
 
 
 def twice(machine: GatedMachine, named: NamedIo) -> None:
     """An answer comes twice."""
     if named.verb in ("read", "write"):
-        machine.gate.reply_twice(named.io)
+        misbehaving_gate.reply_twice(machine.gate, named.io)
         return
     machine.gate.release(named.io)
 
@@ -82,7 +87,7 @@ class Early:
     def __call__(self, machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "hidden" and named.verb == "write":
             self.kept.append(named)
-            machine.gate.drop(named.io)
+            misbehaving_gate.drop(machine.gate, named.io)
             return
         machine.gate.release(named.io)
         if named.io.image == "secondary" and named.verb == "write":
@@ -108,7 +113,7 @@ class ForgetfulFlush:
             self.kept.clear()
         if named.io.image == "secondary" and named.verb == "write":
             self.kept.append(named)
-            machine.gate.drop(named.io)  # answered, not done yet
+            misbehaving_gate.drop(machine.gate, named.io)  # answered, not done yet
             return
         machine.gate.release(named.io)
         self.flushed = named.verb == "flush"

@@ -14,6 +14,7 @@ from qmpshim.machine.chain.build import closing, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
+from vmtests.support import misbehaving_gate
 from vmtests.support.gate import Misbehaviour, of
 
 #: The bitmap that begins with the pull.
@@ -101,7 +102,9 @@ def _reads_of(image: str, owner: int) -> Misbehaviour:
 
     @of(image, "read")
     def release(machine: GatedMachine, named: NamedIo) -> None:
-        machine.gate.corrupt(named.io, bytes(pattern.data_of(owner, named.start, named.count)))
+        misbehaving_gate.corrupt(
+            machine.gate, named.io, bytes(pattern.data_of(owner, named.start, named.count))
+        )
 
     return release
 

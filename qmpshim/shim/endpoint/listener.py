@@ -207,11 +207,6 @@ class Listener:
             else:
                 self._attach(sock)
 
-    @property
-    def tls_connections(self) -> int:
-        """How many connections are under way that speak TLS."""
-        return len(self._tasks)
-
     def _again(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock, self._accept)

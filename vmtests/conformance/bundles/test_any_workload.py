@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.known.folder import write_ups
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds.build import Build, read_version
+from vmtests.support.checks import runner_of
 
 
 @pytest.mark.parametrize(

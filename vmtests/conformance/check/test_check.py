@@ -22,7 +22,7 @@ from qmpshim.conformance.check.run.bisect import BAD, GOOD, SKIP, answer
 from qmpshim.conformance.check.run.case_process import Delivery
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import JOURNAL, REPORTS, Journal, Plan
-from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
+from qmpshim.conformance.check.runners.kinds import KINDS
 from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.explore.scenario_sets import named, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -38,6 +38,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from qmpshim.model.operations import Verb
 from vmtests.support.broken_builds import make
+from vmtests.support.checks import runner_of
 from vmtests.support.command_line import LIMIT, CommandLine
 from vmtests.support.waiting import wait_until
 

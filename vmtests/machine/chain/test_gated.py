@@ -23,6 +23,7 @@ from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
+from vmtests.support import misbehaving_gate
 
 nbd = pytest.importorskip("nbd")
 
@@ -272,7 +273,7 @@ async def test_the_check_finds_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_bu
         write = call(primary.pwrite, NEW, AT)
         save = await c.let_go(saves_old)
         c.steps.append(save)
-        c.gate.drop(save)
+        misbehaving_gate.drop(c.gate, save)
         await c.finish(write)
         trace = list(c.gate.trace)
         if spoil == "late":

@@ -274,6 +274,7 @@ def test_a_tls_client_that_is_cut_off_leaves_nothing(loop: Loop, tmp_path: Path)
 
     here = Address.parse("127.0.0.1:0")
     listener = loop.call(lambda: Listener(here, came.append, True, tls_context(tmp_path)))
+    before = loop.call(lambda: len(asyncio.all_tasks()))
     with socket.create_connection(("127.0.0.1", listener.address.port), LIMIT) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with context.wrap_socket(raw, server_hostname="localhost"):
@@ -282,8 +283,9 @@ def test_a_tls_client_that_is_cut_off_leaves_nothing(loop: Loop, tmp_path: Path)
             with contextlib.suppress(TimeoutError):
                 while True:
                     came[0].sendall(bytes(1 << 20))
+            assert loop.call(lambda: len(asyncio.all_tasks())) > before  # the one that speaks TLS
             came[0].close()
-            wait_until(lambda: listener.tls_connections == 0)
+            wait_until(lambda: loop.call(lambda: len(asyncio.all_tasks())) <= before)
     loop.run(listener.close())
 
 

@@ -12,6 +12,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore, Store
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from vmtests.support import misbehaving_gate
 from vmtests.support.directed import Mutant
 
 
@@ -139,5 +140,7 @@ def not_copied(image: str) -> Mutant:
 
 
 NEW_DATA = on_release(lambda machine, io: machine.stores["secondary"].write(0, bytes(CLUSTER)))
-COPIED_WRONG = on_release(lambda machine, io: machine.gate.corrupt(io, bytes(io.length)))
+COPIED_WRONG = on_release(
+    lambda machine, io: misbehaving_gate.corrupt(machine.gate, io, bytes(io.length))
+)
 REFUSED = on_release(lambda machine, io: machine.gate.fail(io, EIO))

@@ -13,7 +13,6 @@ from qmpshim.conformance.check.run.journal import Journal, Key, Plan, plan_from_
 from qmpshim.errors import InputError, decoding
 
 VERSION = 1
-SCHEMA = Path(__file__).with_name("results.schema.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,14 +56,6 @@ def load(name: str) -> Runner:
     return cast(Runner, pkgutil.resolve_name(name))
 
 
-def runner_of(kind: str) -> Runner:
-    """The function that carries out a kind of check.
-
-    :raises InputError: there is no such kind
-    """
-    return load(name_of(kind))
-
-
 def timed(runner: Runner, build: Build, case: Case, directory: Path) -> CaseOutcome:
     """Carry out a case and note how long it took."""
     began = time.monotonic()

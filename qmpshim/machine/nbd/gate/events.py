@@ -41,10 +41,8 @@ class EventKind(StrEnum):
     PASS = "pass"  # arrived at an open gate: effect and reply at once
     RELEASE = "release"  # effect and reply
     APPLY = "apply"  # effect only
-    REPLY = "reply"  # the reply to an applied request
+    REPLY = "reply"  # the reply to an applied request, or one that is a lie
     FAIL = "fail"  # an error reply
-    DROP = "drop"  # a success reply, no effect
-    CORRUPT = "corrupt"  # other data than was stored or sent
     LOST = "lost"  # its connection ended while it was held
     CONNECT = "connect"
     DISCONNECT = "disconnect"

@@ -1,4 +1,4 @@
-"""Gated storage: an NBD server whose caller holds, releases, fails or corrupts each request.
+"""Gated storage: an NBD server whose caller holds, releases or fails each request.
 
 Its images and clients are those of :class:`.image_server.ImageServer`.
 
@@ -40,7 +40,6 @@ from qmpshim.machine.nbd.protocol.transmission import (
     CMD_NO_HOLE,
     NbdCommand,
     Request,
-    simple_reply,
 )
 
 
@@ -49,9 +48,9 @@ class Gate(ImageServer):
 
     :param tracing: whether :attr:`trace` grows; a plain attribute, to be changed at any time
 
-    Held requests end by :meth:`release`, :meth:`fail`, :meth:`drop`, :meth:`corrupt`,
-    :meth:`reply_twice`, :meth:`reply` after :meth:`apply`, or with their connection; each of
-    these raises :class:`MachineError` when the request is not held (any more).
+    Held requests end by :meth:`release`, :meth:`fail`, :meth:`reply` after :meth:`apply`, otherwise
+    by :meth:`end` of what :meth:`take` gives, or with their connection; each of these raises
+    :class:`MachineError` when the request is not held (any more).
     """
 
     def __init__(self, tracing: bool = True) -> None:
@@ -128,8 +127,8 @@ class Gate(ImageServer):
 
     def release(self, io: HeldIO) -> None:
         """Perform the request on the image (unless applied before) and reply."""
-        pending = self._take(io, whole=False)
-        self._end(pending, EventKind.RELEASE, pending.performed())
+        pending = self.take(io, whole=False)
+        self.end(pending, EventKind.RELEASE, pending.performed())
 
     def release_all(self) -> None:
         """Release everything that is held, in order of arrival."""
@@ -144,15 +143,15 @@ class Gate(ImageServer):
         """
         if errno <= 0:
             raise InputError(f"{errno} is no errno")
-        pending = self._take(io)
-        self._end(pending, EventKind.FAIL, pending.connection.error(pending.request, errno), errno)
+        pending = self.take(io)
+        self.end(pending, EventKind.FAIL, pending.connection.error(pending.request, errno), errno)
 
     def apply(self, io: HeldIO) -> None:
         """Perform the request on the image and go on holding the reply.
 
         A read takes its data now. Applying twice has no further effect.
         """
-        pending = self._take(io, keep=True, whole=False)
+        pending = self.take(io, keep=True, whole=False)
         if pending.answer is None:
             pending.performed()
             self._note(EventKind.APPLY, io)
@@ -176,48 +175,42 @@ class Gate(ImageServer):
     def reply(self, io: HeldIO) -> None:
         """Send the reply of an applied request, or the rest of it.
 
-        :raises InputError: the request was not applied; :meth:`drop` replies without effect
+        :raises InputError: the request was not applied
         """
         self._applied(io)
-        pending = self._take(io, whole=False)
-        self._end(pending, EventKind.REPLY, pending.performed())
+        pending = self.take(io, whole=False)
+        self.end(pending, EventKind.REPLY, pending.performed())
 
-    def drop(self, io: HeldIO) -> None:
-        """Reply success to a WRITE, WRITE_ZEROES, TRIM or FLUSH without performing it.
+    def take(self, io: HeldIO, keep: bool = False, whole: bool = True) -> Pending:
+        """What is held of a request, which is held no longer.
 
-        :raises InputError: the request wants data, which only the image or :meth:`corrupt` has
+        It is for :meth:`end`.
+
+        :param keep: it is held still
+        :param whole: another reply takes the place of its own, so none of that may be sent yet
         """
-        if io.op in (NbdCommand.READ, NbdCommand.BLOCK_STATUS):
-            raise InputError(f"{io}: only a request without data in the reply can be dropped")
-        pending = self._take(io)
-        self._end(pending, EventKind.DROP, simple_reply(pending.request.cookie))
+        pending = self._pending.get(io.seq)
+        if pending is None or pending.io != io:
+            raise MachineError(f"{io} is not held (any more)")
+        if whole and pending.reply_begun:
+            raise InputError(f"{io}: its reply was begun, and only the rest of it can follow")
+        if not keep:
+            del self._pending[io.seq]
+        return pending
 
-    def lose_reply(self, io: HeldIO) -> None:
-        """Perform the request and never reply."""
-        pending = self._take(io)
-        pending.performed()
-        pending.connection.weight -= REQUEST_WEIGHT + len(io.data)
-        self._note(EventKind.APPLY, io)
+    def end(self, pending: Pending, kind: EventKind, answer: bytes, errno: int = 0) -> None:
+        """End a request that was taken.
 
-    def corrupt(self, io: HeldIO, data: bytes) -> None:
-        """Reply ``data`` to a READ, or put ``data`` into the image for a WRITE and reply success.
-
-        :raises InputError: another request, or data of another length
+        :param answer: all that is still sent of its reply
         """
-        if io.op not in (NbdCommand.READ, NbdCommand.WRITE) or len(data) != io.length:
-            raise InputError(f"{io}: cannot be corrupted with {len(data)} bytes")
-        pending = self._take(io)
-        connection, request = pending.connection, pending.request._replace(data=data)
-        if io.op is NbdCommand.READ:
-            self._end(pending, EventKind.CORRUPT, connection.content(request, data))
+        io, connection = pending.io, pending.connection
+        connection.weight -= REQUEST_WEIGHT + len(io.data)
+        if pending.reply_begun:
+            connection.end_reply(answer)
         else:
-            self._end(pending, EventKind.CORRUPT, connection.perform(request))
-
-    def reply_twice(self, io: HeldIO) -> None:
-        """Release the request, and send its reply a second time."""
-        pending = self._take(io)
-        self._end(pending, EventKind.RELEASE, pending.performed() * 2)
-        self._note(EventKind.REPLY, io)
+            connection.send(answer)
+        self._note(kind, io, errno)
+        connection.settled()
 
     def cut(self, what: HeldIO | int | str) -> None:
         """Drop the connection of a request, a connection by number, or all those of an image.
@@ -280,35 +273,10 @@ class Gate(ImageServer):
     # Below the surface
 
     def _applied(self, io: HeldIO) -> Pending:
-        pending = self._take(io, keep=True, whole=False)
+        pending = self.take(io, keep=True, whole=False)
         if pending.answer is None:
-            raise InputError(f"{io}: apply it before the reply, or drop it")
+            raise InputError(f"{io}: apply it before the reply")
         return pending
-
-    def _take(self, io: HeldIO, keep: bool = False, whole: bool = True) -> Pending:
-        """What is held of a request, which is held no longer.
-
-        :param keep: it still is
-        :param whole: another reply takes the place of its own, so none of that may be sent yet
-        """
-        pending = self._pending.get(io.seq)
-        if pending is None or pending.io != io:
-            raise MachineError(f"{io} is not held (any more)")
-        if whole and pending.reply_begun:
-            raise InputError(f"{io}: its reply was begun, and only the rest of it can follow")
-        if not keep:
-            del self._pending[io.seq]
-        return pending
-
-    def _end(self, pending: Pending, kind: EventKind, answer: bytes, errno: int = 0) -> None:
-        io, connection = pending.io, pending.connection
-        connection.weight -= REQUEST_WEIGHT + len(io.data)
-        if pending.reply_begun:
-            connection.end_reply(answer)
-        else:
-            connection.send(answer)
-        self._note(kind, io, errno)
-        connection.settled()
 
     def _note(self, kind: EventKind, io: HeldIO, errno: int = 0) -> None:
         self.clock += 1

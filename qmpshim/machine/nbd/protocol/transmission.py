@@ -103,11 +103,6 @@ class RequestParser:
         self._skip = 0  # payload bytes of an oversized WRITE still to come
         self._oversized: Request | None = None
 
-    @property
-    def buffered(self) -> int:
-        """How many bytes are kept."""
-        return len(self._buffer) - self._at
-
     def feed(self, data: bytes) -> None:
         """Take bytes from the client."""
         if self._at:

@@ -22,13 +22,11 @@ from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Statu
 from qmpshim.conformance.check.report.compare import Comparison, compare
 from qmpshim.conformance.check.report.drawing import draw
 from qmpshim.conformance.check.report.reports import write_reports
-from qmpshim.conformance.check.report.results import SCHEMA, Results, load_results
+from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.report.sequence import steps_of_events
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.check.runners.bundle import bundle
-from qmpshim.conformance.check.runners.kinds import runner_of
-from qmpshim.conformance.document import SCHEMAS
 from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
@@ -39,6 +37,8 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.pointintime.points import PointDefect
 from vmtests.support.browser import chromium, measured
+from vmtests.support.checks import runner_of
+from vmtests.support.documents import SCHEMA, SCHEMAS
 
 KNOWN = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id")
 EVIL = "<script>document.title='owned'</script> & \"it's\" \x1b[31m\x00 ]]> # TODO {{ 1 }}"

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.check.run.bisect import in_haste
-from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
+from qmpshim.conformance.check.runners.kinds import KINDS
 from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from vmtests.support.broken_builds import make
+from vmtests.support.checks import runner_of
 from vmtests.support.command_line import QMPSHIM, CommandLine
 
 LOOK = {

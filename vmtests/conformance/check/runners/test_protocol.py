@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import ProtocolBroken
@@ -16,6 +15,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.host.process import Qemu
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.broken_builds import make
+from vmtests.support.checks import runner_of
 
 STATUS = "query-xen-replication-status"
 CASE = Case("protocol", "protocol/schema")

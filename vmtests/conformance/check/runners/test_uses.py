@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.check.case import Case
-from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build, read_version
+from vmtests.support.checks import runner_of
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from qmpshim.model.answers import OK, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import MOST, explored, filtering, seeing, verdicts
 
 C = scenarios.C
@@ -132,7 +133,7 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
         """The copy beside the failed one is of the new data."""
         if named.io.image == "hidden" and named.verb == "write" and named.start == landed:
             data = bytes(pattern.data_of(scenario.number(0), named.start, named.count))
-            machine.gate.corrupt(named.io, data)
+            misbehaving_gate.corrupt(machine.gate, named.io, data)
             return
         faithfully(machine, named)
 
@@ -159,7 +160,7 @@ def test_without_a_failure_the_old_data_still_come_first(pool: QemuPool) -> None
 
     def dropping(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "hidden":
-            machine.gate.drop(named.io)
+            misbehaving_gate.drop(machine.gate, named.io)
         else:
             faithfully(machine, named)
 
@@ -174,7 +175,7 @@ def test_a_write_that_fails_itself_excuses_no_write_without_its_copy(pool: QemuP
 
     def dropping(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "hidden" and named.start == C:
-            machine.gate.drop(named.io)
+            misbehaving_gate.drop(machine.gate, named.io)
         else:
             faithfully(machine, named)
 

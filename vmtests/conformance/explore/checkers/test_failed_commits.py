@@ -19,6 +19,7 @@ from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import FAILOVER, Swallowing, causes, explored, seeing, verdicts
 from vmtests.support.gate import of
 
@@ -28,13 +29,13 @@ C = scenarios.C
 @of("secondary", "flush")
 def unflushed(machine: GatedMachine, named: NamedIo) -> None:
     """A flush of the secondary disk is answered and not done."""
-    machine.gate.drop(named.io)
+    misbehaving_gate.drop(machine.gate, named.io)
 
 
 @of("secondary", "write")
 def zeroed(machine: GatedMachine, named: NamedIo) -> None:
     """A write to the secondary disk leaves zeroes."""
-    machine.gate.corrupt(named.io, bytes(named.io.length))
+    misbehaving_gate.corrupt(machine.gate, named.io, bytes(named.io.length))
 
 
 def test_a_failed_commit_leaves_old_or_new_and_nothing_else(pool: QemuPool) -> None:

@@ -13,6 +13,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import io_error
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import (
     Refusing,
     Swallowing,
@@ -47,7 +48,7 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(pool: QemuPool) -
     def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "read" and named.op == 1:
             data = bytes(pattern.data_of(scenario.number(0), named.start, named.count))
-            machine.gate.corrupt(named.io, data)
+            misbehaving_gate.corrupt(machine.gate, named.io, data)
             return
         faithfully(machine, named)
 

@@ -17,6 +17,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import JOB_CONTROLS, Operation, Verb, operation
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import explored
 
 
@@ -30,7 +31,7 @@ def test_a_commit_that_gets_no_answer_is_missed(
 
     def release(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "write":
-            machine.gate.lose_reply(named.io)
+            misbehaving_gate.lose_reply(machine.gate, named.io)
             unanswered.append(named)
             return
         machine.gate.release(named.io)

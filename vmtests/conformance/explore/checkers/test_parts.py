@@ -27,6 +27,7 @@ from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.runtime.coroutines import Io
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import (
     FAILOVER,
     Misbehaving,
@@ -54,7 +55,7 @@ def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(pool: QemuPool) 
         """The copy that arrives is of what the disk held at the very beginning."""
         if named.io.image == "hidden" and named.verb == "write" and named.start == 2 * C:
             data = bytes(pattern.data_of(scenarios.BASE, named.start, named.count))
-            machine.gate.corrupt(named.io, data)
+            misbehaving_gate.corrupt(machine.gate, named.io, data)
             return
         faithfully(machine, named)
 

@@ -26,6 +26,7 @@ from qmpshim.model.explore.system import Footprint
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
 from qmpshim.model.pointintime.jobs import Ending
+from vmtests.support import misbehaving_gate
 from vmtests.support.backup_left import left_as
 from vmtests.support.backups import Recording, explored, kinds
 from vmtests.support.failing import answering, one
@@ -113,7 +114,9 @@ def test_what_copies_touch_decides_which_schedules_are_taken(
 @of("secondary", "read")
 def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
     """A read for a copy returns what comes later."""
-    machine.gate.corrupt(named.io, bytes(pattern.data_of(4, named.start, named.count)))
+    misbehaving_gate.corrupt(
+        machine.gate, named.io, bytes(pattern.data_of(4, named.start, named.count))
+    )
 
 
 @pytest.mark.kills("point_in_time")

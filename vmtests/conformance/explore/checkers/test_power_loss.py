@@ -25,6 +25,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
+from vmtests.support import misbehaving_gate
 
 Release = Callable[[GatedMachine, NamedIo], None]
 
@@ -61,7 +62,10 @@ def without_flushes_of(image: str) -> Release:
 
     def release(machine: GatedMachine, named: NamedIo) -> None:
         flush = named.io.op is Nbd.FLUSH and named.io.image == image
-        (machine.gate.drop if flush else machine.gate.release)(named.io)
+        if flush:
+            misbehaving_gate.drop(machine.gate, named.io)
+        else:
+            machine.gate.release(named.io)
 
     return release
 

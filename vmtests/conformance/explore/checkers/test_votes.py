@@ -23,6 +23,7 @@ from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.runtime.coroutines import Co
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import Misbehaving, Swallowing, causes, explored, one
 from vmtests.support.gate import drop, of
 
@@ -161,13 +162,15 @@ def altered(disk: str) -> Release:
     """What is written to a disk is not what arrives there."""
 
     def alter(machine: GatedMachine, named: NamedIo) -> None:
-        machine.gate.corrupt(named.io, bytes(pattern.data_of(3000, named.start, named.count)))
+        misbehaving_gate.corrupt(
+            machine.gate, named.io, bytes(pattern.data_of(3000, named.start, named.count))
+        )
 
     return of(disk, "write")(alter)
 
 
 def unflushed(disk: str) -> Release:
-    return of(disk, "flush")(lambda machine, named: machine.gate.drop(named.io))
+    return of(disk, "flush")(lambda machine, named: misbehaving_gate.drop(machine.gate, named.io))
 
 
 @EACH

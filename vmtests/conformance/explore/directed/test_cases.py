@@ -17,6 +17,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
+from vmtests.support import misbehaving_gate
 from vmtests.support.directed import Mutant, run_mutant
 from vmtests.support.mutants.disks import succeeding
 from vmtests.support.mutants.qmp import asking
@@ -35,7 +36,7 @@ def forgets(what: Callable[[HeldIO], bool], at_once: bool = False) -> Mutant:
 
         def forget(io: HeldIO) -> bool:
             if hit := what(io):
-                machine.event_loop.call_later(0.0, lambda: machine.gate.drop(io))
+                machine.event_loop.call_later(0.0, lambda: misbehaving_gate.drop(machine.gate, io))
             return hit
 
         machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]

@@ -27,6 +27,7 @@ from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJo
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
+from vmtests.support import misbehaving_gate
 from vmtests.support.failing import explored
 
 _SMALL = "relation=during,place=small"
@@ -182,7 +183,7 @@ def test_a_slow_job_holds_up_no_write(pool: QemuPool) -> None:
     def throttled(machine: GatedMachine, named: NamedIo) -> None:
         """The later write waits, as it does for a copy that the limit delays."""
         if named.op == 2:
-            machine.gate.lose_reply(named.io)
+            misbehaving_gate.lose_reply(machine.gate, named.io)
         else:
             faithfully(machine, named)
 

@@ -22,6 +22,7 @@ from qmpshim.machine.nbd.gate.events import EventKind, HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import BLOCK, MemoryStore, Store
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
+from vmtests.support import misbehaving_gate
 from vmtests.support.file_store import FileStore
 from vmtests.support.waiting import until
 
@@ -618,9 +619,9 @@ async def test_a_reply_in_two_parts(tmp_path: Path) -> None:
         wrong_ways: tuple[Callable[[], object], ...] = (
             lambda: gate.begin_reply(io, 1),
             lambda: gate.fail(io, 5),
-            lambda: gate.corrupt(io, bytes(8)),
-            lambda: gate.reply_twice(io),
-            lambda: gate.lose_reply(io),
+            lambda: misbehaving_gate.corrupt(gate, io, bytes(8)),
+            lambda: misbehaving_gate.reply_twice(gate, io),
+            lambda: misbehaving_gate.lose_reply(gate, io),
         )
         for wrong in wrong_ways:
             with pytest.raises(InputError, match="reply"):
@@ -661,25 +662,25 @@ async def test_a_read_sees_what_is_there_when_it_is_released(tmp_path: Path) -> 
 async def test_drop_and_corrupt(tmp_path: Path) -> None:
     async with held_write(tmp_path) as (gate, handle, task, io):
         with pytest.raises(InputError):
-            gate.corrupt(io, b"too short")
-        gate.drop(io)
+            misbehaving_gate.corrupt(gate, io, b"too short")
+        misbehaving_gate.drop(gate, io)
         await asyncio.wait_for(task, LIMIT)
         assert disk(gate) == OLD
         task = call(handle.pwrite, NEW, 1024)
-        gate.corrupt(await one(gate), b"\3" * 512)
+        misbehaving_gate.corrupt(gate, await one(gate), b"\3" * 512)
         await asyncio.wait_for(task, LIMIT)
         assert disk(gate) == b"\3" * 512
         task = call(handle.pread, 512, 1024)
         io = await one(gate)
         with pytest.raises(InputError):
-            gate.drop(io)
-        gate.corrupt(io, b"\4" * 512)
+            misbehaving_gate.drop(gate, io)
+        misbehaving_gate.corrupt(gate, io, b"\4" * 512)
         assert await asyncio.wait_for(task, LIMIT) == b"\4" * 512
 
 
 async def test_a_second_reply_is_noticed_by_a_real_client(tmp_path: Path) -> None:
     async with held_write(tmp_path) as (gate, handle, task, io):
-        gate.reply_twice(io)
+        misbehaving_gate.reply_twice(gate, io)
         await asyncio.wait_for(task, LIMIT)
         gate.open()
         with pytest.raises(nbd.Error):
