@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qmpshim.conformance.assess.exploration import Explored, explore_uses, not_run
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Seen, Trial, try_findings
-from qmpshim.conformance.assess.workloads import WorkloadRun, run_workloads
+from qmpshim.conformance.assess.workloads import WorkloadTrial, run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
@@ -88,7 +88,7 @@ def assess(
     version = read_version(build)[1]
     wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
     tried: dict[str, Trial] = {}
-    workloads: list[WorkloadRun] = []
+    workloads: list[WorkloadTrial] = []
     explored: dict[Use, Explored] = {}
 
     def exploring(at: Progress) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from qmpshim.conformance.assess.exploration import LEAST, Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
-from qmpshim.conformance.assess.workloads import Workload, WorkloadRun
+from qmpshim.conformance.assess.workloads import UseWorkload, WorkloadTrial
 from qmpshim.conformance.check.case import CaseFinding, Status
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.report import AnyFinding
@@ -61,7 +61,7 @@ class Reason:
     promised: str = ""
     entry: WriteUp | None = None
     finding: AnyFinding | None = None
-    workload: Workload | None = None
+    workload: UseWorkload | None = None
     trial: Trial | None = None
     contract: bool = True
 
@@ -82,7 +82,7 @@ class Judgement:
     remarks: tuple[Reason, ...]
     tried: tuple[Trial, ...]
     explored: Explored
-    workloads: tuple[WorkloadRun, ...]
+    workloads: tuple[WorkloadTrial, ...]
 
     @property
     def findings_tried(self) -> int:
@@ -126,7 +126,7 @@ class Judgement:
 
 
 def judge(
-    use: Use, trials: Sequence[Trial], explored: Explored, workloads: Sequence[WorkloadRun] = ()
+    use: Use, trials: Sequence[Trial], explored: Explored, workloads: Sequence[WorkloadTrial] = ()
 ) -> Judgement:
     """The answer for *use*.
 
@@ -245,7 +245,7 @@ def _of_finding(finding: AnyFinding) -> Reason:
     return Reason(severity, text, promised=promised, finding=finding, contract=contract)
 
 
-def _of_workload(workload: Workload, found: CaseFinding) -> Reason:
+def _of_workload(workload: UseWorkload, found: CaseFinding) -> Reason:
     severity = SEVERITY_OF[found.verdict]
     text = _what(found.verdict, found.title)
     return Reason(severity, text, workload=workload, contract=found.contract)

@@ -31,7 +31,7 @@ _SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class UseWorkload:
     """Operations of `qmpshim verify` that stand for some uses.
 
     :ivar kind: of the case
@@ -67,21 +67,21 @@ _OF_POINTS: Mapping[str, int | str] = {"size": SIZE, "cluster": _CLUSTER}
 
 WORKLOADS = (
     *(
-        Workload("verify", chain, 2000, uses_of(chain), _OF_CHAINS)
+        UseWorkload("verify", chain, 2000, uses_of(chain), _OF_CHAINS)
         for chain in ("replication", "backup")
     ),
     *(
-        Workload("points", one.value, 300, uses_of_points(one), _OF_POINTS)
+        UseWorkload("points", one.value, 300, uses_of_points(one), _OF_POINTS)
         for one in PointsWorkflow
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadRun:
+class WorkloadTrial:
     """A workload, and what came of it."""
 
-    workload: Workload
+    workload: UseWorkload
     outcome: CaseOutcome
 
     @property
@@ -92,7 +92,7 @@ class WorkloadRun:
 
 def run_workloads(
     build: Build, uses: Sequence[Use], jobs: int, cluster: Cluster | None = None
-) -> list[WorkloadRun]:
+) -> list[WorkloadTrial]:
     """Run those that stand for *uses*.
 
     :param jobs: processes at a time
@@ -102,9 +102,9 @@ def run_workloads(
     wanted = [one for one in WORKLOADS if set(one.uses) & set(uses)]
     identity = identify(build)
     if cluster is not None:
-        ran: dict[int, WorkloadRun] = {}
+        ran: dict[int, WorkloadTrial] = {}
 
-        def arguments(one: Workload) -> tuple[Build, Identity, Workload]:
+        def arguments(one: UseWorkload) -> tuple[Build, Identity, UseWorkload]:
             return build, identity, one
 
         calls = [partial(arguments, one) for one in wanted]
@@ -112,11 +112,11 @@ def run_workloads(
             try:
                 ran[place] = result()
             except WorkerLost as error:
-                ran[place] = WorkloadRun(wanted[place], CaseOutcome(Status.BROKEN, str(error)))
+                ran[place] = WorkloadTrial(wanted[place], CaseOutcome(Status.BROKEN, str(error)))
         return [ran[place] for place in sorted(ran)]
     ended = threading.Event()
 
-    def run(one: Workload) -> WorkloadRun:
+    def run(one: UseWorkload) -> WorkloadTrial:
         return carry_out_workload(build, identity, one, ended.is_set)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -129,9 +129,9 @@ def run_workloads(
 def carry_out_workload(
     build: Build,
     identity: Identity,
-    workload: Workload,
+    workload: UseWorkload,
     cancelled: Callable[[], bool] = lambda: False,
-) -> WorkloadRun:
+) -> WorkloadTrial:
     """Run a workload in a process of its own; once more, where it shows something new.
 
     What it does not show again is not confirmed.
@@ -139,10 +139,10 @@ def carry_out_workload(
     order = Order(build, identity, workload.case, name_of(workload.kind))
     outcome = carry_out(order, cancelled).outcome
     if all(found.known for found in outcome.findings):
-        return WorkloadRun(workload, outcome)
+        return WorkloadTrial(workload, outcome)
     again = {found.key for found in carry_out(order, cancelled).outcome.findings}
     findings = (
         replace(found, confirmed=bool(found.known) or found.key in again)
         for found in outcome.findings
     )
-    return WorkloadRun(workload, replace(outcome, findings=tuple(findings)))
+    return WorkloadTrial(workload, replace(outcome, findings=tuple(findings)))

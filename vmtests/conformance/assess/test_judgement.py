@@ -9,7 +9,7 @@ import pytest
 from qmpshim.conformance.assess.exploration import Explored, scenarios_of
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
-from qmpshim.conformance.assess.workloads import WORKLOADS, Workload, WorkloadRun
+from qmpshim.conformance.assess.workloads import WORKLOADS, UseWorkload, WorkloadTrial
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
@@ -265,8 +265,8 @@ def test_a_case_that_was_not_run_is_a_doubt() -> None:
 PULL = next(one for one in WORKLOADS if one.workflow == "pull")
 
 
-def ended(status: Status, *found: CaseFinding, workload: Workload = PULL) -> list[WorkloadRun]:
-    return [WorkloadRun(workload, CaseOutcome(status, "so", found, {"operations": 300}))]
+def ended(status: Status, *found: CaseFinding, workload: UseWorkload = PULL) -> list[WorkloadTrial]:
+    return [WorkloadTrial(workload, CaseOutcome(status, "so", found, {"operations": 300}))]
 
 
 def test_what_a_workload_shows_counts_for_its_uses() -> None:

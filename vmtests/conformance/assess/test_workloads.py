@@ -14,7 +14,7 @@ from qmpshim.cli import main
 from qmpshim.conformance.assess import workloads
 from qmpshim.conformance.assess.workloads import (
     WORKLOADS,
-    Workload,
+    UseWorkload,
     carry_out_workload,
     run_workloads,
 )
@@ -37,7 +37,7 @@ def test_a_sound_build_does_them(each_build: Build) -> None:
         assert all(found.known for found in one.outcome.findings)
 
 
-def words_of(one: Workload, build: Build) -> list[str]:
+def words_of(one: UseWorkload, build: Build) -> list[str]:
     """The command that does it again, without the program's name."""
     program, *words = shlex.split(one.command(build))
     assert program == "qmpshim"

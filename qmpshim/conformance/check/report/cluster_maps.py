@@ -108,24 +108,23 @@ def _map(cluster: int, disks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _distance(want: Outcome, seen: Outcome) -> int:
     """How many sectors and clusters differ."""
-    differs = sum(a != b for a, b in zip(want.secondary, seen.secondary, strict=True))
-    for wants, haves in ((want.hidden, seen.hidden), (want.active, seen.active)):
-        differs += sum(
-            a != b for a, b in zip(wants, haves, strict=True) if a is not None and b is not None
-        )
-    if want.primary is not None and seen.primary is not None:
-        differs += sum(a != b for a, b in zip(want.primary, seen.primary, strict=True))
-    if want.view is not None and seen.view is not None:
-        differs += sum(a != b for a, b in zip(want.view, seen.view, strict=True))
-    for a, b in zip(want.data, seen.data, strict=True):
-        if a is not None and b is not None:
-            differs += sum(x != y for x, y in zip(a, b, strict=True))
-    differs += sum(
+    pairs = [
+        *((want.secondary, seen.secondary), (want.hidden, seen.hidden), (want.active, seen.active)),
+        *((want.primary, seen.primary), (want.view, seen.view)),
+        *zip(want.data, seen.data, strict=True),
+    ]
+    differs = sum(
+        a != b
+        for wants, haves in pairs
+        if wants is not None and haves is not None
+        for a, b in zip(wants, haves, strict=True)
+        if a is not None and b is not None
+    )
+    return differs + sum(
         kind != -1 and not Alloc(kind).admits(Alloc(found))
         for kinds, founds in zip(want.alloc, seen.alloc, strict=True)
         for kind, found in zip(kinds, founds, strict=True)
     )
-    return differs
 
 
 def _namer(scenario: RealScenario) -> Whose:

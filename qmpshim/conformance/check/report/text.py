@@ -62,7 +62,8 @@ def junit(comparison: Comparison) -> bytes:
             key = (build.name, case.name)
             found = comparison.of(key)
             failing = [(row, f) for row, f in found if comparison.fails(row.sights[build.name])]
-            _known_properties(test, [pair for pair in found if pair not in failing])
+            rest = [pair for pair in found if pair not in failing]
+            _known_properties(test, rest)
             if outcome.status is Status.SKIPPED:
                 counts["skipped"] += 1
                 ElementTree.SubElement(test, "skipped", message=_clean(_skipped(outcome)))
@@ -81,7 +82,6 @@ def junit(comparison: Comparison) -> bytes:
             elif outcome.status is Status.BROKEN:
                 counts["errors"] += 1
                 ElementTree.SubElement(test, "error", type="broken", message=_clean(outcome.text))
-            rest = [pair for pair in found if pair not in failing]
             lines = [outcome.text, *(_sentence(row, f, build.name) for row, f in rest)]
             ElementTree.SubElement(test, "system-out").text = _clean("\n".join(lines))
         for name, number in counts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,12 +30,16 @@ class RunStatus:
     """
 
     of: int
-    done: int = 0
-    statuses: dict[Status, int] = field(default_factory=dict)
+    statuses: Counter[Status] = field(default_factory=Counter)
     running: dict[Key, float] = field(default_factory=dict)
     began: float = 0.0
     weight_here: float = 0.0  # of what was done in this sitting
     weight_left: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """How many cases ended."""
+        return self.statuses.total()
 
     def left(self) -> float | None:
         """Seconds that the rest may take, going by what was done so far."""
@@ -44,7 +49,7 @@ class RunStatus:
         return seconds / self.weight_here * self.weight_left
 
 
-#: How long a case of a kind takes, beside the others; for :meth:`Standing.left` only.
+#: How long a case of a kind takes, beside the others; for :meth:`RunStatus.left` only.
 _WEIGHTS = {"explore": 5.0, "guest": 6.0, "pair": 6.0, "verify": 2.0}
 
 _SAME = 8  # cases that break first and in the same way, until the run is given up
@@ -110,38 +115,33 @@ def carry_on(
         Order(by_name[build], identities[build], cases[case], kinds.name_of(cases[case].kind))
         for build, case in journal.missing
     ]
-    standing = RunStatus(len(journal.plan.keys), began=time.monotonic())
+    run = RunStatus(len(journal.plan.keys), began=time.monotonic())
     weights = {order.key: _WEIGHTS.get(order.case.kind, 1.0) for order in orders}
-    standing.weight_left = sum(weights.values())
+    run.weight_left = sum(weights.values())
     lock = threading.Lock()
-
-    def count(status: Status) -> None:
-        standing.done += 1
-        standing.statuses[status] = standing.statuses.get(status, 0) + 1
 
     def started(order: Order) -> None:
         with lock:
-            standing.running[order.key] = time.monotonic()
-            on_status(standing)
+            run.running[order.key] = time.monotonic()
+            on_status(run)
 
     def ended(key: Key, status: Status) -> None:
         with lock:
-            standing.running.pop(key, None)
-            standing.weight_here += weights[key]
-            standing.weight_left -= weights[key]
-            count(status)
-            on_status(standing)
+            run.running.pop(key, None)
+            run.weight_here += weights[key]
+            run.weight_left -= weights[key]
+            run.statuses[status] += 1
+            on_status(run)
 
-    for outcome in journal.outcomes.values():
-        count(outcome.status)
+    run.statuses.update(outcome.status for outcome in journal.outcomes.values())
     dead: dict[str, CaseOutcome] = {}
     for delivery in _starts(orders, executor, started):
         with lock:
-            standing.running.pop(delivery.key, None)
-            on_status(standing)
+            run.running.pop(delivery.key, None)
+            on_status(run)
         if delivery.outcome.status is Status.SKIPPED:
             dead[delivery.key[0]] = delivery.outcome
-    standing.began = time.monotonic()
+    run.began = time.monotonic()
     for order in [order for order in orders if order.build.name in dead]:
         orders.remove(order)
         journal.record(Delivery(order.key, dead[order.build.name]))
@@ -150,7 +150,7 @@ def carry_on(
         for delivery in _unless_all_break(deliveries, len(orders)):
             journal.record(delivery)
             ended(delivery.key, delivery.outcome.status)
-    return standing
+    return run
 
 
 def _unless_all_break(deliveries: Iterator[Delivery], total: int) -> Iterator[Delivery]:
