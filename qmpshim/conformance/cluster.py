@@ -1,4 +1,4 @@
-"""The workers of a ``dask.distributed`` cluster: calls go out, results come back.
+"""The workers of a ``dask.distributed`` cluster, or threads here: calls go out, results come back.
 
 Each worker needs qmpshim, and the builds' files at the same paths. Which worker a call went to
 decides nothing; the caller knows calls by their places.
@@ -10,9 +10,10 @@ import contextlib
 import itertools
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,34 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._client.close()
+
+
+def spread(
+    function: Callable[..., Any],
+    calls: Sequence[Callable[[], tuple[Any, ...]]],
+    jobs: int,
+    cluster: Cluster | None,
+) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """What :meth:`Cluster.run` gives, on a cluster or in threads here.
+
+    :param function: here it is given one more argument, which returns whether the work is to end
+    :param jobs: calls at a time here
+    """
+    if cluster is not None:
+        yield from cluster.run(function, calls)
+        return
+    ended = threading.Event()
+
+    def here(call: Callable[[], tuple[Any, ...]]) -> Any:
+        return function(*call(), ended.is_set)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(here, call): place for place, call in enumerate(calls)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result
+        finally:
+            ended.set()
 
 
 def _silence() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -140,7 +140,7 @@ def judge(
     new: list[Reason] = []
     doubts = []
     for finding in (one for one in explored.seen if one.confirmed):
-        entry = by_id(finding.known) if finding.known else None
+        entry = by_id(finding.known)
         if entry is None:
             new.append(_of_finding(finding))
         elif use in entry.meaning.affects:
@@ -155,7 +155,7 @@ def judge(
     new += [_of_trial(trial) for trial in by_cause.values()]
     for run in ran:
         for found in run.outcome.findings:
-            entry = by_id(found.known) if found.known else None
+            entry = by_id(found.known)
             if entry is None and not found.confirmed:
                 if found.contract:
                     doubts.append(f"{_NOT_AGAIN}: {_text_of(found)}")
@@ -167,18 +167,7 @@ def judge(
             doubts.append(f"the workload {run.workload.workflow}: {run.outcome.text}")
     everything = sorted((*shown.values(), *new), key=lambda one: one.severity.rank)
     reasons = tuple(one for one in everything if _disqualifies(one))
-    if not explored.scenarios:
-        doubts.append(f"there is no exploration of {use.words} in this qmpshim")
-    elif explored.skipped + explored.lacking == explored.scenarios:
-        doubts.append(f"this build cannot do it: {explored.why}")
-    elif explored.skipped:
-        many = f"{explored.skipped} of {explored.scenarios}"
-        doubts.append(f"{many} scenarios could not be done: {explored.why}")
-    if left := explored.scenarios - explored.skipped - explored.lacking - explored.reached:
-        doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
-    if explored.cases_run < explored.cases:
-        many = f"{explored.cases - explored.cases_run} of {explored.cases}"
-        doubts.append(f"{many} directed cases were not run")
+    doubts += _unexplored(use, explored)
     doubts += [
         f"{_NOT_AGAIN if finding.tried else _NOT_TRIED}: {finding.described}"
         for finding in explored.seen
@@ -192,6 +181,22 @@ def judge(
     answer = Answer.NOT_RELIABLE if reasons else Answer.CANNOT_TELL if doubts else Answer.RELIABLE
     remarks = tuple(one for one in everything if not _disqualifies(one))
     return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored, ran)
+
+
+def _unexplored(use: Use, explored: Explored) -> Iterator[str]:
+    """What was not explored, as doubts."""
+    if not explored.scenarios:
+        yield f"there is no exploration of {use.words} in this qmpshim"
+    elif explored.skipped + explored.lacking == explored.scenarios:
+        yield f"this build cannot do it: {explored.why}"
+    elif explored.skipped:
+        many = f"{explored.skipped} of {explored.scenarios}"
+        yield f"{many} scenarios could not be done: {explored.why}"
+    if left := explored.scenarios - explored.skipped - explored.lacking - explored.reached:
+        yield f"{left} of {explored.scenarios} scenarios were not explored in the budget"
+    if explored.cases_run < explored.cases:
+        many = f"{explored.cases - explored.cases_run} of {explored.cases}"
+        yield f"{many} directed cases were not run"
 
 
 def _leaves_doubt(trial: Trial) -> bool:
@@ -209,7 +214,7 @@ def _doubt(trial: Trial) -> str:
 
 def _would_disqualify(finding: AnyFinding, use: Use, shown: Container[str]) -> bool:
     """Whether a finding of the exploration, were it confirmed, would be another reason."""
-    entry = by_id(finding.known) if finding.known else None
+    entry = by_id(finding.known)
     if entry is None:
         return finding.contract
     meaning = entry.meaning

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -22,15 +20,10 @@ from qmpshim.conformance.bundles.any_workload import replay_case
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
-from qmpshim.conformance.cluster import Cluster
+from qmpshim.conformance.cluster import Cluster, spread
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.known.folder import (
-    known_pairs,
-    recognised,
-    shown_instead,
-    write_up,
-)
+from qmpshim.conformance.known.folder import known_pairs, recognised, shown_instead, write_up
 from qmpshim.conformance.known.matching import (
     DirectedWriteUp,
     ExplorerWriteUp,
@@ -179,31 +172,16 @@ def _records(
 ) -> Iterator[tuple[list[str], Record]]:
     """Carry out the batches, and give what each left when it is done."""
     end = time.monotonic() + seconds
-    if cluster is not None:
 
-        def arguments(names: list[str]) -> tuple[Build, Identity, list[str], float]:
-            return build, identity, names, end - time.monotonic()
+    def arguments(names: list[str]) -> tuple[Build, Identity, list[str], float]:
+        return build, identity, names, end - time.monotonic()
 
-        calls = [partial(arguments, names) for names in batches]
-        for place, result in cluster.run(carry_out_batch, calls):
-            try:
-                yield batches[place], result()
-            except WorkerLost as error:
-                yield batches[place], Record((), str(error))
-        return
-    ended = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
-
-        def here(names: list[str]) -> Record:
-            left = end - time.monotonic()
-            return carry_out_batch(build, identity, names, left, ended.is_set)
-
-        futures = {pool.submit(here, names): names for names in batches}
+    calls = [partial(arguments, names) for names in batches]
+    for place, result in spread(carry_out_batch, calls, jobs, cluster):
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            ended.set()
+            yield batches[place], result()
+        except WorkerLost as error:
+            yield batches[place], Record((), str(error))
 
 
 def carry_out_batch(

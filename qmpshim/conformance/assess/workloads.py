@@ -7,18 +7,15 @@ restart. Each is a case of `qmpshim check`, in a process of its own.
 from __future__ import annotations
 
 import shlex
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 from qmpshim.conformance.bundles.again import on_build
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.check.runners.kinds import name_of
-from qmpshim.conformance.cluster import Cluster
+from qmpshim.conformance.cluster import Cluster, spread
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pointintime.verify import SIZE
@@ -101,29 +98,14 @@ def run_workloads(
     """
     wanted = [one for one in WORKLOADS if set(one.uses) & set(uses)]
     identity = identify(build)
-    if cluster is not None:
-        ran: dict[int, WorkloadTrial] = {}
-
-        def arguments(one: UseWorkload) -> tuple[Build, Identity, UseWorkload]:
-            return build, identity, one
-
-        calls = [partial(arguments, one) for one in wanted]
-        for place, result in cluster.run(carry_out_workload, calls):
-            try:
-                ran[place] = result()
-            except WorkerLost as error:
-                ran[place] = WorkloadTrial(wanted[place], CaseOutcome(Status.BROKEN, str(error)))
-        return [ran[place] for place in sorted(ran)]
-    ended = threading.Event()
-
-    def run(one: UseWorkload) -> WorkloadTrial:
-        return carry_out_workload(build, identity, one, ended.is_set)
-
-    with ThreadPoolExecutor(jobs) as pool:
+    calls = [lambda one=one: (build, identity, one) for one in wanted]
+    ran: dict[int, WorkloadTrial] = {}
+    for place, result in spread(carry_out_workload, calls, jobs, cluster):
         try:
-            return list(pool.map(run, wanted))
-        finally:
-            ended.set()
+            ran[place] = result()
+        except WorkerLost as error:
+            ran[place] = WorkloadTrial(wanted[place], CaseOutcome(Status.BROKEN, str(error)))
+    return [ran[place] for place in sorted(ran)]
 
 
 def carry_out_workload(

@@ -175,11 +175,11 @@ def from_json(value: Any, path: Path) -> WorkloadCase:
 
 
 def load_prediction(directory: Path) -> dict[str, Any]:
-    """The model's disks at the divergence, as :func:`save` wrote them.
+    """The model's disks at the divergence, by name, as :func:`save` wrote them.
 
     :raises InputError: there is no prediction: QEMU ended before there was a chain
     """
     path = directory / "prediction.json"
     value = read_json(path)
     with decoding(str(path)):
-        return {"disks": dict(value["disks"])}
+        return dict(value["disks"])

@@ -67,7 +67,7 @@ def build_fields(value: Any) -> dict[str, Any]:
 
 
 def check_format(value: Any, number: int, path: Path) -> None:
-    """That a case is of the format this qmpshim reads.
+    """Check that a case is of the format this qmpshim reads.
 
     :raises InputError: it is of another, or no case
     """

@@ -80,7 +80,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_evidence(parts: Path, qemu: Qemu, directory: Path, images: Iterable[Path]) -> None:
-    """Copy what the QEMU of a run left: its words, its images.
+    """Copy what the QEMU of a run left: its command line, its logs, its images.
 
     :param directory: where its logs are
     :raises OSError: the host cannot

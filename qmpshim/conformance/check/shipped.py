@@ -57,6 +57,16 @@ def _pairs_of_operations() -> list[Case]:
     return [case for form in TOPOLOGIES for case in _grouped(form, pairs(form), "")]
 
 
+def _pairs_with(what: str, budget: float, **more: Any) -> list[Case]:
+    """All pairs again with more arguments."""
+    return [
+        replace(
+            case, name=f"{case.name}/{what}", arguments={**case.arguments, **more}, budget=budget
+        )
+        for case in _pairs_of_operations()
+    ]
+
+
 def _pulls() -> list[Case]:
     """What pairs of the pulls do not have: frozen bitmaps, two disks, and grouped jobs."""
     more = "primary_write+guest_dirty_bitmap,form=backup,bitmap=ends"
@@ -142,24 +152,8 @@ def _quick() -> list[Case]:
 
 def _full() -> list[Case]:
     """What takes hours: triples, faults, qcow2's own I/O, more and longer workloads."""
-    faulty = [
-        replace(
-            case,
-            name=f"{case.name}/faults",
-            arguments={**case.arguments, "faults": [5, 28]},
-            budget=3600.0,
-        )
-        for case in _pairs_of_operations()
-    ]
-    all_io = [
-        replace(
-            case,
-            name=f"{case.name}/all-io",
-            arguments={**case.arguments, "all_io": True, "seconds": 600},
-            budget=1200.0,
-        )
-        for case in _pairs_of_operations()
-    ]
+    faulty = _pairs_with("faults", 3600.0, faults=[5, 28])
+    all_io = _pairs_with("all-io", 1200.0, all_io=True, seconds=600)
     threes = [
         replace(case, budget=7200.0)
         for form in TOPOLOGIES

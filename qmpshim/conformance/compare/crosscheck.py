@@ -267,13 +267,7 @@ class CrossCheck:
     ) -> Divergence:
         first = wrong[0]
         more = f" (and {len(wrong) - 1} more runs of sectors)" if len(wrong) > 1 else ""
-        return self._divergence(
-            verdict,
-            where,
-            first.prediction,
-            f"{first.found}{more}",
-            evidence,
-        )
+        return self._divergence(verdict, where, first.prediction, f"{first.found}{more}", evidence)
 
     # -- through QEMU ------------------------------------------------------------
 

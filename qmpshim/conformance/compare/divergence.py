@@ -36,7 +36,7 @@ _VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
 
 
 def verdict_of(error: MachineError) -> Verdict:
-    """What it is called that QEMU or its guest went wrong so, where success was predicted.
+    """The verdict on an error of QEMU or of its guest, where success was predicted.
 
     A command that is refused is an error that must not be; an answer that makes no sense is
     another matter, of the protocol.
@@ -97,7 +97,7 @@ class Divergence:
     def of_error(
         cls, error: MachineError, where: str, operation: int, predicted: str
     ) -> Divergence:
-        """That QEMU or its guest went wrong, where success was predicted."""
+        """What an error of QEMU or of its guest is, where success was predicted."""
         return cls(verdict_of(error), where, operation, predicted, str(error), Ending.of(error))
 
     def same_as(self, found: Divergence) -> bool:

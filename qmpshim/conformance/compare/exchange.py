@@ -115,9 +115,9 @@ def wrong_data(
     wrong: list[pattern.Mismatch],
     check: CrossCheck,
 ) -> Divergence:
-    """What it is called that a read brought something else.
+    """The divergence of a read that returned other data than was predicted.
 
-    :param data: what it brought
+    :param data: what it returned
     :param owners: what was predicted
     :param wrong: where that differs; not empty
     :param check: knows which operation wrote what

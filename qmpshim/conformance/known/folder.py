@@ -125,7 +125,7 @@ def by_id(name: str) -> WriteUp | None:
 
 
 def write_up(name: str) -> WriteUp:
-    """The same.
+    """The write-up of that name or id.
 
     :raises InputError: there is none
     """
@@ -146,9 +146,5 @@ def by_severity(found: Iterable[WriteUp]) -> list[WriteUp]:
     triggers = list(Trigger)
     return sorted(
         found,
-        key=lambda one: (
-            one.meaning.severity.rank,
-            triggers.index(one.meaning.trigger),
-            one.name,
-        ),
+        key=lambda one: (one.meaning.severity.rank, triggers.index(one.meaning.trigger), one.name),
     )

@@ -221,7 +221,7 @@ def _until(found: Divergence, operations: Sequence[AnyOperation]) -> list[AnyOpe
 
 
 def check_shown(case: AnyCase, found: Divergence) -> None:
-    """That there are operations up to what was found, by which it is recognised.
+    """Check that there are operations up to what was found: it is recognised by them.
 
     :raises ValueError: there are none
     """

@@ -176,7 +176,7 @@ TO_WRITE = "TO BE WRITTEN"
 
 
 def _check_sentence(name: str, text: str) -> None:
-    """That it begins like a sentence, ends with a full stop, and holds no second one.
+    """Check that a text is one sentence: it ends with a full stop and holds no second one.
 
     :raises InputError: it does not
     """

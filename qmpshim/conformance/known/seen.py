@@ -41,7 +41,7 @@ class SeenFinding:
     @property
     def entry(self) -> WriteUp | None:
         """Its write-up."""
-        return by_id(self.known) if self.known else None
+        return by_id(self.known)
 
     @property
     def meaning(self) -> Meaning | None:
@@ -65,7 +65,7 @@ class SeenFinding:
 
 
 def standing(found: Iterable[SeenFinding]) -> Standing:
-    """What they come to."""
+    """What findings come to."""
     all_found = list(found)
     if any(one.disqualifies for one in all_found):
         return Standing.NOT_RELIABLE
@@ -93,7 +93,7 @@ def worst_by_use(found: Iterable[SeenFinding]) -> dict[Use, SeenFinding]:
 
 
 def assessed(found: Iterable[SeenFinding]) -> str:
-    """The line, without the command that tries the rest."""
+    """What `assess` would conclude from these findings alone, one line."""
     all_found = list(found)
     unsure = sum(not one.confirmed for one in all_found)
     doubt = f"; {unsure} more did not show itself every time" if unsure else ""

@@ -10,11 +10,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.codec import decode, encode
-from qmpshim.conformance.bundles.case_file import (
-    build_fields,
-    check_format,
-    strings,
-)
+from qmpshim.conformance.bundles.case_file import build_fields, check_format, strings
 from qmpshim.conformance.bundles.workload_case import Replayed, save_case, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.meaning import Use

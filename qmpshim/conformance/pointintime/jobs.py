@@ -39,11 +39,7 @@ from qmpshim.model.pointintime.masks import span
 from qmpshim.model.pointintime.points import JobVerb, PointDefect, uses_always
 
 _GLANCE = 0.003  # seconds
-_ENDINGS = {
-    "completed": Ending.COMPLETED,
-    "failed": Ending.FAILED,
-    "cancelled": Ending.CANCELLED,
-}
+_ENDINGS = {one.name.lower(): one for one in Ending}
 _BY_ID = frozenset((JobVerb.FINALIZE, JobVerb.DISMISS))
 
 

@@ -145,10 +145,7 @@ class PointsRun:
     # -- requests ----------------------------------------------------------------------------
 
     async def _change(self, operation: PointOperation) -> None:
-        disk, client = (
-            self.model.disks[operation.disk],
-            self.chain.clients[operation.disk],
-        )
+        disk, client = self.model.disks[operation.disk], self.chain.clients[operation.disk]
         start, count, number = operation.start, operation.count, operation.number
         offset, length = start * SECTOR, count * SECTOR
         verb = Verb(operation.kind.value)

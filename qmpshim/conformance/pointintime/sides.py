@@ -72,13 +72,7 @@ class Sides:
     result: PointsResult = field(default_factory=PointsResult)
 
     def compare(
-        self,
-        verdict: Verdict,
-        where: str,
-        export: str,
-        found: Bytes,
-        owners: Owners,
-        start: int,
+        self, verdict: Verdict, where: str, export: str, found: Bytes, owners: Owners, start: int
     ) -> None:
         """Compare what an export returned with the owners predicted, from sector *start* on.
 

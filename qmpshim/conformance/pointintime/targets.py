@@ -37,11 +37,7 @@ class Target:
 
 
 def compare_target(
-    chain: PointsChain,
-    target: Target,
-    job: BackupJob,
-    ending: Ending,
-    has: int | None = None,
+    chain: PointsChain, target: Target, job: BackupJob, ending: Ending, has: int | None = None
 ) -> None:
     """Compare what a target holds.
 

@@ -27,13 +27,7 @@ from qmpshim.conformance.compare.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
-from qmpshim.errors import (
-    BuildError,
-    CommandFailed,
-    IOFailed,
-    MachineDied,
-    MachineError,
-)
+from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineDied, MachineError
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient

@@ -254,7 +254,7 @@ def maps_of_bundle(case: AnyCase, directory: Path) -> dict[str, Any] | None:
         return f"op {numbers.get(owner, owner)}" if owner > 0 else "zeroes"
 
     disks = []
-    for name, predicted in prediction["disks"].items():
+    for name, predicted in prediction.items():
         path = next(iter((directory / "images").glob(f"{name}.*")), None)
         if path is None:
             continue

@@ -244,19 +244,12 @@ def compare(results: Results, baseline: Results | None = None, strict: bool = Fa
     first = results.builds[0].name
     for row in rows.values():
         for build, sight in row.sights.items():
-            there = _counterpart(baseline, build)
-            sight.before = (
-                baseline is not None and there is not None and _has(baseline, there, row.key)
-            )
+            reference = _counterpart(baseline, build)
+            sight.before = reference is not None and _has(*reference, row.key)
             sight.state = _state(sight)
-            if baseline is not None and there is not None:
-                sight.differs = not sight.before and any(
-                    baseline.ran(there, case) for case in sight.cases
-                )
-            else:
-                sight.differs = first not in row.sights and any(
-                    results.ran(first, case) for case in sight.cases
-                )
+            where, there = reference or (results, first)
+            seen_there = sight.before if reference else first in row.sights
+            sight.differs = not seen_there and any(where.ran(there, case) for case in sight.cases)
     ordered = sorted(
         rows.values(),
         key=lambda row: (
@@ -282,13 +275,14 @@ def _size(finding: CaseFinding) -> tuple[bool, bool, int]:
     return not finding.confirmed, not finding.contract, len(finding.trace) or 1 << 30
 
 
-def _counterpart(baseline: Results | None, build: str) -> str | None:
+def _counterpart(baseline: Results | None, build: str) -> tuple[Results, str] | None:
+    """What a build is held against where there is a baseline; None: there is nothing."""
     if baseline is None:
         return None
     names = [one.name for one in baseline.builds]
     if build in names:
-        return build
-    return names[0] if len(names) == 1 else None
+        return baseline, build
+    return (baseline, names[0]) if len(names) == 1 else None
 
 
 def _state(sight: Sight) -> State:
@@ -313,9 +307,8 @@ def _gone(results: Results, rows: dict[str, Row], baseline: Results | None) -> I
     """Seen in the baseline, or on the first build, and not on this one."""
     first = results.builds[0].name
     for build in (one.name for one in results.builds):
-        counterpart = _counterpart(baseline, build)
-        if baseline is not None and counterpart is not None:
-            yield from _missing(results, rows, build, baseline, counterpart, "in the baseline")
+        if reference := _counterpart(baseline, build):
+            yield from _missing(results, rows, build, *reference, "in the baseline")
         elif build != first:
             yield from _missing(results, rows, build, results, first, f"on {first}")
 

@@ -76,7 +76,7 @@ def html(comparison: Comparison) -> bytes:
     anchors = {row.key: f"f{number}" for number, row in enumerate(comparison.rows, 1)}
     blocks = [_text_block(comparison, row, anchors[row.key]) for row in comparison.rows]
     blocks.sort(key=lambda one: (not one.seen.disqualifies, one.seen.severity.rank))
-    groups = list(_groups(comparison, anchors))
+    groups = _groups(comparison, anchors)
     answers = [_answer(comparison, build.name) for build in results.builds]
     return page_of(
         _TEMPLATE,
@@ -136,9 +136,7 @@ def _counts(comparison: Comparison, build: str) -> dict[str, int]:
     return {**counts, "cases": len(outcomes), "seconds": round(sum(o.seconds for o in outcomes))}
 
 
-def _groups(
-    comparison: Comparison, anchors: dict[str, str]
-) -> Iterator[tuple[str, list[tuple[str, list[Cell]]]]]:
+def _groups(comparison: Comparison, anchors: dict[str, str]) -> Groups:
     """The matrix: groups of cases, each with a cell for each build."""
     groups: dict[str, list[tuple[str, list[Cell]]]] = {}
     for case in comparison.results.cases:
@@ -148,7 +146,7 @@ def _groups(
             for build in comparison.results.builds
         ]
         groups.setdefault(group, []).append((name or group, cells))
-    yield from groups.items()
+    return [*groups.items()]
 
 
 def _cell(comparison: Comparison, key: Key, anchors: dict[str, str]) -> Cell:

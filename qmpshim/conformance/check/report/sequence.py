@@ -62,7 +62,4 @@ def steps_of_operations(
     """
     columns = list(lanes)
     steps = [_step(columns.index(side), "start", text) for side, text in operations]
-    return {
-        "lanes": list(lanes.values()),
-        "steps": [*steps, _step(None, "note", wrong)],
-    }
+    return {"lanes": list(lanes.values()), "steps": [*steps, _step(None, "note", wrong)]}

@@ -100,10 +100,7 @@ class _Watched:
         self.order, self.directory, self.temporary = order, directory, temporary
         mark = uuid.uuid4().hex
         self._marked = Marked(_MARK, mark.__eq__)
-        with (
-            open(os.devnull, "rb") as nothing,
-            (directory / "output").open("wb") as output,
-        ):
+        with open(os.devnull, "rb") as nothing, (directory / "output").open("wb") as output:
             self.process = _SERVER.start(
                 _WORKER,
                 (str(directory / "order"), str(directory)),
@@ -126,7 +123,7 @@ class _Watched:
             if seconds > case.budget:
                 text = f"did not end within its {case.budget:g} s"
                 return CaseOutcome(Status.BROKEN, text, seconds=seconds)
-            if (found := self._gluttony()) is not None:
+            if (found := self._over_limit()) is not None:
                 return replace(found, seconds=seconds)
 
     def _ended(self, status: int) -> CaseOutcome:
@@ -141,17 +138,17 @@ class _Watched:
             Status.BROKEN, f"the check {how}" + (f": {output[-1][:300]}" if output else "")
         )
 
-    def _gluttony(self) -> CaseOutcome | None:
-        """A finding, when memory or disk are eaten up."""
+    def _over_limit(self) -> CaseOutcome | None:
+        """What came of the case, where its processes take more than it may have; else None."""
         case = self.order.case
         sizes = {pid: _resident(pid) for pid in (self.process.pid, *self._marked.pids())}
         if sum(sizes.values()) > case.memory:
-            eater = max(sizes, key=lambda pid: sizes[pid])
+            largest = max(sizes, key=lambda pid: sizes[pid])
             text = (
                 f"its processes used more than {case.memory >> 20} MiB of memory, "
-                f"{_command(eater)} alone {sizes[eater] >> 20} MiB"
+                f"{_command(largest)} alone {sizes[largest] >> 20} MiB"
             )
-            return self._exceeded("memory", text, eater != self.process.pid)
+            return self._exceeded("memory", text, largest != self.process.pid)
         if _stored(self.temporary) > case.disk:
             return self._exceeded("disk", f"it stored more than {case.disk >> 20} MiB", True)
         return None

@@ -63,10 +63,6 @@ def _misbehaved(error: MachineError) -> CaseOutcome:
     """QEMU went wrong before the check could begin."""
     verdict = verdict_of(error)
     finding = CaseFinding(
-        verdict,
-        f"before the check begins: {verdict}",
-        str(error),
-        "a chain of disks",
-        str(error),
+        verdict, f"before the check begins: {verdict}", str(error), "a chain of disks", str(error)
     )
     return CaseOutcome(Status.DIVERGED, str(error), (finding,))

@@ -20,7 +20,7 @@ Started = Callable[[Order], None]
 
 
 class Executor(Protocol):
-    """Does orders."""
+    """Carries out orders."""
 
     @property
     def workers(self) -> int:

@@ -79,11 +79,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         Status.DIVERGED if report.new or report.unexplained else Status.OK,
         text,
         tuple(findings),
-        {
-            "scenarios": len(report.scenarios),
-            "schedules": report.schedules,
-            "steps": report.steps,
-        },
+        {"scenarios": len(report.scenarios), "schedules": report.schedules, "steps": report.steps},
     )
 
 
@@ -120,7 +116,7 @@ def schedule_finding(finding: Finding, build: Build, directory: Path) -> CaseFin
             f"clusters of {scenario.cluster * SECTOR}" + (f"; before: {setup}" if setup else ""),
             scenarios=list(finding.scenarios),
             replays=list(finding.replays),
-            written=summary(finding.known) if finding.known else None,
+            written=summary(finding.known),
         ),
         uses=uses_of(scenario.form),
     )

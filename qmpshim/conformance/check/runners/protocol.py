@@ -34,13 +34,7 @@ _USES: Mapping[str, list[tuple[str, Mapping[str, Any]]]] = {
 #: promise.
 _OPEN = {"device_add", "netdev_add", "object-add", "qmp_capabilities", "query-qmp-schema"}
 #: QEMU qapi/error.json
-_CLASSES = {
-    "GenericError",
-    "CommandNotFound",
-    "DeviceNotActive",
-    "DeviceNotFound",
-    "KVMMissingCap",
-}
+_CLASSES = {"GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound", "KVMMissingCap"}
 
 
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
@@ -82,13 +76,7 @@ class _Check:
         """Keep a finding, the first of its cause."""
         self.found.setdefault(
             f"{verdict}{cause}",
-            CaseFinding(
-                verdict,
-                cause,
-                f"{cause}: {observed}",
-                predicted,
-                observed,
-            ),
+            CaseFinding(verdict, cause, f"{cause}: {observed}", predicted, observed),
         )
 
     def everything(self, form: str) -> None:
