@@ -36,7 +36,7 @@ _WANTED: Mapping[Use, tuple[Verb, ...]] = {
 _REPORTED = tuple(
     f"primary_{verb}+guest_block_status,form={form}"
     for form in ("backup", "fleecing")
-    for verb in ("write", "zero", "discard")
+    for verb in ("write", "write_fua", "zero", "discard")
 )
 _STRENGTH = 2
 FAILING = 0.15  # of the budget, in which I/Os of the pairs fail

@@ -8,6 +8,7 @@ the form of the chain, the operations it needs and the I/Os that fail.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,8 @@ class ExplorerWriteUp(WriteUp):
     """A finding of the explorer's that is written up. What its file leaves out is as in its case.
 
     :ivar forms: of the chain
-    :ivar needs: concurrent operations: one of each of these has to be there
+    :ivar needs: concurrent operations: one of each of these has to be there; two of what is there
+        twice
     :ivar needs_before: operations: one of each, concurrent or done before
     :ivar fails: the I/Os that fail, ``hidden write`` for one, or ``hidden write of tables``, which
         is of no data, or ``hidden gone``, whichever was cut off for good with its disk: something
@@ -72,14 +74,13 @@ class ExplorerWriteUp(WriteUp):
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failures(finding.schedule)
-        there = _names(scenario.ops)
-        ever = there | _names(scenario.setup)
+        ever = _names((*scenario.ops, *scenario.setup))
         errnos = {step.fault for step in failed}
         return (
             self.concerns(version)
             and self.explains(finding.verdict, finding.cause, finding.contract)
             and scenario.form in self.forms
-            and all(there & ways for ways in self.needs)
+            and all(_many(scenario.ops, ways) >= n for ways, n in Counter(self.needs).items())
             and all(ever & ways for ways in self.needs_before)
             and (not self.fails or bool(failed))
             and all(not self.fails or _kinds(step) & self.fails for step in failed)
@@ -95,6 +96,11 @@ def _kinds(step: Fail) -> set[str]:
     io = step.io
     kinds = {io.kind, io.kind + _OF_TABLES} if io.meta else {io.kind}
     return kinds | {f"{io.image} {_GONE}"} if step.fault == Cut.FOR_GOOD else kinds
+
+
+def _many(ops: Iterable[Operation], ways: frozenset[str]) -> int:
+    """How many of the operations are one of these."""
+    return sum(bool(_names([op]) & ways) for op in ops)
 
 
 def _names(ops: Iterable[Operation]) -> set[str]:

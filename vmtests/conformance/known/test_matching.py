@@ -143,6 +143,16 @@ def test_zeroes_that_leave_no_hole_are_news_to_a_snapshot_too() -> None:
     assert recogniser(known_findings(), SYSTEM)(unchanged) == ""
 
 
+def test_what_is_needed_twice_is_two_operations() -> None:
+    """Beside one write a read by votes has two disks that agree."""
+    answer = "guest_read answers errno 5"
+    beside_one = finding("votes-RP", Verdict.ERROR_CONTRACT, answer)
+    assert recogniser(known_findings(), SYSTEM)(beside_one) == ""
+    scenario = replace(beside_one.scenario, ops=(*beside_one.scenario.ops, operation("guest_zero")))
+    beside_two = replace(beside_one, scenario=scenario)
+    assert recogniser(known_findings(), SYSTEM)(beside_two) == "read-beside-two-writes-fails"
+
+
 @pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
 def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWriteUp) -> None:
     case = load_finding(DIRECTORY / f"{known.id}.json")

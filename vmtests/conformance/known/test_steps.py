@@ -97,7 +97,6 @@ REPAIRED = {
     "directed/copy-fails": ('(hidden="write_aio")', "()", UNTESTED),
     "directed/blkdebug-small-discard": ("align=4096", "align=512", NOT_SEEN),
     "directed/parts-of-blocks-read-fails": ('"iotype": "read"', '"iotype": "flush"', NOT_SEEN),
-    "directed/quorum-reads-beside-writes": ('"vote-threshold": 2', '"vote-threshold": 1', NOT_SEEN),
     "directed/quorum-rewrite-beside-write": (
         'rewrite-corrupted": True',
         'rewrite-corrupted": False',

@@ -200,7 +200,6 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-rewrite-fails", True, votes.rewrite_fails, form="push"),
     _case("quorum-rewrites-for-reader", True, votes.rewritten_for_reader, form="push"),
     _case("quorum-rewrite-beside-write", True, votes.write_beside_rewrite, form="push"),
-    _case("quorum-reads-beside-writes", True, votes.read_beside_writes, form="push"),
     _case("quorum-changes-children", True, votes.changed_children, form="push"),
     _case("quorum-child-leaves", True, votes.child_leaves_beside_write, form="push"),
     _case("quorum-zeroes", True, votes.zeroes_by_votes, form="push"),

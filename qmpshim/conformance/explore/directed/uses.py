@@ -48,7 +48,6 @@ USES_OF_CASES: dict[str, tuple[Use, ...]] = {
     "quorum-rewrite-fails": (Use.QUORUM,),
     "quorum-rewrites-for-reader": (Use.QUORUM,),
     "quorum-rewrite-beside-write": (Use.QUORUM,),
-    "quorum-reads-beside-writes": (Use.QUORUM,),
     "quorum-changes-children": (Use.QUORUM,),
     "quorum-child-leaves": (Use.QUORUM,),
     "quorum-zeroes": (Use.QUORUM,),

@@ -225,43 +225,6 @@ def write_beside_rewrite(machine: CaseMachine) -> None:
         raise Broken(Verdict.LOST_WRITE, text, "a write beside rewrites is lost")
 
 
-def read_beside_writes(machine: CaseMachine) -> None:
-    """A read beside writes has in each sector what was there before or after, and does not fail:
-    all disks are well. Neither does it where the writes have come to some of the children only.
-    """
-    _open(machine, _THREE, 2)
-    client = machine.clients["votes"]
-    machine.settle()
-    machine.gate.hold(any_of(Nbd.WRITE))
-    writes = [
-        client.send(Nbd.WRITE, sector * SECTOR, 0, content(number, sector, 1))
-        for number, sector in ((2, 0), (3, 1))
-    ]
-    machine.settle()
-    waiting = machine.held("two writes to a quorum", 2 * len(_THREE))
-    early = [io for io in waiting if (io.image, io.offset) in (("one", 0), ("two", SECTOR))]
-    for io in early:
-        machine.gate.release(io)
-    machine.settle()
-    cookie = client.send(Nbd.READ, 0, 2 * SECTOR)
-    machine.ends_beside(cookie, COUNT, "votes", "votes")  # or it waits for the writes
-    machine.gate.open()
-    for io in waiting:
-        if io not in early:
-            machine.gate.release(io)
-    errno = machine.answered("votes", cookie, "a read beside two writes")
-    for write in writes:
-        machine.answered("votes", write, "a write beside a read")
-    _expect_owners(machine.read("votes", 0, 2), [2, 3], "a read after two writes")
-    if errno:
-        text = f"a read beside two writes fails with errno {errno}, though all disks are well"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "a read beside two writes by votes fails")
-    first, second = owners(client.answers[cookie].data, 0)
-    if first not in (1, 2) or second not in (1, 3):
-        text = f"a read beside two writes gives {first} and {second}"
-        raise Broken(Verdict.CONTENT, text, "data of a quorum's read")
-
-
 def changed_children(machine: CaseMachine) -> None:
     """A child that is added is written and read as the others, one that is removed is not any more;
     no fewer are left than the vote needs. What cannot be added or removed is refused.

@@ -36,7 +36,7 @@ _BACKUPS = tuple(verb.value for verb in BACKUPS)
 _BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
 _UNPLACED = frozenset((*_COMMANDS, "job_cancel", *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush",
                        "guest_flush", "primary_vanish", "guest_vanish"))  # fmt: skip
-_FORMS = ("replication", "backup", "fleecing", "primary", "push", "pull")
+_FORMS = ("replication", "backup", "fleecing", "primary", "push", "pull", "votes")
 
 #: Requests that beside a backup job only the first operation is: two of them are exchanged at will.
 _FIRST_OF_PUSH = ("primary_write_fua", "primary_zero", "primary_zero_no_hole")
@@ -44,6 +44,11 @@ _FIRST_OF_PUSH = ("primary_write_fua", "primary_zero", "primary_zero_no_hole")
 _FIRST_OF_PULL = ("primary_write_fua", "primary_zero_no_hole", "primary_zero_fast")
 #: Histories that are left to other forms: a bitmap names whole granules, whatever was written.
 _NOT_OF_PUSH = ("copied", "copied-part", "discarded")
+
+#: Chains of raw disks alone.
+_WITHOUT_QCOW2 = tuple(
+    form for form in _FORMS if all(node.driver != "qcow2" for node in TOPOLOGIES[form].nodes)
+)
 
 #: What each form can do.
 OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations for form in _FORMS}
@@ -150,7 +155,7 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     ),
     "break-snapshot": {"fleecing": (("filter", "on-cbw-error", "break-snapshot"),)},
     "detect-zeroes-below": dict.fromkeys(
-        ("replication", "backup", "fleecing", "primary", "pull"),
+        ("replication", "backup", "fleecing", "primary", "pull", "votes"),
         (("secondary", "detect-zeroes", "unmap"),),
     ),
     "small-copies": {"push": (_ONE_GRANULE, (JOB, "x-perf.use-copy-range", True))},
@@ -379,7 +384,7 @@ SPACE = Space(
         ),
         Constraint(
             ("form", "subclusters"),
-            lambda form, subclusters: subclusters == NONE or form != "primary",
+            lambda form, subclusters: subclusters == NONE or form not in _WITHOUT_QCOW2,
             "the chain has no qcow2 image",
         ),
         Constraint(
@@ -409,8 +414,8 @@ SPACE = Space(
         ),
         Constraint(
             ("form", "cluster"),
-            lambda form, cluster: form != "primary" or cluster == "64k",
-            "the primary's chain has no qcow2 image",
+            lambda form, cluster: form not in _WITHOUT_QCOW2 or cluster == "64k",
+            "the chain has no qcow2 image",
         ),
         Constraint(
             ("second", "relation"),

@@ -128,10 +128,6 @@ test_a_case_sees = sees(
      Verdict.CONTENT, "data of a quorum's read"),
     ("quorum-rewrite-beside-write", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
      "a read beside a write by votes fails"),
-    ("quorum-reads-beside-writes", nothing_held, Verdict.ORDER,
-     "two writes to a quorum: other I/O"),
-    ("quorum-reads-beside-writes", client_with("votes", Nbd.READ, NbdAnswer(0, _WRONG)),
-     Verdict.CONTENT, "data of a quorum's read"),
     ("quorum-changes-children", change_swallowed(lambda words: words.get("node") == "four"),
      Verdict.PROTOCOL, "children of a quorum"),
     ("quorum-changes-children", change_swallowed(lambda words: "two" in words.values()
@@ -158,8 +154,3 @@ test_a_case_sees = sees(
 def test_a_write_stays_where_nothing_is_rewritten(qemu_build: Build) -> None:
     sound = quorum_with(**{"rewrite-corrupted": False})
     assert run_mutant("quorum-rewrite-beside-write", sound, qemu_build) is None
-
-
-def test_a_read_of_one_child_does_not_fail_beside_writes(qemu_build: Build) -> None:
-    sound = quorum_with(**{"read-pattern": "fifo", "vote-threshold": 1})
-    assert run_mutant("quorum-reads-beside-writes", sound, qemu_build) is None
