@@ -25,12 +25,22 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.model.check.observables import MARKED, NOT_ZEROES, UNMARKED
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR, touched
 
 Owner = int | None  # None: the image has nothing here
 Whose = Callable[[Owner], str]
 _MOST = 48  # clusters of a disk that are shown
+_NO_OPERATIONS = {
+    GARBAGE: "bytes nobody wrote",
+    0: "zeroes",
+    BASE: "old data",
+    PROBE: "a later probe",
+    NOT_ZEROES: "reported as what may be data",
+    MARKED: "named by the bitmap",
+    UNMARKED: "not named by the bitmap",
+}
 
 
 def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
@@ -131,14 +141,8 @@ def _namer(scenario: RealScenario) -> Whose:
     def whose(owner: Owner) -> str:
         if owner is None:
             return "nothing"
-        if owner == GARBAGE:
-            return "bytes nobody wrote"
-        if owner == 0:
-            return "zeroes"
-        if owner == BASE:
-            return "old data"
-        if owner == PROBE:
-            return "a later probe"
+        if owner in _NO_OPERATIONS:
+            return _NO_OPERATIONS[owner]
         index = owner - BASE - 1
         if index < len(scenario.setup):
             return f"setup: {scenario.setup[index]}"
