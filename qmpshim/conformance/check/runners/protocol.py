@@ -59,7 +59,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 
 class _Check:
-    """The questions to one machine.
+    """Requests to one machine, whose answers and events are held against its schema.
 
     :ivar doing: what is being done to it
     :ivar requests: how many requests were held against the schema
@@ -80,9 +80,9 @@ class _Check:
         )
 
     def everything(self, form: str) -> None:
-        """Send them.
+        """Hold every query, wrong arguments to every command, and all events against the schema.
 
-        :raises MachineError: there is no going on
+        :raises MachineError: QEMU ended, or does not answer
         """
         self.doing = "query-qmp-schema"
         schema = Schema(self.machine.call(self.doing))
