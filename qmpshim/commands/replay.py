@@ -14,7 +14,7 @@ from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
 from qmpshim.commands.options import build_options, json_option, refuse_unused
 from qmpshim.commands.results import BUNDLES
 from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.directed.cases import run_directed
@@ -203,7 +203,7 @@ def _another(wrong: str, nothing_wanted: bool, document: Document, console: Cons
 _REPLAYS: dict[type, tuple[Callable[[Any, argparse.Namespace, Console], Any], str]] = {
     Finding: (_replay_schedule, "a bundle of an explored schedule"),
     PairCase: (_replay_pair, "a bundle of a pair"),
-    WorkloadCase: (_replay_workload, ""),
+    ChainCase: (_replay_workload, ""),
     PointsCase: (_replay_workload, ""),
     DirectedWriteUp: (_replay_directed, "a directed case"),
 }

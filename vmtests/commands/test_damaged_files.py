@@ -15,8 +15,8 @@ import pytest
 
 from qmpshim.codec import encode
 from qmpshim.commands.explore_scenarios import real_scenarios
-from qmpshim.conformance.bundles import bundle
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles import chain
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.results import Results, load_results
@@ -45,7 +45,7 @@ def _of(name: str) -> Any:
 
 
 def _operations() -> Any:
-    return WorkloadCase(
+    return ChainCase(
         ChainSpec(Workflow.BACKUP, 4 << 20),
         Behaviour(discard_passes_job=True),
         (
@@ -110,7 +110,7 @@ def _given() -> Iterator[Given]:
     model = [scenario.to_json() for scenario in list(SCENARIOS.values())[:2]]
     yield Given("model scenario", model, lambda path: scenarios_for(str(path)))
     prediction = {"stage": "active", "disks": {"hidden": {"allocation": {}, "owners": []}}}
-    yield Given("prediction", prediction, lambda path: bundle.load_prediction(path.parent))
+    yield Given("prediction", prediction, lambda path: chain.load_prediction(path.parent))
 
 
 GIVEN = {one.name: one for one in _given()}

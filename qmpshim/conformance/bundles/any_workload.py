@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.result import WorkloadResult
@@ -14,9 +14,9 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.workspace import Workspace
 
-AnyCase = WorkloadCase | PointsCase
+AnyCase = ChainCase | PointsCase
 _REPLAYS: dict[type[AnyCase], tuple[Any, Any]] = {
-    WorkloadCase: (setup_for, replay),
+    ChainCase: (setup_for, replay),
     PointsCase: (points_setup, replay_points),
 }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from qmpshim.conformance.bundles import bundle as chain
+from qmpshim.conformance.bundles import chain
 from qmpshim.conformance.bundles.case_file import BundleCase, read_case
 from qmpshim.conformance.bundles.workload_case import CASE
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE

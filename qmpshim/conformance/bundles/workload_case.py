@@ -17,7 +17,7 @@ from qmpshim.machine.host.process import Qemu
 CASE = "case.json"
 
 
-class Replayed(ABC):
+class WorkloadCase(ABC):
     """What a bundle replays.
 
     :ivar divergence: what it shows; None: that all goes as predicted
@@ -54,7 +54,7 @@ class Replayed(ABC):
 
 
 def save_case(
-    directory: Path, case: Replayed, readme: str, write_more: Callable[[Path], None]
+    directory: Path, case: WorkloadCase, readme: str, write_more: Callable[[Path], None]
 ) -> Path:
     """Write a bundle; it appears whole or not at all.
 

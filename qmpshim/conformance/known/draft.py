@@ -13,7 +13,7 @@ from typing import Any
 
 from qmpshim.codec import encode
 from qmpshim.conformance.bundles.any_workload import AnyCase
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.explore.report.findings import Finding, failing
 from qmpshim.conformance.known.matching import check_shown
 from qmpshim.conformance.known.meaning import (
@@ -46,7 +46,7 @@ _PROMISED = frozenset((Verdict.ERROR_CONTRACT, Verdict.PROTOCOL))
 _AFTER_CRASH = frozenset((CauseKind.BROKEN_BY_CRASH, CauseKind.UNUSABLE_AFTER_CRASH))
 
 
-def of_chain(case: WorkloadCase) -> dict[str, Any]:
+def of_chain(case: ChainCase) -> dict[str, Any]:
     """Of operations on a chain: by a random workload, or by hand. They let nothing fail.
 
     :raises InputError, ValueError: they show nothing wrong; so of the other kinds below

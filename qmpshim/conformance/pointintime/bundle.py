@@ -11,7 +11,7 @@ from typing import Any
 import qmpshim
 from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import build_fields, check_format, strings
-from qmpshim.conformance.bundles.workload_case import Replayed, save_case, write_evidence
+from qmpshim.conformance.bundles.workload_case import WorkloadCase, save_case, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import uses_of_points
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class PointsCase(Replayed):
+class PointsCase(WorkloadCase):
     """What a bundle replays.
 
     :ivar known: the defects whose transactions are left out

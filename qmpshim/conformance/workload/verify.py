@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles.chain import ChainCase, save
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.workload.setup import run_by
@@ -68,8 +68,8 @@ class ChainSubject(Subject[Operation, Result, Rig]):
     ) -> Path:
         setup = self.setup
         build = setup.to_json(version)
-        case = bundle.WorkloadCase(setup.spec, setup.behaviour, operations, divergence, seed, build)
-        return bundle.save(target, case, run)
+        case = ChainCase(setup.spec, setup.behaviour, operations, divergence, seed, build)
+        return save(target, case, run)
 
     def never(self, result: Result) -> list[str]:
         kinds = {f"{side} {kind}" for side, kind in all_kinds(self.setup.spec.topology)}
@@ -109,9 +109,7 @@ def setup_for(
     return Setup(spec, behaviour, **run_by(build, machine, limit))
 
 
-async def replay(
-    case: bundle.WorkloadCase, setup: Setup, workspace: Workspace, progress: Progress
-) -> Result:
+async def replay(case: ChainCase, setup: Setup, workspace: Workspace, progress: Progress) -> Result:
     """Run a bundle's operations again, on whatever build *setup* names."""
     subject = ChainSubject(replace(setup, behaviour=case.behaviour))
     return await replay_operations(subject, case.operations, workspace, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import replay_case
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding
@@ -44,7 +44,7 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
                 "observed": gone.violation.text,
             }
         return reply
-    if not isinstance(case, WorkloadCase):
+    if not isinstance(case, ChainCase):
         raise InputError(f"{path}: it is of no chain; `qmpshim replay` takes it")
     result = await replay_case(case, build)
     found = result.divergence
@@ -68,7 +68,7 @@ async def record(
     found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = tracker.divergences[0] if tracker.divergences else None
-    case = WorkloadCase(spec, chains.behaviour, tracker.operations(), seen, 0, _build_object(build))
+    case = ChainCase(spec, chains.behaviour, tracker.operations(), seen, 0, _build_object(build))
     if build is not None:
         result = await replay_case(case, build)
         case = dataclasses.replace(case, divergence=result.divergence)

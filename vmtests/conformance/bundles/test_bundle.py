@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import qmpshim
-from qmpshim.conformance.bundles.bundle import WorkloadCase, save
+from qmpshim.conformance.bundles.chain import ChainCase, save
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report import finding_files
 from qmpshim.conformance.known.write_ups import DIRECTORY
@@ -38,7 +38,7 @@ OPERATIONS = (
     Operation(Side.CHAIN, Verb.START, number=2),
     Operation(Side.PRIMARY, Verb.WRITE, 3, 1, number=5),
 )
-CASE = WorkloadCase(
+CASE = ChainCase(
     SPEC,
     Behaviour(discard_passes_job=True),
     OPERATIONS,
@@ -55,8 +55,8 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_what_was_saved_is_loaded(saved: Path) -> None:
-    assert loaded(saved, WorkloadCase) == CASE
-    assert loaded(saved / "case.json", WorkloadCase) == CASE
+    assert loaded(saved, ChainCase) == CASE
+    assert loaded(saved / "case.json", ChainCase) == CASE
 
 
 def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_
     assert images["secondary.raw"].stat().st_size == 4 * MiB
     assert images["secondary.raw"].stat().st_blocks * 512 < MiB  # its holes stay holes
     assert Qcow2Reader.parse(images["hidden.qcow2"].read_bytes()).allocation() == {0: Alloc.DATA}
-    case = loaded(target, WorkloadCase)
+    case = loaded(target, ChainCase)
     result = asyncio.run(replay(case, setup, workspace, lambda _: None))
     assert result.divergence == found[0]
 
@@ -148,13 +148,13 @@ def test_a_schedule_s_bundle_is_whole_or_not_there(
 def test_what_is_no_bundle(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(InputError, match=r"is no bundle: .*No such file"):
-            loaded(path, WorkloadCase)
+            loaded(path, ChainCase)
     (tmp_path / "case.json").mkdir()
     with pytest.raises(InputError, match=r"is no bundle: .*Is a directory"):
-        loaded(tmp_path, WorkloadCase)
+        loaded(tmp_path, ChainCase)
     (tmp_path / "fifo").touch()
     with pytest.raises(InputError, match="is damaged"):
-        loaded(tmp_path / "fifo", WorkloadCase)
+        loaded(tmp_path / "fifo", ChainCase)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 def test_case_files_that_are_no_json(saved: Path, data: bytes) -> None:
     (saved / "case.json").write_bytes(data)
     with pytest.raises(InputError, match=r"is (damaged|no replay bundle)") as raised:
-        loaded(saved, WorkloadCase)
+        loaded(saved, ChainCase)
     assert "\n" not in str(raised.value)
 
 
@@ -215,7 +215,7 @@ def test_damaged_cases(saved: Path, edit: Callable[[Any], None], say: str) -> No
     edit(value)
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=say) as raised:
-        loaded(saved, WorkloadCase)
+        loaded(saved, ChainCase)
     assert "\n" not in str(raised.value)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.report.compare import Comparison, Sight, State, compare
 from qmpshim.conformance.check.report.reports import write_reports
@@ -101,7 +101,7 @@ def shows_itself_again(comparison: Comparison, place: Path, workspace: Workspace
     """The bundle, replayed: on the broken build it is seen, on the reference it is not."""
     (sight,) = new_on(comparison, "late-start").values()
     (saved,) = place.glob(f"cases/*late-start*/verify/{sight.best.bundle}")
-    case = loaded(saved, WorkloadCase)
+    case = loaded(saved, ChainCase)
     for name, diverges in ((sight.build, True), ("system", False)):
         setup = setup_for(resolve(name), case.spec)
         found = asyncio.run(replay(case, setup, workspace, lambda text: None)).divergence

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.bundles.kinds import KINDS
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.draft import draft_text
@@ -167,5 +167,5 @@ def test_a_write_up_of_no_operations_is_damaged(tmp_path: Path) -> None:
 
 
 def test_what_verify_and_points_keep_are_two_kinds() -> None:
-    assert isinstance(write_up("verify/stop-always-fails").case, WorkloadCase)
+    assert isinstance(write_up("verify/stop-always-fails").case, ChainCase)
     assert isinstance(write_up("verify/refused-transaction-marks-everything").case, PointsCase)

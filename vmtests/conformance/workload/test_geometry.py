@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles import chain
 from qmpshim.conformance.bundles.workload_case import CASE
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.explore.space.grammar import node_options
@@ -92,6 +92,6 @@ def test_options_are_predicted(
 
 def test_a_bundle_keeps_the_options(tmp_path: Path) -> None:
     spec = ChainSpec("replication", MiB, options=node_options("replication")["filter-unmap"])
-    case = bundle.WorkloadCase(spec, Behaviour(), (), None, 1, {})
+    case = chain.ChainCase(spec, Behaviour(), (), None, 1, {})
     (tmp_path / CASE).write_text(json.dumps(case.to_json()))
-    assert loaded(tmp_path, bundle.WorkloadCase).spec == spec
+    assert loaded(tmp_path, chain.ChainCase).spec == spec

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.workload.session import run_case
 from qmpshim.conformance.workload.verification import Minimizing
 from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for
@@ -47,7 +47,7 @@ async def kill(mutant: Mutant, build: Build, workspace: Workspace) -> None:
     assert len(minimal) <= mutant.most, [str(operation) for operation in minimal]
     # The bundle shows it again, with the mutant, and not on the reference.
     assert saved is not None
-    case = loaded(saved, WorkloadCase)
+    case = loaded(saved, ChainCase)
     assert case.operations == tuple(minimal)
     again = await replay(case, setup, workspace, runs.append)
     assert again.divergence is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import AnyCase
-from qmpshim.conformance.bundles.bundle import load_prediction
+from qmpshim.conformance.bundles.chain import load_prediction
 from qmpshim.conformance.explore.checkers.probe import PROBE
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool

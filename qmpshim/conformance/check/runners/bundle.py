@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
-from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.bundles.case_file import BundleCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.bundles.kinds import kind_of
 from qmpshim.conformance.bundles.workload_case import CASE, write_json
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
@@ -106,6 +106,6 @@ def _same_or_not(same: bool, text: str, finding: CaseFinding) -> tuple[Any, ...]
 _RUNNERS: dict[type[BundleCase], Callable[[Build, Any, Path], CaseOutcome]] = {
     Finding: _schedule,
     PairCase: pair_case,
-    WorkloadCase: _workload,
+    ChainCase: _workload,
     PointsCase: _workload,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import Returned
 from qmpshim.conformance.known.steps.conclusions import conclusion, expectation
@@ -18,7 +18,7 @@ from qmpshim.machine.chain.topology import Topology
 from qmpshim.model.operations import REQUESTS, Operation, Verb
 
 
-def steps_of_chain(case: WorkloadCase) -> str:
+def steps_of_chain(case: ChainCase) -> str:
     """What a script does, as Python, with what ``steps.py.in`` has."""
     found, spec = case.wrong, case.spec
     done = [one for one in case.operations if one.number <= found.operation]

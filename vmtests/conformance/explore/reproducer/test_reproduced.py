@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.bundles import bundle as bundles
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles import chain as bundles
+from qmpshim.conformance.bundles.chain import ChainCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.choices import Complete, Start, io_id
 from qmpshim.conformance.explore.harness.events import events_from_lines
@@ -113,7 +113,7 @@ def test_the_same_of_a_workload(
     how = f"QEMU was killed by SIGABRT during {operations[during - 1]}: qemu: x.c:1: {words}"
     found = Divergence(Verdict.CRASH, "QEMU", during, "an answer", how)
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20)
-    case = WorkloadCase(spec, Behaviour(), operations, found, 1, {})
+    case = ChainCase(spec, Behaviour(), operations, found, 1, {})
     bundle = bundles.save(qmpshim.home / "bundle", case, None)
     for command in (["replay"], ["check", "--bisect", "--case"]):
         done = qmpshim.run(*command, bundle, "--build", "./build")

@@ -1,4 +1,4 @@
-"""A replay bundle: one directory with all it takes to show a divergence again."""
+"""The bundle of a workload on a chain: a directory with all it takes to show a divergence again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import qmpshim
 from qmpshim.codec import decode_all, encode, read_json
 from qmpshim.conformance.bundles.case_file import build_fields, check_format
 from qmpshim.conformance.bundles.workload_case import (
-    Replayed,
+    WorkloadCase,
     save_case,
     write_evidence,
     write_json,
@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadCase(Replayed):
+class ChainCase(WorkloadCase):
     """What a bundle replays.
 
     :ivar divergence: what it shows; None: that all goes as predicted
@@ -90,7 +90,7 @@ class WorkloadCase(Replayed):
         }
 
 
-def save(directory: Path, case: WorkloadCase, rig: Rig | None) -> Path:
+def save(directory: Path, case: ChainCase, rig: Rig | None) -> Path:
     """Write a bundle, as :func:`save_case` does.
 
     :param rig: the rig on which the divergence was seen last, still running or just dead
@@ -148,8 +148,8 @@ def _runs(pages: Any) -> list[list[int]]:
     return runs
 
 
-def from_json(value: Any, path: Path) -> WorkloadCase:
-    """The reverse of :meth:`WorkloadCase.to_json`.
+def from_json(value: Any, path: Path) -> ChainCase:
+    """The reverse of :meth:`ChainCase.to_json`.
 
     :param path: where it is from, for the error
     :raises InputError: it is no bundle, or one of another format
@@ -158,7 +158,7 @@ def from_json(value: Any, path: Path) -> WorkloadCase:
         check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]
         sectors = int(chain["size"]) // SECTOR
-        return WorkloadCase(
+        return ChainCase(
             ChainSpec(
                 chain_name(chain["workflow"]),
                 int(chain["size"]),
