@@ -158,7 +158,7 @@ def judge(
             entry = by_id(found.known)
             if entry is None and not found.confirmed:
                 if found.contract:
-                    doubts.append(f"{_NOT_AGAIN}: {_text_of(found)}")
+                    doubts.append(f"{_NOT_AGAIN}: {found.verdict}: {name_errnos(found.title)}")
             elif entry is None:
                 new.append(_of_workload(run.workload, found))
             elif use in entry.meaning.affects:
@@ -267,7 +267,3 @@ def _what(verdict: Verdict, text: str) -> str:
     """What stands after a severity: with the verdict where that is another word."""
     text = name_errnos(text)
     return text if SEVERITY_OF[verdict].value == verdict.value else f"{verdict}: {text}"
-
-
-def _text_of(found: CaseFinding) -> str:
-    return f"{found.verdict}: {name_errnos(found.title)}"

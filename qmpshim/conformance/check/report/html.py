@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def html(comparison: Comparison) -> bytes:
         fine=_those(groups, fine=True),
         fine_count=sum(len(cases) for _, cases in _those(groups, fine=True)),
         findings=blocks,
-        standing=_worst(answer.standing for answer in answers),
+        standing=max((answer.standing for answer in answers), key=list(Standing).index),
         answers=answers,
         uses=[use for use in Use if any(use in answer.reasons for answer in answers)],
         State=State,
@@ -114,10 +114,6 @@ def _those(groups: Groups, fine: bool) -> Groups:
 def _answer(comparison: Comparison, build: str) -> Answer:
     found = comparison.seen_on(build)
     return Answer(build, standing(found), comparison.answer_on(build), worst_by_use(found))
-
-
-def _worst(standings: Iterable[Standing]) -> Standing:
-    return max(standings, key=list(Standing).index)
 
 
 def _short(name: str) -> str:

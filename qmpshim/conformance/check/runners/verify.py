@@ -92,7 +92,7 @@ def _run(
                 argument(case, "seed", 1),
                 workspace,
                 directory,
-                _no_progress,
+                lambda text: None,  # the progress of a single case is not shown
                 shrinking=float(argument(case, "shrink", 30)),
             )
         )
@@ -155,10 +155,6 @@ def _relied_on(known: KnownDefect, number: int) -> CaseFinding:
         trace=trace,
         details={"written": summary(known.value)},
     )
-
-
-def _no_progress(_text: str) -> None:
-    """The progress of a single case is not shown."""
 
 
 def workload_finding(case: AnyCase, found: Divergence, place: Path) -> CaseFinding:
