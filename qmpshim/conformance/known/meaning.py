@@ -35,8 +35,8 @@ class Use(StrEnum):
 
 
 _USES = {
-    Use.COLO_PRIMARY: "COLO, the primary",
-    Use.COLO_SECONDARY: "COLO, the secondary",
+    Use.COLO_PRIMARY: "the COLO primary",
+    Use.COLO_SECONDARY: "the COLO secondary",
     Use.SYNC_NONE_BACKUP: "backup with sync=none",
     Use.FLEECING: "image fleecing",
     Use.FULL_BACKUP: "full backup",

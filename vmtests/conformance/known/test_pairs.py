@@ -172,4 +172,4 @@ def test_a_strict_run_ends_with_the_same_line() -> None:
         for known in ("", "colo-migration-completes")
     }
     (line,) = lines
-    assert line.startswith("NOT RELIABLE for COLO, the primary, COLO, the secondary: hang: ")
+    assert line.startswith("NOT RELIABLE for the COLO primary, the COLO secondary: hang: ")
