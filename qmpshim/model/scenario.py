@@ -7,7 +7,7 @@ what :meth:`Scenario.to_json` gives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import EIO
 from typing import Any
 
@@ -59,7 +59,6 @@ class Scenario:
     :ivar faults: which I/Os of the concurrent operations fail
     :ivar contract: commands run in a drained section, as the contract demands
     :ivar protocols: those it makes sense with; empty: all
-    :ivar long: too big for a quick test
     """
 
     name: str
@@ -73,7 +72,6 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     contract: bool = True
     protocols: tuple[str, ...] = ()
-    long: bool = field(default=False, compare=False)
 
     def number(self, index: int) -> int:
         """The owner that concurrent operation *index* writes as."""

@@ -149,9 +149,9 @@ _BACKUP = (
 )  # fmt: skip
 _LONG = (
     Scenario("seed", (_write(0), _write(C), _read(0, 2 * C), _read(0, 2 * C), CHECKPOINT), OLD,
-             "two writers, two readers and a checkpoint over two clusters", long=True),
+             "two writers, two readers and a checkpoint over two clusters"),
     Scenario("crossing", (_write(0, 2 * C), _write(C, 2 * C), _read(0, 3 * C), _guest(C + 8, 8)),
-             OLD3, "everything overlaps with everything", size=3 * C, long=True),
+             OLD3, "everything overlaps with everything", size=3 * C),
 )  # fmt: skip
 _ROBUSTNESS = (
     Scenario("checkpoint-fails", (CHECKPOINT, _write(0, C, after=0), _read(0, C, after=1)),
