@@ -24,7 +24,6 @@ from qmpshim.machine.chain.record import RecordedStep
 from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.units import SECTOR
 
-KIND = "points"
 STEPS = "steps.json"
 FORMAT = 1
 
@@ -69,7 +68,7 @@ class PointsCase(WorkloadCase):
     def to_json(self) -> dict[str, Any]:
         return {
             "qmpshim": qmpshim.__version__,
-            "kind": KIND,
+            "kind": "points",
             "format": FORMAT,
             "workflow": self.workflow.value,
             "size": self.spec.size,
@@ -106,10 +105,10 @@ def from_json(value: Any, path: Path) -> PointsCase:
 def load_steps(path: Path) -> tuple[RecordedStep, ...]:
     """What was done to QEMU in the run that showed it; nothing where there was none.
 
-    :param path: a bundle's directory, or its ``case.json``
+    :param path: of the bundle's ``case.json``
     :raises InputError: the file is damaged
     """
-    file = (path if path.is_dir() else path.parent) / STEPS
+    file = path.with_name(STEPS)
     try:
         value = json.loads(file.read_bytes())
     except FileNotFoundError:
