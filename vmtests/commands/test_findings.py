@@ -162,6 +162,14 @@ def test_what_is_neither_a_bundle_nor_a_finding(
     assert "is no bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", {type(one.case): one.name for one in write_ups()}.values())
+def test_what_is_replayed_is_of_a_kind_that_replay_knows(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", name, "--build", "no-such-build"]) == 2
+    assert "no-such-build" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_the_command_holds_nothing_of_this_host(one: WriteUp, tmp_path: Path) -> None:
     assert command_of(one) == f"qmpshim replay {one.name}"
