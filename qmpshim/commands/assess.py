@@ -191,12 +191,15 @@ def _show(one: Assessment, again: dict[Reason, str], budget: float, console: Con
             console.prose(f"  {NOT_AGAINST_IT}:")
         for remark in judgement.remarks:
             name = f" ({remark.entry.name})" if remark.entry else ""
-            console.prose(f"    {remark.severity.words}: {remark.text}{name}")
+            condition = f", {remark.condition}" if remark.condition else ""
+            console.prose(f"    {remark.severity.words}{condition}: {remark.text}{name}")
         if judgement.untried:
             names = ", ".join(one.name for one in judgement.untried)
             console.prose(f"  {UNTRIED}: {names}")
     console.line()
-    console.line(f"{one.seconds:.0f} s" + (f", {INTERRUPTED}" if one.interrupted else ""))
+    console.line(
+        f"assessed in {one.seconds:.0f} s" + (f", {INTERRUPTED}" if one.interrupted else "")
+    )
 
 
 def _show_reason(reason: Reason, command: str, console: Console) -> None:

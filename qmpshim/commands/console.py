@@ -14,7 +14,7 @@ from qmpshim.conformance.document import Document
 
 OK, DIVERGED, UNTESTABLE = 0, 1, 125  # exit statuses
 #: SGR colours of a result, by the exit status that it stands for.
-_INTERVAL = 2.0  # seconds between two lines of progress that is not on a terminal
+INTERVAL = 2.0  # seconds between two lines of progress that is not on a terminal
 _COLOURS = {OK: 32, DIVERGED: 31, UNTESTABLE: 33}
 
 
@@ -30,7 +30,7 @@ class Console:
         self._output = Output(out)
         self._terminal = out.isatty() and os.environ.get("TERM") != "dumb"
         self._coloured = self._terminal and not os.environ.get("NO_COLOR")
-        self._next = 0.0
+        self._next, self._last = 0.0, ""
         self._shown = False
 
     def progress(self, text: str) -> None:
@@ -39,9 +39,9 @@ class Console:
         if self._terminal:
             self._output.write(f"\r\x1b[K{text[: self._width() - 1]}")
             self._shown = True
-        elif now >= self._next:
+        elif now >= self._next and text != self._last:
             self._output.write(text + "\n")
-            self._next = now + _INTERVAL
+            self._next, self._last = now + INTERVAL, text
 
     def _width(self) -> int:
         try:

@@ -109,6 +109,28 @@ def test_what_is_not_explained_and_harmless_stands_apart(
         assert places == sorted(places)
 
 
+def test_what_is_not_against_it_has_what_it_takes(
+    tmp_path: Path,
+    qemu_build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of silent wrong data below RELIABLE it is to be seen at once why it does not count."""
+    entry = write_up("failed-flush-unorders-frees")
+    found = judge(Use.FLEECING, [Trial(entry, Seen.SHOWN)], ALL)
+    monkeypatch.setattr(
+        command, "assess", lambda build, *_: Assessment(build, "9", (found,), (), 1.0)
+    )
+    html = tmp_path / "it.html"
+    words = ["--use", "fleecing", "--build", qemu_build.name, "--html", str(html)]
+    assert main(["assess", *words]) == 0
+    takes = entry.meaning.trigger.words
+    out = capsys.readouterr().out
+    assert f"    silent wrong data, {takes}: {entry.title} ({entry.name})\n" in out
+    assert "\nassessed in 1 s\n" in out
+    assert takes in html.read_text()
+
+
 def test_a_real_one(tmp_path: Path, qemu_on_path: None, qemu_build: Build) -> None:
     """Of a use that little is known of, in a few seconds; whatever the answer, it has grounds."""
     out = tmp_path / "it.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from qmpshim.conformance.assess.exploration import Explored, explore_uses, not_run
@@ -14,6 +14,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated_process import GatedProcess
@@ -63,6 +64,11 @@ def _start(build: Build) -> None:
         process.close()
 
 
+def how_many(tried: Container[str], wanted: Iterable[WriteUp]) -> int:
+    """Of the findings that are to be tried; others may have shown themselves with them."""
+    return sum(one.name in tried for one in wanted)
+
+
 def assess(
     build: Build,
     uses: Sequence[Use],
@@ -95,7 +101,7 @@ def assess(
         progress(f"exploring: {at.scenarios}/{at.of} scenarios, {at.schedules} schedules")
 
     def trying() -> None:
-        progress(f"trying what is known: {len(tried)}/{len(wanted)}")
+        progress(f"trying what is known: {how_many(tried, wanted)}/{len(wanted)}")
 
     def so_far(ended: bool) -> Assessment:
         trials = [tried.get(one.name, Trial(one, Seen.NOT_TRIED, _ENDED)) for one in wanted]

@@ -13,7 +13,7 @@ from qmpshim.conformance.check.case import CaseFinding, Status
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.report import AnyFinding
 from qmpshim.conformance.known.folder import by_id
-from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Trigger, Use
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import name_errnos
 from qmpshim.model.check.verdict import Verdict
@@ -22,8 +22,8 @@ _NOT_AGAIN = "seen, and not each time it was tried again"
 _NOT_TRIED = "seen, and not tried again"
 #: What stands above the remarks of a judgement.
 NOT_AGAINST_IT = (
-    "shown, and not against it: an error announces it, or it takes a breach of QEMU's rules, what "
-    "management tools refuse, a driver for tests or two failures in a row"
+    "shown, and not against it: it loses nothing unannounced, or takes more than ordinary use and "
+    "one failure"
 )
 #: What stands before the known findings that the time did not suffice for.
 UNTRIED = "not tried for lack of time, and as little against it"
@@ -64,6 +64,13 @@ class Reason:
     workload: UseWorkload | None = None
     trial: Trial | None = None
     contract: bool = True
+
+    @property
+    def condition(self) -> str:
+        """What it takes beside ordinary use, ``""``: not known."""
+        if self.entry is not None:
+            return self.entry.meaning.trigger.words
+        return "" if self.contract else Trigger.MISUSE.words
 
 
 @dataclass(frozen=True, slots=True)

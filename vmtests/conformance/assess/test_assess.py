@@ -12,7 +12,7 @@ import pytest
 
 from qmpshim.cli import main
 from qmpshim.conformance.assess import trials
-from qmpshim.conformance.assess.assess import assess, left_to_explore
+from qmpshim.conformance.assess.assess import assess, how_many, left_to_explore
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Record, Seen, Trial, note, try_finding, try_findings
@@ -208,3 +208,9 @@ def test_a_whole_assessment(qemu_build: Build) -> None:
         assert worst is None or any(
             one.name in named for one in expected if one.meaning.severity.rank == worst
         )
+
+
+def test_what_shows_itself_beside_what_is_tried_does_not_make_it_more_than_all() -> None:
+    first, second, other = write_ups()[:3]
+    tried = {one.name for one in (first, other)}
+    assert how_many(tried, [first, second]) == 1

@@ -79,6 +79,7 @@ def test_what_showed_itself_elsewhere_is_not_among_the_untried() -> None:
     trials = with_trial(MILD.name, Seen.NOT_TRIED)
     judged = judge(Use.FLEECING, trials, replace(ALL, confirmed=[found]))
     assert [one.entry for one in judged.remarks] == [MILD] and not judged.untried
+    assert [one.condition for one in judged.remarks] == [MILD.meaning.trigger.words]
 
 
 @pytest.mark.parametrize("one", [SNAPSHOT, MILD])
@@ -230,6 +231,7 @@ def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
     outside = of_case("", (3, 3), contract=False)
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[outside]))
     assert judged.answer is Answer.RELIABLE and judged.remarks[0].finding is outside
+    assert judged.remarks[0].condition == "only against QEMU's documented rules"
     known = of_case("directed/iothread-client-leaves", (0, 0))
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[known]))
     assert [reason.entry for reason in judged.reasons] == [write_up(known.known)]
