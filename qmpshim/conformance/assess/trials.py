@@ -21,7 +21,8 @@ from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.cluster import Cluster, spread
-from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.directed.cases import run_directed
+from qmpshim.conformance.explore.directed.run import cases_named
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import known_pairs, recognised, shown_instead, write_up
 from qmpshim.conformance.known.matching import (
@@ -303,8 +304,7 @@ def _schedule(build: Build, one: ExplorerWriteUp) -> list[Trial]:
 
 
 def _directed(build: Build, one: DirectedWriteUp) -> Trial:
-    name = one.name.partition("/")[2]
-    (case,) = (case for case in DIRECTED if case.name == name)
+    (case,) = cases_named(one.name)
     found = run_directed(case, build)
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
