@@ -58,6 +58,10 @@ class Behaviour:
         ``x-perf``.
     :ivar snapshot_discard_rounds: a discard through ``snapshot-access`` is rounded inwards to
         backup's clusters, also at the disk's end (``cbw_co_pdiscard_snapshot``, 9.1).
+    :ivar filter_flushes_all: a flush of replication's filter reaches all its disks, not the active
+        one alone (``bdrv_co_flush``, block/io.c, 6.0).
+    :ivar forgets_fast_zeroes: a connection that is not made again has no fast zeroes any more, so
+        that they fail with ENOTSUP (``nbd_client_handshake``, block/nbd.c, up to 6.0).
     :ivar known: defects to predict.
     """
 
@@ -66,6 +70,8 @@ class Behaviour:
     copy_range: bool = True
     backup_copy_range: bool = False
     snapshot_discard_rounds: bool = False
+    filter_flushes_all: bool = True
+    forgets_fast_zeroes: bool = False
     known: frozenset[KnownDefect] = frozenset()
 
 
@@ -86,6 +92,8 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
         unmap_passes_job=version < (9, 1),
         backup_copy_range=version < (6, 0),
         snapshot_discard_rounds=version >= (9, 1),
+        filter_flushes_all=version >= (6, 0),
+        forgets_fast_zeroes=version < (6, 1),
         known=known,
     )
 
@@ -100,8 +108,6 @@ class Features:
     :ivar discard_source: it has ``discard-source`` (9.1)
     :ivar snapshot_takes_discards: a discard of a part of a cluster through ``snapshot-access``
         does not abort (9.1; the known defect ``snapshot-discard-aborts``)
-    :ivar filter_flushes_all: a flush of a filter reaches all its children, not one of them only
-        (``bdrv_co_flush``, block/io.c, 6.0)
     :ivar stop_flushes_target: the filter of a backup job is a parent of the job's target, so that
         ``stop`` flushes that, too (6.2)
     :ivar remembers_data: a protocol node keeps the last range that was reported as data, and
@@ -120,7 +126,6 @@ class Features:
     concluded_job_frees_target: bool
     discard_source: bool
     snapshot_takes_discards: bool
-    filter_flushes_all: bool
     stop_flushes_target: bool
     remembers_data: bool
     replicates_in_iothread: bool
@@ -136,7 +141,6 @@ def features_of(version: tuple[int, ...]) -> Features:
         concluded_job_frees_target=version >= (6, 1),
         discard_source=version >= (9, 1),
         snapshot_takes_discards=version >= (9, 1),
-        filter_flushes_all=version >= (6, 0),
         stop_flushes_target=version >= (6, 1, 50),
         remembers_data=version >= (6, 2),
         replicates_in_iothread=version >= (6, 0),

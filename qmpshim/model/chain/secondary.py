@@ -333,8 +333,9 @@ class Chain:
         yield
 
     def guest_flush(self) -> Co[None]:
-        """A flush of the filter flushes all of its writable children."""
-        for image in self.top:
+        """A flush of the filter flushes all of its writable children, or up to 5.2 its file."""
+        reached = self.top if self.behaviour.filter_flushes_all else self.top[:1]
+        for image in reached:
             yield from image.flush()
 
     def read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:

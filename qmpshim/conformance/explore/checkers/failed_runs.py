@@ -161,6 +161,9 @@ class FailedRuns:
         zeroes = any(op.zeroes for op in (*self._scenario.setup, *ops))
         has_tables = fault.image in self._scenario.topology.qcow2
         tables = (False, True) if zeroes and has_tables else (False,)
+        fast = frozenset(n for n, op in enumerate(ops) if op.verb is Verb.ZERO_FAST)
+        forgets = bool(fast) and self._checker.behaviour.forgets_fast_zeroes
+        forgotten = (frozenset[int](), fast) if forgets else (frozenset[int](),)
         return [
             partial(
                 GoneImage,
@@ -169,10 +172,12 @@ class FailedRuns:
                 emptied=way,
                 in_tables=in_tables,
                 may_be_missed=not any(_MOST <= many < _ALL for many in done),
+                fast_zeroes=one,
             )
             for done in product(*counts)
             for way in emptied
             for in_tables in tables
+            for one in forgotten
         ]
 
     def _goes_unseen(self, fault: InjectedFault, op: int) -> bool:

@@ -19,6 +19,7 @@ from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.parts import on_disk
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
+from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.units import SECTOR
 
 
@@ -146,7 +147,7 @@ def _flush(machine: GatedMachine, now: History) -> None:
     through = machine.topology.replication_mode == "secondary"
     through = through and not machine.clients["guest"].lost
     through = through and not now.faults  # a broken image keeps no other from its flush
-    if through and machine.features.filter_flushes_all:
+    if through and behaviour_of(machine.version).filter_flushes_all:
         machine.clients["guest"].call(Nbd.FLUSH)
         return
     for name in machine.qcow2_images:

@@ -8,6 +8,7 @@ the checker tries each.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from errno import ENOTSUP
 
 from qmpshim.conformance.explore.checkers.orders import Order, operations_in
 from qmpshim.conformance.explore.faults import InjectedFault
@@ -70,6 +71,7 @@ class GoneImage(FaultPlacement):
     :param done: how many I/Os on it each operation, of those under way then, had done
     :param in_tables: what qcow2 does in tables that are in memory is done all the same
     :param may_be_missed: what failed may have been qcow2's own
+    :param fast_zeroes: operations whose zeroes do not reach the image: it has no fast ones now
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class GoneImage(FaultPlacement):
         emptied: bool = False,
         in_tables: bool = False,
         may_be_missed: bool = False,
+        fast_zeroes: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(fault, emptied=emptied)
+        self._fast_zeroes = fast_zeroes
         self.may_be_missed = may_be_missed
         self._in_tables = in_tables
         self._left = dict(done)
@@ -101,7 +105,8 @@ class GoneImage(FaultPlacement):
             image = self._image if self._in_tables else None
             if isinstance(image, Qcow2Image) and image.needs_tables_only(io):
                 return 0
-            return self._fail(io)
+            failed = self._fail(io)
+            return ENOTSUP if io.op == "zero" and op in self._fast_zeroes else failed
 
         return gone
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EIO
+from errno import EIO, ENOTSUP
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.choices import Cut
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import faithfully
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.answers import OK, Answer, IoError, io_error
+from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, operation
 from vmtests.support.failing import (
@@ -26,6 +28,7 @@ from vmtests.support.failing import (
 from vmtests.support.gate import drop_guest
 
 C = scenarios.C
+NOT_IN_STATUS = "case 4. I/O error on the secondary disk: not in the status"
 
 
 def read_nevertheless(op: Operation, answer: Answer) -> Answer | None:
@@ -152,3 +155,26 @@ def test_what_a_gone_image_does_not_carry_is_judged(pool: QemuPool) -> None:
             pool, scenario, fails="secondary read 0+128", errno=Cut.FOR_GOOD, release=release
         )
         assert (Verdict.LOST_WRITE in verdicts(system)) is wanted, system.found
+
+
+def test_a_flush_needs_no_disk_that_this_version_does_not_flush(each_build: Build) -> None:
+    """Up to 5.2 a flush of the filter reaches the active disk alone."""
+    ops = operation("primary_zero", 0, C), operation("guest_flush", after=0)
+    pool = QemuPool(each_build)
+    scenario = scenarios.RealScenario("ZF", ops)
+    system = explored(pool, scenario, fails="secondary read 0+128", errno=Cut.FOR_GOOD)
+    pool.close()
+    assert causes(system) == {NOT_IN_STATUS}
+
+
+def test_fast_zeroes_may_be_forgotten_with_their_disk(each_build: Build) -> None:
+    """5.2 answers that it has none, which a client has to expect."""
+    ops = operation("primary_read", 0, C), operation("primary_zero_fast", 0, C)
+    pool, fails = QemuPool(each_build), "secondary read 0+128"
+    scenario = scenarios.RealScenario("Z", ops)
+    assert causes(explored(pool, scenario, fails=fails, errno=Cut.FOR_GOOD)) == {NOT_IN_STATUS}
+    if not behaviour_of(read_version(each_build)[0]).forgets_fast_zeroes:
+        refused = answering(lambda op, answer: io_error(ENOTSUP) if op.changes else None)
+        wrong = explored(pool, scenario, refused, fails, Cut.FOR_GOOD)
+        assert Verdict.ERROR_CONTRACT in verdicts(wrong) and causes(wrong) != {NOT_IN_STATUS}
+    pool.close()
