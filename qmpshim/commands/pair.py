@@ -15,7 +15,7 @@ from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.seen import SeenFinding, assessed
+from qmpshim.conformance.known.seen import SeenFinding, assessed, avoiding
 from qmpshim.conformance.known.uses import USES_OF_PAIR
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
@@ -208,12 +208,18 @@ def _show(
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
     console.prose(text, DIVERGED if failing else OK)
     console.prose(f"assess would say of this: {assess_line(outcome)}")
+    if command := avoiding(_seen(outcome)):
+        console.line(f"  how to avoid it: {command}")
 
 
 def assess_line(outcome: PairOutcome) -> str:
     """What `assess` would conclude, which knows the write-ups also where the run was strict."""
+    return assessed(_seen(outcome))
+
+
+def _seen(outcome: PairOutcome) -> list[SeenFinding]:
     plan = outcome.plan
-    return assessed(
+    return [
         SeenFinding(
             one.divergence.verdict,
             str(one.cause),
@@ -222,4 +228,4 @@ def assess_line(outcome: PairOutcome) -> str:
             uses=USES_OF_PAIR,
         )
         for one in outcome.findings
-    )
+    ]

@@ -100,6 +100,12 @@ def assessed(found: Iterable[SeenFinding]) -> str:
     return _sentence([one for one in all_found if one.confirmed]) + doubt
 
 
+def avoiding(found: Iterable[SeenFinding]) -> str:
+    """The command that shows how to avoid the worst, ``""``: none has a write-up, or matters."""
+    bad = worst(one for one in found if one.confirmed and one.entry)
+    return f"qmpshim findings show {bad.entry.name}" if bad and bad.entry else ""
+
+
 def _sentence(found: list[SeenFinding]) -> str:
     bad = worst(found)
     if bad is None:

@@ -17,7 +17,14 @@ from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Trigger, Use
-from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing, worst_by_use
+from qmpshim.conformance.known.seen import (
+    SeenFinding,
+    Standing,
+    assessed,
+    avoiding,
+    standing,
+    worst_by_use,
+)
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
 
@@ -30,6 +37,7 @@ def of(one: WriteUp) -> SeenFinding:
 def test_a_known_finding_stands_for_what_it_means(one: WriteUp) -> None:
     bad, serious = one.meaning.disqualifies, one.meaning.severity.serious
     text = assessed([of(one)])
+    assert avoiding([of(one)]) == (f"qmpshim findings show {one.name}" if bad else "")
     if bad:
         assert standing([of(one)]) is Standing.NOT_RELIABLE
     elif serious:
