@@ -13,6 +13,7 @@ from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
 from qmpshim.conformance.finding_words import classified
+from qmpshim.conformance.known.seen import avoiding
 from qmpshim.errors import name_errnos
 
 
@@ -93,8 +94,9 @@ def show_found(comparison: Comparison, directory: Path, console: Console) -> Non
             console.prose(f"    {name_errnos(line)}")
         if len(finding.trace) > 12:
             console.line(f"    ... and {len(finding.trace) - 12} more")
-        command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)
-        console.line(f"  again (in {directory}): {command}")
+        key = (sight.build, sight.smallest)
+        command = replay_command(comparison.results.plan, key, finding, directory)
+        console.line(f"  again: {command}")
 
 
 def _show_rest(comparison: Comparison, directory: Path, console: Console) -> None:
@@ -126,3 +128,5 @@ def _show_rest(comparison: Comparison, directory: Path, console: Console) -> Non
     for tested in comparison.results.builds:
         answer = comparison.answer_on(tested.name)
         console.prose(f"assess would say of this, {tested.name}: {answer}")
+        if command := avoiding(comparison.seen_on(tested.name)):
+            console.line(f"  how to avoid it: {command}")

@@ -157,7 +157,7 @@ def test_a_shim_that_answers_otherwise_than_qemu_is_reported_by_the_command(
     assert "PROTOCOL (contract, NEW): the shim before QEMU answers" in done.stdout
     assert re.search(r"predicted: directly: .*GenericError", done.stdout)
     assert re.search(r"observed:  shim: .*CommandNotFound", done.stdout)
-    assert f"again (in out): qmpshim check --case protocol/shim --build {binary}" in done.stdout
+    assert f"  again: qmpshim check --case protocol/shim --build {binary}" in done.stdout
 
 
 @pytest.mark.parametrize(
