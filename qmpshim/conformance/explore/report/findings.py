@@ -38,6 +38,9 @@ FORMAT = 1
 SightingKey = tuple[Verdict, Cause, frozenset[str]]
 
 
+_NAMES = 160  # characters of the names of scenarios that are shown
+
+
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """A violation in one scenario: its shortest schedule, and in how many it was seen.
@@ -130,6 +133,17 @@ class Finding:
     def described(self) -> str:
         """Its verdict and what is wrong, for people: errnos have names."""
         return f"{self.verdict}: {name_errnos(self.text)}"
+
+    @property
+    def where(self) -> str:
+        """Some of its scenarios, one at least: of generated ones a name may take three lines."""
+        shown = [*self.scenarios[:1]]
+        for name in self.scenarios[1:6]:
+            if len(", ".join([*shown, name])) > _NAMES:
+                break
+            shown.append(name)
+        more = len(self.scenarios) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more else "")
 
     @property
     def needed(self) -> str:

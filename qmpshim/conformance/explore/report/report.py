@@ -295,8 +295,7 @@ def render(report: ExploreReport) -> str:
         lines.append("")
         lines.append(f"{str(finding.verdict).upper()} ({_state(finding)}): {finding.text}")
         lines.append(
-            f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
-            + (" ..." if len(finding.scenarios) > 6 else "")
+            f"  {_many(finding.count, 'schedule')} in {finding.where}"
             + f"; {_replays(finding, report.interrupted)}"
         )
         if finding.needed:
