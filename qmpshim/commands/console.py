@@ -59,6 +59,10 @@ class Console:
         self._output.write(("\r\x1b[K" if self._shown else "") + text + "\n")
         self._shown = False
 
+    def fits(self, text: str) -> bool:
+        """Whether a line need not be broken; off a terminal each does not."""
+        return not self._terminal or len(text) < self._width()
+
     def prose(self, text: str, status: int | None = None) -> None:
         """Words that stay: on a terminal a line is broken between two of them.
 
@@ -66,11 +70,11 @@ class Console:
 
         :param status: as of :meth:`line`
         """
-        if self._terminal and len(text) >= (width := self._width()):
+        if not self.fits(text):
             indent = len(text) - len(text.lstrip()) + 2
             lines = textwrap.wrap(
                 text,
-                width - 1,
+                self._width() - 1,
                 subsequent_indent=" " * indent,
                 break_long_words=False,
                 break_on_hyphens=False,
@@ -97,10 +101,19 @@ class Listed:
 
 
 def show_list(items: Sequence[Listed], document: Document, console: Console) -> int:
-    """Show what there is: one a line, the name first; the same as data."""
+    """Show what there is: one a line, the name first; the same as data.
+
+    Where a line does not fit the terminal what each is stands below its name.
+    """
     width = max((len(item.name) for item in items), default=0)
-    for item in items:
-        console.line(f"{item.name:{width}}  {item.about}")
+    lines = [f"{item.name:{width}}  {item.about}" for item in items]
+    if all(map(console.fits, lines)):
+        for line in lines:
+            console.line(line)
+    else:
+        for item in items:
+            console.line(item.name)
+            console.prose(f"    {' '.join(item.about.split())}")
     document.judges = False
     document.result = {
         "items": [{"name": item.name, "about": item.about, **item.more} for item in items]

@@ -89,3 +89,13 @@ def test_results_are_broken_between_words(qmpshim: CommandLine) -> None:
     lines = broken_lines(qmpshim, "explore", "--scenario", "fleecing-WR", "--jobs", "1")
     (first,) = (n for n, line in enumerate(lines) if "(QEMU " in line)
     assert lines[first + 1].endswith(" with 1 process"), lines
+
+
+def test_a_list_that_does_not_fit_has_names_alone_and_what_they_are_below(
+    qmpshim: CommandLine,
+) -> None:
+    words = ("findings", "list", "--affects", "fleecing")
+    lines = broken_lines(qmpshim, *words)
+    whole = qmpshim.run(*words).stdout
+    assert all(line.partition(" ")[0] in lines for line in whole.splitlines())
+    assert " ".join(lines).split() == whole.split()

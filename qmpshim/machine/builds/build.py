@@ -7,6 +7,7 @@ A build is the system's QEMU, a build tree, an unpacked prefix, or a Debian suit
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -184,7 +185,9 @@ def find(wanted: str | None) -> Build:
     if registry.has(wanted):
         return _registered(wanted)
     if wanted.startswith(registry.FETCHED) and not os.path.exists(wanted):
-        raise NoSuchBuild(f"{wanted} is not here yet: qmpshim builds fetch {wanted}")
+        near = difflib.get_close_matches(wanted, names(), n=1)
+        other = f"; or did you mean {near[0]}?" if near else ""
+        raise NoSuchBuild(f"{wanted} is not here yet: qmpshim builds fetch {wanted}{other}")
     if not wanted:
         raise NoSuchBuild("the build's name or path is empty")
     path = Path(os.path.expanduser(wanted))

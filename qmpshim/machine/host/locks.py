@@ -72,8 +72,12 @@ class Deadlock:
     behind: int
 
     def __str__(self) -> str:
-        also = f", and {self.behind} other threads wait behind it" if self.behind else ""
-        return f"{self.circle}{also}"
+        if not self.behind:
+            return self.circle
+        threads = (
+            "1 other thread waits" if self.behind == 1 else f"{self.behind} other threads wait"
+        )
+        return f"{self.circle}, and {threads} behind it"
 
 
 def deadlock(pid: int) -> Deadlock | None:

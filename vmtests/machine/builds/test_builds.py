@@ -440,3 +440,10 @@ def test_the_asked_qemu_dies_with_its_asker(script: Script, tmp_path: Path) -> N
     finally:
         for survivor in running(str(stuck)):
             os.kill(survivor, signal.SIGKILL)
+
+
+def test_a_misspelt_release_is_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To fetch it would end with there being no such release."""
+    monkeypatch.setattr(builds, "names", lambda: ["system", "debian:trixie"])
+    with pytest.raises(InputError, match="fetch debian:trixi; or did you mean debian:trixie"):
+        resolve("debian:trixi")

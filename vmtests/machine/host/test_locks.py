@@ -62,7 +62,7 @@ def test_others_behind_it() -> None:
     with process(SELF.format(BEHIND)) as pid:
         both = found(pid, 2)
     assert both == Deadlock("a thread waits for a mutex that it holds itself", 1)
-    assert str(both).endswith(" itself, and 1 other threads wait behind it")
+    assert str(both).endswith(" itself, and 1 other thread waits behind it")
 
 
 def test_waiting_is_no_deadlock() -> None:
