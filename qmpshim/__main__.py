@@ -3,6 +3,7 @@
 Nothing is imported before the working directory is left out of the import path.
 """
 
+import contextlib
 import gc
 import os
 import sys
@@ -30,6 +31,8 @@ def main() -> int:
             status = 2
         return streams.finish(status)
     except KeyboardInterrupt:
+        with contextlib.suppress(OSError, AttributeError):  # there may be no stderr
+            sys.stderr.write("interrupted\n")
         return 130
 
 

@@ -187,7 +187,8 @@ def _run(args: argparse.Namespace, document: Document) -> int:
             return lost
         document.error = _in_words(error)
         status = WRONG
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # of a command that had begun nothing
+        print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     print(f"qmpshim: {document.error}", file=sys.stderr)
     return status
