@@ -420,6 +420,13 @@ def test_what_is_counted_is_what_decides(
     assert headline(compared).startswith(say)
 
 
+def test_what_cannot_be_tested_is_counted_beside_what_was_carried_out() -> None:
+    """Else the report has two numbers of cases that are done."""
+    compared = compare(results(a=Status.BROKEN, b=Status.SKIPPED))
+    expected = "NOT ALL CARRIED OUT: 0 of 2 case(s) done, 1 cannot be tested; "
+    assert headline(compared).startswith(expected)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_what_is_in_the_baseline_fails_nothing(strict: bool) -> None:
     """Known or not; and what nothing explains was not predicted, whatever the baseline has."""

@@ -220,8 +220,11 @@ def headline(comparison: Comparison) -> str:
     of = len(comparison.results.plan.keys)
     if status == 125:
         return f"{CANNOT_BE_TESTED}: none of the {of} case(s) on these builds"
-    done = sum(comparison.results.ran(*key) for key in comparison.results.outcomes)
-    return f"NOT ALL CARRIED OUT: {done} of {of} case(s) done; {found}"
+    outcomes = comparison.results.outcomes
+    done = sum(comparison.results.ran(*key) for key in outcomes)
+    skipped = sum(one.status is Status.SKIPPED for one in outcomes.values())
+    also = f", {skipped} {CANNOT_BE_TESTED}" if skipped else ""
+    return f"NOT ALL CARRIED OUT: {done} of {of} case(s) done{also}; {found}"
 
 
 def compare(results: Results, baseline: Results | None = None, strict: bool = False) -> Comparison:
