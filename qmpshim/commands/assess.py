@@ -45,6 +45,10 @@ explored, each interleaving, as far as the budget goes. NOT RELIABLE: something 
 data or service in ordinary use or when a disk or link fails, and nothing warns of it in time.
 CANNOT TELL: nothing was shown, and not all was tried.
 
+Of backup, sync-none-backup and fleecing are snapshots that a tool reads over NBD (pull),
+full-backup and incremental-backup are jobs that write to a target (push), and bitmaps are what
+either needs to be incremental.
+
 Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
 command or the environment is wrong, 125 nothing was found, and for one of them nothing can be
 concluded, 128 and more: interrupted; what there was until then is given, and nothing follows from

@@ -69,6 +69,8 @@ question is wrong (a name that no build has, no such bundle); never 2, which git
   qmpshim check --build debian:sid --baseline last-week/ --out this-week/
   git bisect run sh -c 'ninja -C build qemu-system-x86_64 || exit 125
       qmpshim check --bisect --build build/ --case BUNDLE'
+
+BUNDLE is a directory that explore, verify, pair or check kept; or a case, as directed/NAME.
 """
 
 

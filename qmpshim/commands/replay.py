@@ -122,7 +122,9 @@ def _replay_schedule(finding: Finding, args: argparse.Namespace, console: Consol
 
 def _replay_scenario(finding: Finding, build: Build, document: Document, console: Console) -> int:
     """Where a build does other I/O than the schedule is of: by all schedules of the scenario."""
-    console.line("the schedule could not be followed on this build: all of its scenario are tried")
+    console.line(
+        "the schedule could not be followed on this build: all schedules of its scenario are tried"
+    )
     shown = show_again(finding, build)
     if shown.finding is not None:
         document.result |= {"reproduced": True, "trace": list(shown.finding.lines)}

@@ -149,3 +149,15 @@ def test_bash_completes_it(line: str, offered: set[str], not_offered: str) -> No
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     found = set(done.stdout.split())
     assert offered <= found and not_offered not in found, (done, found)
+
+
+@pytest.mark.parametrize(
+    ("command", "about"),
+    [("assess", "jobs that write to a target (push)"), ("check", "or a case, as directed/NAME")],
+)
+def test_words_of_an_option_are_explained(
+    command: str, about: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert about in " ".join(capsys.readouterr().out.split())
