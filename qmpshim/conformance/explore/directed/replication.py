@@ -80,7 +80,7 @@ def failed_old_read(machine: CaseMachine) -> None:
 
 
 def failed_new_write(machine: CaseMachine) -> None:
-    """The same with the new data."""
+    """The secondary disk refuses the new data (4. of the seven): it is to be reported, too."""
     _failing(machine, "secondary", Nbd.WRITE, "I/O error on the secondary disk (new data)")
 
 
@@ -139,7 +139,7 @@ def ejected_disk(machine: CaseMachine) -> None:
 
 
 def ejected_active_disk(machine: CaseMachine) -> None:
-    """The same of the active disk, which is emptied first."""
+    """A checkpoint that cannot empty the active disk loses it: it and the next one report that."""
     _eject(machine, "active")
 
 

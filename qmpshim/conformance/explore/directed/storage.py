@@ -76,7 +76,7 @@ def back_in_time(machine: CaseMachine) -> None:
 
 
 def back_too_late(machine: CaseMachine) -> None:
-    """It is not: the write fails when the delay is over, and the next one works again."""
+    """The disk is back after reconnect-delay: the write has failed by then, a later one works."""
     cookie = _cut_while_writing(machine)
     errno = machine.answered("primary", cookie, "a write whose disk is gone", DELAYED_LIMIT)
     if errno != EIO:

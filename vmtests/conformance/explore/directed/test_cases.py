@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from qmpshim.conformance.explore.directed import storage
+from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.directed.machine import io_of
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
@@ -23,6 +24,12 @@ from vmtests.support.mutants.disks import succeeding
 from vmtests.support.mutants.qmp import asking
 
 CHECKPOINT = "xen-colo-do-checkpoint"
+
+
+def test_what_a_case_is_about_is_understood_without_the_one_before() -> None:
+    """It stands below a finding as what was promised, all by itself."""
+    leaning = ("The same", "It is not:", "Neither", "Likewise")
+    assert [case.name for case in DIRECTED if case.about.startswith(leaning)] == []
 
 
 def forgets(what: Callable[[HeldIO], bool], at_once: bool = False) -> Mutant:
