@@ -116,9 +116,7 @@ class _Exploration:
 
     def report(self, interrupted: bool = False) -> ExploreReport:
         """What there is by now."""
-        task = self._task
-        place = {one.name: number for number, one in enumerate(self._scenarios)}
-        results = sorted(self._board.so_far(), key=lambda one: place[one.name])
+        task, results = self._task, self._results()
         findings = self._confirmed.findings(_sightings(results))
         return ExploreReport(
             task.build.name,
@@ -163,10 +161,15 @@ class _Exploration:
             self._explore(replace(task, budget=left), self._scenarios)
         else:
             self._agenda.turn(task, left)
-        results = self._board.so_far()
+        results = self._results()
         if (why := why_none(results)) and not self._cases.findings:
             raise BuildError(f"{task.build.name}: {why}")
         self._confirmed.confirm(_sightings(results), self._times.of_finding)
+
+    def _results(self) -> list[ScenarioResult]:
+        """What is known by now, in the order of the scenarios, whichever ended first."""
+        place = {one.name: number for number, one in enumerate(self._scenarios)}
+        return sorted(self._board.so_far(), key=lambda one: place[one.name])
 
     def _explore(
         self, task: ScenarioTask, scenarios: Sequence[RealScenario]
