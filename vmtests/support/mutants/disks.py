@@ -33,6 +33,18 @@ def seen_as(image: str, change: Callable[[bytes], bytes]) -> Mutant:
     return mutant
 
 
+def seen_in(image: str, other: str) -> Mutant:
+    """What is looked for in an image is looked for in another one."""
+
+    def mutant(machine: GatedMachine) -> None:
+        snapshot = machine.gate.snapshot
+        machine.gate.snapshot = (  # type: ignore[method-assign]
+            lambda name: snapshot(other if name == image else name)
+        )
+
+    return mutant
+
+
 def spoilt_copy(machine: GatedMachine) -> None:
     """The old data in the hidden disk is something else."""
     old = bytes(pattern.data_of(1, 0, 128))

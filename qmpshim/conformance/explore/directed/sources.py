@@ -180,7 +180,8 @@ def _expect_backup(machine: CaseMachine, target: str, data: Mapping[int, bytes])
     wanted = {n for n in data if any(data[n])}
     if allocated != wanted:
         text = f"a backup of {sorted(wanted)} of an overlay's clusters has {sorted(allocated)}"
-        raise Broken(Verdict.ALLOCATION, text, f"clusters of a backup of an overlay: {target}")
+        verdict = Verdict.CONTENT if wanted - allocated else Verdict.ALLOCATION
+        raise Broken(verdict, text, f"clusters of a backup of an overlay: {target}")
     machine.add_client(target)
     for n, wanted_data in data.items():
         if machine.read(target, n * COUNT, COUNT) != wanted_data:
