@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.operations import Operation, Verb
@@ -91,6 +91,7 @@ class _Parts:
         self._commits, self._replicates = scenario.commits, scenario.replicates
         self._accessible = scenario.accessible
         self._pulls = scenario.topology.begins_late
+        self._is_snapshot = scenario.has("snapshot-access")
         self._clusters = scenario.unit_of("hidden"), scenario.unit_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
@@ -167,11 +168,14 @@ class _Parts:
                     self._view[sector] = number
 
     def _is_seen_through(self, sector: int) -> bool:
-        """Whether the guest's end reads there what the secondary disk has, as after a failover."""
+        """Whether the guest's end reads there what the secondary disk has, as after a failover.
+
+        Through ``snapshot-access`` never: it has a copy, or what a reader discarded.
+        """
         hidden = self._hidden[sector]
-        if self._end.view is not None and self._end.view[sector] == UNREADABLE:
+        if self._is_snapshot or self._active[sector] is not None:
             return False
-        return self._active[sector] is None and hidden in (None, self._secondary[sector])
+        return hidden in (None, self._secondary[sector])
 
     def _before_pull(self, fault: InjectedFault) -> bool:
         """Whether what failed may be before T0 of a pull that an operation starts."""

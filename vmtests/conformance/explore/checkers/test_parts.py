@@ -219,6 +219,25 @@ def test_what_is_done_of_a_write_is_not_seen_where_the_snapshot_has_nothing() ->
     assert part.secondary == done and part.view == end.view
 
 
+def test_what_is_done_of_a_write_is_not_seen_in_a_snapshot_that_is_discarded_from() -> None:
+    """Nothing is predicted of the overlay there; the reader is gone before it can discard."""
+    ops = (
+        operation("guest_vanish"),
+        operation("guest_discard", C, C),
+        operation("primary_write", C, C),
+    )
+    scenario = scenarios.RealScenario("LUW", ops, form="fleecing")
+    hit = InjectedFault("secondary", "write", C + 64, 64, EIO)
+    order = Do(0), Do(1), Do(2)
+    end = run_in_order(scenario, behaviour_of((10, 0, 0)), order, [FaultPlacement(hit, 2)])
+    assert end.view is not None and set(end.view) == {scenarios.BASE}
+    assert set(end.hidden[C:]) == {None}
+    done = (*end.secondary[:C], *(scenario.number(2),) * 64, *end.secondary[C + 64 :])
+    seen = replace(end, secondary=done)
+    part = done_in_part(scenario, end, seen, [hit], Before(frozenset(), ()))
+    assert part.secondary == done and part.view == end.view
+
+
 def test_a_flush_that_a_new_cluster_needs_may_be_of_a_secondary_in_qcow2() -> None:
     hit = InjectedFault("secondary", "flush", 0, 0, EIO)
     write = Io("write", "secondary", 0, 8, lambda: None)
