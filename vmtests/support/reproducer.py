@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -27,12 +28,20 @@ class Reproducer:
         self._path, self.temporary = directory / "reproducer.py", temporary
 
     def start(
-        self, script: str, *words: str, temporary: Path | None = None
+        self,
+        script: str,
+        *words: str,
+        temporary: Path | None = None,
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
+        """Start it.
+
+        :param before: words of another program, which starts it
+        """
         ast.parse(script, feature_version=(3, 8))
         self._path.write_text(script)
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-u", str(self._path), *words],
+            [*before, sys.executable, "-I", "-S", "-u", str(self._path), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -293,7 +294,10 @@ def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> 
     """One line, and nothing left behind."""
     status, output = reproducer(export_script(known("failover-reports-io-error")), *words)
     assert status == UNTESTED
-    assert output.startswith(f"no program {words[-1]}; usage: ") and output.count("\n") == 1
+    assert (
+        output.startswith(f"no program {words[-1]} that can be run; usage: ")
+        and output.count("\n") == 1
+    )
 
 
 START = {  # what stands where QEMU should be, and what the script says of it
@@ -337,6 +341,20 @@ def test_a_temporary_directory_with_an_odd_name(
         status, output = reproducer.end(reproducer.start(one, temporary=place), place)
         assert status == SEEN, output
     place.rmdir()
+
+
+@pytest.mark.parametrize("breakpoints", [True, False])
+def test_a_full_disk(breakpoints: bool, reproducer: Reproducer) -> None:
+    """One line, and nothing left behind: whether qemu-img has no room, or the script itself."""
+    mount = 'mount -t tmpfs -o size=64k none "$TMPDIR" || exit 99; "$@"'
+    root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    before = ["unshare", "--mount", *root, "sh", "-c", mount, "sh"]
+    script = export_script(known(CRASH), breakpoints=breakpoints)
+    status, output = reproducer.end(reproducer.start(script, before=before))
+    if status in (1, 99) and ("unshare" in output or "mount" in output):
+        pytest.skip(f"this user cannot mount a small disk: {output.strip()}")
+    assert status == UNTESTED and output.count("\n") == 1, output
+    assert output.startswith("no space left in ") or "No space left on device" in output
 
 
 OTHER_WORDS = """#!{python}
