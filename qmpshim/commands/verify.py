@@ -254,8 +254,9 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
         console.line(f"  {met}: {known} ({number}x)")
     found = result.divergence
     if found is None:
-        how = "as predicted, until it was interrupted" if outcome.interrupted else "as predicted"
-        console.line(f"  verdict: {how}")
+        how = "as predicted" if result.done else "none, nothing was done"
+        until = ", until it was interrupted" if outcome.interrupted else ""
+        console.line(f"  verdict: {how}{until}")
         return
     state = classified(True, _known_as(outcome, build))  # workloads keep to QEMU's documents
     console.line(f"  verdict: {found.verdict} at {found.where} ({state})", DIVERGED)

@@ -84,6 +84,8 @@ def load_results(path: Path) -> Results:
 
     :raises InputError: it cannot be read
     """
+    if not path.exists():
+        raise InputError(f"no {path}: `qmpshim check --out {path}` would have left results there")
     file = path / "results.json" if path.is_dir() else path
     value = read_json(file)
     try:

@@ -31,6 +31,7 @@ from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
 from qmpshim.conformance.known.write_ups import DIRECTORY
+from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain import behaviour
 from qmpshim.model.check.verdict import Verdict
@@ -99,6 +100,8 @@ def test_the_json_is_as_its_schema_says(reported: tuple[Comparison, Path]) -> No
     document = json.loads((place / "results.json").read_text())
     validator.validate(document)
     assert load_results(place) == comparison.results
+    with pytest.raises(InputError, match="would have left results there"):
+        load_results(place / "nowhere")
     ways: tuple[Callable[[Any], object], ...] = (
         lambda d: d["results"][0].pop("status"),
         lambda d: d["results"][0]["findings"][0].update(verdict="bad"),
