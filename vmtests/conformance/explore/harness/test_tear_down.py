@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.report.finding_files import load_finding, save_
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.explore.search import exploration
+from qmpshim.conformance.explore.search import confirmed
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Settings
@@ -158,7 +158,7 @@ def test_what_does_not_show_itself_again_is_no_calm(
             patch.undo()
             return confirm(finding, *rest)
 
-        patch.setattr(exploration, "confirm", healed)
+        patch.setattr(confirmed, "confirm", healed)
         strike(patch, "blockdev-del", signal.SIGSEGV)
         words = ["explore", "--scenario", "backup-WH", "--jobs", "1", "--keep", str(tmp_path)]
         status = main(words)
