@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -69,18 +70,15 @@ class Workspace(Closes):
     def __init__(self, prefix: str = "qmpshim-") -> None:
         check_temporary_directory()
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+            place = Path(tempfile.gettempdir()).absolute()
         except OSError as error:
-            raise HostError(
-                f"no temporary directory: {error.strerror}; set TMPDIR to a writable place"
-            ) from error
+            raise _no_directory(error) from error
+        self.path = place / (prefix + secrets.token_hex(4))
         if len(os.fsencode(self.path)) > _LONGEST:
-            self.path.rmdir()
             raise HostError(
-                f"{self.path.parent} is too long a path for UNIX sockets in it: "
-                "set TMPDIR to a shorter one"
+                f"{place} is too long a path for UNIX sockets in it: set TMPDIR to a shorter one"
             )
-        try:
+        try:  # before there is a directory that could be left
             self._janitor = subprocess.Popen(
                 ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
                 stdin=subprocess.PIPE,
@@ -90,8 +88,13 @@ class Workspace(Closes):
                 start_new_session=True,
             )
         except OSError as error:
-            self.path.rmdir()
             raise HostError(f"no process can be started: {error.strerror}") from error
+        try:
+            self.path.mkdir(0o700)
+        except OSError as error:
+            self._janitor.kill()  # what is there is not ours
+            self._janitor.wait()
+            raise _no_directory(error) from error
 
     def subdirectory(self, name: str) -> Path:
         """A new directory in the workspace; a number is added if *name* is taken."""
@@ -110,6 +113,10 @@ class Workspace(Closes):
         self._janitor.stdin.close()
         self._janitor.wait()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _no_directory(error: OSError) -> HostError:
+    return HostError(f"no temporary directory: {error.strerror}; set TMPDIR to a writable place")
 
 
 def dies_with_owner(command: list[str]) -> list[str]:

@@ -136,6 +136,26 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(made)
 
 
+KILLED = """\
+import os, signal, sys, tempfile
+from qmpshim.machine.host.workspace import Workspace
+tempfile.tempdir, make = sys.argv[1], os.mkdir
+
+def killed(*words):
+    make(*words)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.mkdir = killed
+Workspace()
+"""
+
+
+def test_an_owner_that_is_killed_as_it_makes_its_directory_leaves_none(temporary: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(temporary)])
+    assert done.returncode == -signal.SIGKILL
+    assert becomes_true(lambda: not any(temporary.iterdir()), 30.0)
+
+
 def test_no_place_for_it(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "missing"))
     with pytest.raises(HostError, match=r"no temporary directory: No such file .*; set TMPDIR"):
