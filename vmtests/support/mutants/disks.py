@@ -33,14 +33,15 @@ def seen_as(image: str, change: Callable[[bytes], bytes]) -> Mutant:
     return mutant
 
 
-def seen_in(image: str, other: str) -> Mutant:
-    """What is looked for in an image is looked for in another one."""
+def taken_for(method: str, image: str, other: str) -> Mutant:
+    """A method of the gate's takes an image for another one.
+
+    :param method: ``store`` or ``snapshot``
+    """
 
     def mutant(machine: GatedMachine) -> None:
-        snapshot = machine.gate.snapshot
-        machine.gate.snapshot = (  # type: ignore[method-assign]
-            lambda name: snapshot(other if name == image else name)
-        )
+        right = getattr(machine.gate, method)
+        setattr(machine.gate, method, lambda name: right(other if name == image else name))
 
     return mutant
 

@@ -9,7 +9,7 @@ from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import sees
 from vmtests.support.mutants.clients import client_with, read_differently
-from vmtests.support.mutants.disks import not_copied, nothing_held, seen_as, seen_in, succeeding
+from vmtests.support.mutants.disks import not_copied, nothing_held, seen_as, succeeding, taken_for
 from vmtests.support.mutants.qmp import Arguments, asking, asking_otherwise, jobs_failed
 
 OLD = bytes(pattern.data_of(1, 0, 1))
@@ -27,7 +27,7 @@ test_a_case_sees = sees(
      "end of a backup of an overlay"),
     ("backup-of-overlay", not_copied("early"), Verdict.CONTENT,
      "clusters of a backup of an overlay: early"),
-    ("backup-of-overlay", seen_in("nothing", "full"), Verdict.ALLOCATION,
+    ("backup-of-overlay", taken_for("snapshot", "nothing", "full"), Verdict.ALLOCATION,
      "clusters of a backup of an overlay: nothing"),
     ("backup-of-overlay", client_with("full", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
      Verdict.CONTENT, "data of a backup of an overlay: full"),

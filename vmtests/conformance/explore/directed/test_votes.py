@@ -14,7 +14,7 @@ from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, run_mutant, sees
 from vmtests.support.mutants.clients import client_ending, client_with, on_connect
-from vmtests.support.mutants.disks import nothing_held, succeeding
+from vmtests.support.mutants.disks import nothing_held, succeeding, taken_for
 from vmtests.support.mutants.qmp import Arguments, answering, asking, asking_otherwise
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
@@ -42,18 +42,6 @@ def one_bad_event_more(machine: GatedMachine) -> None:
         return version
 
     answering("query-version", more)(machine)
-
-
-def other_store(one: str, other: str) -> Mutant:
-    """What is done to a disk, or seen of it, is another one's."""
-
-    def mutant(machine: GatedMachine) -> None:
-        store = machine.gate.store
-        machine.gate.store = (  # type: ignore[method-assign]
-            lambda name: store(other if name == one else name)
-        )
-
-    return mutant
 
 
 def answered_at_once(errno: int) -> Mutant:
@@ -111,13 +99,13 @@ test_a_case_sees = sees(
     ("quorum-changes-children", renamed, Verdict.PROTOCOL, "children in a quorum's name"),
     ("quorum-rewrites", quorum_with(**{"rewrite-corrupted": False}), Verdict.ORDER,
      "a read where one differ: other I/O"),
-    ("quorum-rewrites", other_store("one", "two"), Verdict.CONTENT,
+    ("quorum-rewrites", taken_for("store", "one", "two"), Verdict.CONTENT,
      "which children are rewritten"),
     ("quorum-rewrites", answered_at_once(0), Verdict.ORDER,
      "a read overtakes what it rewrites"),
     ("quorum-rewrites", client_ending("votes", Nbd.READ, FAILED), ERROR_CONTRACT,
      "a read that rewrites fails"),
-    ("quorum-rewrites", other_store("three", "hidden"), Verdict.CONTENT,
+    ("quorum-rewrites", taken_for("store", "three", "hidden"), Verdict.CONTENT,
      "data of a quorum's child"),
     ("quorum-rewrite-fails", succeeding, Verdict.CONTENT, "data of a quorum's child"),
     ("quorum-rewrite-fails", answered_at_once(EIO), ERROR_CONTRACT,
@@ -142,7 +130,7 @@ test_a_case_sees = sees(
      "a write beside a change of children"),
     ("quorum-child-leaves", nothing_held, Verdict.ORDER, "a write to a quorum: other I/O"),
     ("quorum-zeroes", asking(CHANGE), Verdict.ALLOCATION, "zeroes below a quorum"),
-    ("quorum-zeroes", other_store("two", "one"), Verdict.ALLOCATION,
+    ("quorum-zeroes", taken_for("store", "two", "one"), Verdict.ALLOCATION,
      "block status of a quorum"),
     ("quorum-zeroes", succeeding, Verdict.CONTENT, "status of a quorum whose child fails"),
     ("quorum-compares", asking(CHANGE), ERROR_CONTRACT, f"{CHANGE} fails silently"),
