@@ -123,7 +123,8 @@ def add(commands: Any) -> None:
     )
     jobs_option(
         exploring,
-        "processes at most, each of which explores a scenario; one more directed case at a time",
+        "processes at most, each of which explores a scenario; from 2 on one more directed case "
+        "at a time",
     )
     dask_option(exploring)
     exploring.add_argument(

@@ -41,7 +41,7 @@ class EventKind(StrEnum):
     PASS = "pass"  # arrived at an open gate: effect and reply at once
     RELEASE = "release"  # effect and reply
     APPLY = "apply"  # effect only
-    REPLY = "reply"  # the reply to an applied request, or one that is a lie
+    REPLY = "reply"  # the reply to an applied request, or another one in its place
     FAIL = "fail"  # an error reply
     LOST = "lost"  # its connection ended while it was held
     CONNECT = "connect"
