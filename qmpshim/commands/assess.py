@@ -30,9 +30,8 @@ from qmpshim.conformance.bundles.again import directed_command, on_build, replay
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import save_finding
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
-from qmpshim.conformance.known.uses import USE_NAMES, uses_named
+from qmpshim.conformance.uses import USE_NAMES, Use, uses_named
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import slug, write_file

@@ -9,9 +9,9 @@ from qmpshim.commands.bundle_argument import bundle_argument, finding_named
 from qmpshim.commands.console import OK, Console
 from qmpshim.commands.options import json_option
 from qmpshim.commands.results import STDOUT
-from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.conformance.known.tracker import script_of, script_of_bundle
 from qmpshim.errors import InputError
 

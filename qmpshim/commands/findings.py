@@ -12,7 +12,7 @@ from qmpshim.commands.console import OK, Console, Listed, show_list
 from qmpshim.commands.options import json_option
 from qmpshim.commands.parser import takes_name
 from qmpshim.commands.results import STDOUT, check_writable
-from qmpshim.conformance.bundles.kinds import drafts
+from qmpshim.conformance.known.bundle_kinds import drafts
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity
@@ -24,8 +24,8 @@ from qmpshim.conformance.known.tracker import (
     takes_guest,
     tracker_text,
 )
-from qmpshim.conformance.known.uses import USE_NAMES, uses_named
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import USE_NAMES, uses_named
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.host.files import write_file

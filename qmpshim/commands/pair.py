@@ -16,7 +16,6 @@ from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, assessed, avoiding
-from qmpshim.conformance.known.uses import USES_OF_PAIR
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import (
@@ -27,6 +26,7 @@ from qmpshim.conformance.pair.plan import (
     PairOutcome,
     PairPlan,
 )
+from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version

@@ -15,7 +15,6 @@ from qmpshim.commands.options import build_options, json_option, refuse_unused
 from qmpshim.commands.results import BUNDLES
 from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.conformance.explore.directed.run import cases_named
@@ -23,6 +22,7 @@ from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
+from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.checks import run_plan, summary

@@ -19,7 +19,7 @@ from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.browser import measured

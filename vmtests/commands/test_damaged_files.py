@@ -17,7 +17,6 @@ from qmpshim.codec import encode
 from qmpshim.commands.explore_scenarios import real_scenarios
 from qmpshim.conformance.bundles import chain
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run.identity import Identity
@@ -28,6 +27,7 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.model_run import scenarios_for
+from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec

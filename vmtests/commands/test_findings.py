@@ -18,10 +18,11 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known import matching
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
-from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
+from qmpshim.conformance.known.meaning import TO_WRITE, Severity
 from qmpshim.conformance.known.tracker import EXPECTED, command_of, script_of, tracker_text
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.verdict import Verdict

@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, WrittenUp
 from qmpshim.conformance.known.folder import known_findings, write_ups
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import ExecutorLost
 from qmpshim.machine.builds.build import Build
 from vmtests.support.clusters import local_cluster

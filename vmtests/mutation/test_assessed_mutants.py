@@ -9,7 +9,7 @@ from mutation_build import mutated_qemu
 
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import resolve
 

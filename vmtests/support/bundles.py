@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qmpshim.conformance.bundles.kinds import drafts, load_bundle
+from qmpshim.conformance.known.bundle_kinds import drafts, load_bundle
 
 Case = TypeVar("Case")
 

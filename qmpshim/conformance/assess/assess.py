@@ -13,8 +13,8 @@ from qmpshim.conformance.assess.workloads import WorkloadTrial, run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated_process import GatedProcess

@@ -21,8 +21,7 @@ from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, point_if_named, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import USES
+from qmpshim.conformance.uses import USES, Use
 from qmpshim.errors import BuildError, QmpshimError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does

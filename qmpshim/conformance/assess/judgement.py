@@ -13,8 +13,9 @@ from qmpshim.conformance.check.case import CaseFinding, Status
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.report import AnyFinding
 from qmpshim.conformance.known.folder import by_id
-from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Trigger, Use
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Trigger
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import name_errnos
 from qmpshim.model.check.verdict import Verdict
 

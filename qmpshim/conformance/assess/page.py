@@ -10,7 +10,7 @@ from qmpshim.conformance.assess.advice import MILD, advice, apart
 from qmpshim.conformance.assess.assess import INTERRUPTED, Assessment
 from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, UNTRIED, Judgement, Reason
 from qmpshim.conformance.html_page import page_of
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.machine.builds.build import Build
 
 _TEMPLATE = Path(__file__).with_name("templates") / "assess.html.j2"

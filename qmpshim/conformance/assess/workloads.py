@@ -16,10 +16,9 @@ from qmpshim.conformance.check.run.case_process import Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.check.runners.kinds import name_of
 from qmpshim.conformance.cluster import Cluster, spread
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pointintime.verify import SIZE
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.errors import WorkerLost
 from qmpshim.machine.builds.build import Build
 
@@ -67,10 +66,7 @@ WORKLOADS = (
         UseWorkload("verify", chain, 2000, uses_of(chain), _OF_CHAINS)
         for chain in ("replication", "backup")
     ),
-    *(
-        UseWorkload("points", one.value, 300, uses_of_points(one), _OF_POINTS)
-        for one in PointsWorkflow
-    ),
+    *(UseWorkload("points", one.value, 300, one.uses, _OF_POINTS) for one in PointsWorkflow),
 )
 
 

@@ -17,8 +17,7 @@ from qmpshim.conformance.bundles.workload_case import (
 )
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import uses_of
+from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.conformance.workload.session import Rig
 from qmpshim.conformance.workload.workload import from_json as operation_from_json
 from qmpshim.conformance.workload.workload import to_json as operation_to_json

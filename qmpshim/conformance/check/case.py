@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import decode_all
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict

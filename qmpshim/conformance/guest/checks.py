@@ -20,7 +20,7 @@ from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.known.folder import known_directed, summary
-from qmpshim.conformance.known.uses import uses_of
+from qmpshim.conformance.uses import uses_of
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine.builds.build import Build, read_version

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qmpshim.conformance.known.folder import by_severity, write_ups
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
+from qmpshim.conformance.uses import Use
 
 CATALOGUE = DIRECTORY.with_name("FINDINGS.md")
 

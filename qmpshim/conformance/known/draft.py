@@ -23,13 +23,12 @@ from qmpshim.conformance.known.meaning import (
     Severity,
     Trigger,
     Upstream,
-    Use,
 )
-from qmpshim.conformance.known.uses import USES_OF_PAIR, uses_of
 from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind
+from qmpshim.conformance.uses import USES_OF_PAIR, Use, uses_of
 from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict

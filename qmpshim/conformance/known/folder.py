@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qmpshim.conformance.bundles.kinds import kind_of
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.known.bundle_kinds import kind_of
 from qmpshim.conformance.known.matching import (
     AnyOperation,
     DirectedWriteUp,

@@ -46,8 +46,8 @@ class ExplorerWriteUp(WriteUp):
     """A finding of the explorer's that is written up. What its file leaves out is as in its case.
 
     :ivar forms: of the chain
-    :ivar needs: concurrent operations: one of each of these has to be there; two of what is there
-        twice
+    :ivar needs: concurrent operations: one of each of these sets has to be there, and two where the
+        same set stands twice
     :ivar needs_before: operations: one of each, concurrent or done before
     :ivar fails: the I/Os that fail, ``hidden write`` for one, or ``hidden write of tables``, which
         is of no data, or ``hidden gone``, whichever was cut off for good with its disk: something

@@ -11,40 +11,9 @@ from enum import StrEnum
 from typing import Any
 
 from qmpshim.codec import decode
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import InputError
 from qmpshim.model.check.verdict import Verdict
-
-
-class Use(StrEnum):
-    """What QEMU's block layer is used for."""
-
-    COLO_PRIMARY = "colo-primary"
-    COLO_SECONDARY = "colo-secondary"
-    SYNC_NONE_BACKUP = "sync-none-backup"
-    FLEECING = "fleecing"
-    FULL_BACKUP = "full-backup"
-    INCREMENTAL_BACKUP = "incremental-backup"
-    BITMAPS = "bitmaps"
-    NBD_EXPORT = "nbd-export"
-    QUORUM = "quorum"
-
-    @property
-    def words(self) -> str:
-        """What it is called in a sentence."""
-        return _USES[self]
-
-
-_USES = {
-    Use.COLO_PRIMARY: "the COLO primary",
-    Use.COLO_SECONDARY: "the COLO secondary",
-    Use.SYNC_NONE_BACKUP: "backup with sync=none",
-    Use.FLEECING: "image fleecing",
-    Use.FULL_BACKUP: "full backup",
-    Use.INCREMENTAL_BACKUP: "incremental backup",
-    Use.BITMAPS: "dirty bitmaps",
-    Use.NBD_EXPORT: "NBD export",
-    Use.QUORUM: "a quorum of disks that vote",
-}
 
 
 class Severity(StrEnum):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qmpshim.conformance.known.folder import by_id
-from qmpshim.conformance.known.meaning import SEVERITY_OF, Meaning, Severity, Use
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Meaning, Severity
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.model.check.verdict import Verdict
 
 

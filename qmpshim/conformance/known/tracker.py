@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qmpshim.conformance.bundles.kinds import drafts, load_bundle
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script, takes_linux
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.known.bundle_kinds import drafts, load_bundle
 from qmpshim.conformance.known.matching import ExplorerWriteUp, WorkloadWriteUp
 from qmpshim.conformance.known.meaning import TO_WRITE, Upstream
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp

@@ -11,12 +11,12 @@ from pathlib import Path
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
-from qmpshim.conformance.known.uses import USES_OF_PAIR
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
+from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import Pair

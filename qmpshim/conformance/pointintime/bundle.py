@@ -13,11 +13,10 @@ from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import build_fields, check_format, strings
 from qmpshim.conformance.bundles.workload_case import WorkloadCase, save_case, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import uses_of_points
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.machine.chain.record import RecordedStep
@@ -53,7 +52,7 @@ class PointsCase(WorkloadCase):
     @property
     def uses(self) -> tuple[Use, ...]:
         """The uses of QEMU that this stands for."""
-        return uses_of_points(self.workflow)
+        return self.workflow.uses
 
     @property
     def lanes(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
+from qmpshim.conformance.uses import Use
 from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
@@ -23,7 +24,17 @@ class PointsWorkflow(StrEnum):
     BITMAPS = "bitmaps"  # bitmaps alone, over restarts
     PULL = "pull"  # snapshots that are read by NBD
 
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that such a workload stands for."""
+        return _USES[self]
 
+
+_USES: Mapping[PointsWorkflow, tuple[Use, ...]] = {
+    PointsWorkflow.PUSH: (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
+    PointsWorkflow.BITMAPS: (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    PointsWorkflow.PULL: (Use.FLEECING, Use.NBD_EXPORT),
+}
 _NAMES = ("a", "b", "c")
 _GRANULARITIES = (0, 1, 8, 128, 512)  # sectors
 _HOT = 12  # clusters

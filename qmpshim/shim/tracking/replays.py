@@ -9,10 +9,10 @@ from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import replay_case
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import Replay, replay_schedule
+from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec

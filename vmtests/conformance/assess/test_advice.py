@@ -12,8 +12,7 @@ from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import COLO, USE_NAMES, uses_named
+from qmpshim.conformance.uses import COLO, USE_NAMES, Use, uses_named
 from qmpshim.machine.builds.build import Build
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400, cases=3, cases_run=3)

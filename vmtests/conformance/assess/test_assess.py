@@ -18,9 +18,9 @@ from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Record, Seen, Trial, note, try_finding, try_findings
 from qmpshim.conformance.known.folder import by_severity, known_workloads, write_up, write_ups
 from qmpshim.conformance.known.matching import WorkloadWriteUp
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import NotStarted
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from vmtests.support.broken_builds import make

@@ -12,8 +12,7 @@ from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioRes
 from qmpshim.conformance.explore.scenario_sets import pairs
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, OPERATIONS, SPACE
 from qmpshim.conformance.explore.space.naming import point_if_named
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import USES
+from qmpshim.conformance.uses import USES, Use
 from qmpshim.machine.builds.build import Build, find
 from qmpshim.model.operations import Verb, does
 

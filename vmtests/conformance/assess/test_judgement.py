@@ -17,9 +17,9 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.seen import SeenFinding, Standing, standing
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 

@@ -21,7 +21,7 @@ from qmpshim.conformance.assess.workloads import (
 from qmpshim.conformance.check.case import Status
 from qmpshim.conformance.check.run.case_process import Delivery, Order, carry_out
 from qmpshim.conformance.check.run.identity import identify
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.machine.builds.build import Build, resolve
 from vmtests.support.broken_builds import make
 

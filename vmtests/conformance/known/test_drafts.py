@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.bundles.kinds import KINDS
 from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known.bundle_kinds import KINDS
 from qmpshim.conformance.known.draft import draft_text
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Trigger

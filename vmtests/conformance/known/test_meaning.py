@@ -21,11 +21,10 @@ from qmpshim.conformance.known.meaning import (
     Meaning,
     Severity,
     Trigger,
-    Use,
     meaning_from_json,
 )
-from qmpshim.conformance.known.uses import USES
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
+from qmpshim.conformance.uses import USES, Use
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.chain.behaviour import KnownDefect

@@ -16,7 +16,7 @@ from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.meaning import Trigger, Use
+from qmpshim.conformance.known.meaning import Trigger
 from qmpshim.conformance.known.seen import (
     SeenFinding,
     Standing,
@@ -26,6 +26,7 @@ from qmpshim.conformance.known.seen import (
     worst_by_use,
 )
 from qmpshim.conformance.known.write_ups import WriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.model.check.verdict import Verdict
 
 

@@ -15,8 +15,9 @@ from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.html_page import page_of
 from qmpshim.conformance.known.folder import summary
-from qmpshim.conformance.known.meaning import Meaning, Use
+from qmpshim.conformance.known.meaning import Meaning
 from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, worst_by_use
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import name_errnos
 
 _TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"

@@ -11,7 +11,6 @@ from typing import Any
 from qmpshim.conformance.bundles.any_workload import AnyCase, replay_case
 from qmpshim.conformance.bundles.case_file import BundleCase
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.bundles.kinds import kind_of
 from qmpshim.conformance.bundles.workload_case import CASE, write_json
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.runners.arguments import only
@@ -21,6 +20,7 @@ from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
+from qmpshim.conformance.known.bundle_kinds import kind_of
 from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.checks import case_findings, run_plan, summary
 from qmpshim.conformance.pointintime.bundle import PointsCase

@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import known_findings, summary
-from qmpshim.conformance.known.uses import uses_of
+from qmpshim.conformance.uses import uses_of
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import slug

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import AnyCase
-from qmpshim.conformance.bundles.kinds import load_bundle
 from qmpshim.conformance.check.case import (
     Case,
     CaseFinding,
@@ -23,6 +22,7 @@ from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle
 from qmpshim.conformance.check.report.sequence import steps_of_operations
 from qmpshim.conformance.check.runners.arguments import argument, only
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload

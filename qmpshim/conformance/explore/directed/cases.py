@@ -28,8 +28,7 @@ from qmpshim.conformance.explore.directed.machine import CLUSTER, SIZE, Broken, 
 from qmpshim.conformance.explore.directed.uses import USES_OF_CASES
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import uses_of
+from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import topology_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 
 _BACKUP = (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP)
 _EXPORT = (Use.NBD_EXPORT, Use.FLEECING)

@@ -8,7 +8,7 @@ import pytest
 
 from qmpshim.conformance.check.case import Case
 from qmpshim.conformance.known.folder import write_up
-from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.uses import Use
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support.checks import runner_of
 

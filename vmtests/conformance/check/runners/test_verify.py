@@ -10,8 +10,8 @@ import pytest
 from qmpshim.conformance.check.case import Case, ShownBy, Status
 from qmpshim.conformance.check.runners import verify
 from qmpshim.conformance.known.folder import write_up
-from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.pointintime.verify import points_setup
+from qmpshim.conformance.uses import Use
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support.checks import runner_of

@@ -1,9 +1,40 @@
-"""Which use of QEMU each word, chain, workload and pair stands for."""
+"""What QEMU's block layer is used for, and which of it a word, a chain and a pair stand for."""
 
 from __future__ import annotations
 
-from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from enum import StrEnum
+
+
+class Use(StrEnum):
+    """What QEMU's block layer is used for."""
+
+    COLO_PRIMARY = "colo-primary"
+    COLO_SECONDARY = "colo-secondary"
+    SYNC_NONE_BACKUP = "sync-none-backup"
+    FLEECING = "fleecing"
+    FULL_BACKUP = "full-backup"
+    INCREMENTAL_BACKUP = "incremental-backup"
+    BITMAPS = "bitmaps"
+    NBD_EXPORT = "nbd-export"
+    QUORUM = "quorum"
+
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Use.COLO_PRIMARY: "the COLO primary",
+    Use.COLO_SECONDARY: "the COLO secondary",
+    Use.SYNC_NONE_BACKUP: "backup with sync=none",
+    Use.FLEECING: "image fleecing",
+    Use.FULL_BACKUP: "full backup",
+    Use.INCREMENTAL_BACKUP: "incremental backup",
+    Use.BITMAPS: "dirty bitmaps",
+    Use.NBD_EXPORT: "NBD export",
+    Use.QUORUM: "a quorum of disks that vote",
+}
 
 #: A pair with COLO, or without.
 USES_OF_PAIR = (Use.COLO_PRIMARY, Use.COLO_SECONDARY)
@@ -37,15 +68,3 @@ USES: dict[str, tuple[Use, ...]] = {
 def uses_of(chain: str) -> tuple[Use, ...]:
     """The uses that a chain of :data:`~qmpshim.machine.chain.chains.TOPOLOGIES` stands for."""
     return USES[chain]
-
-
-_OF_POINTS: dict[PointsWorkflow, tuple[Use, ...]] = {
-    PointsWorkflow.PUSH: (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
-    PointsWorkflow.BITMAPS: (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
-    PointsWorkflow.PULL: (Use.FLEECING, Use.NBD_EXPORT),
-}
-
-
-def uses_of_points(workflow: PointsWorkflow) -> tuple[Use, ...]:
-    """The uses that a workload of several disks stands for."""
-    return _OF_POINTS[workflow]
