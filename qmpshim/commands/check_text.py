@@ -6,6 +6,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from qmpshim.commands.assessed import show_assessed
 from qmpshim.commands.console import Console
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Status
 from qmpshim.conformance.check.report.compare import Comparison, State, headline
@@ -13,7 +14,6 @@ from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
 from qmpshim.conformance.finding_words import classified
-from qmpshim.conformance.known.seen import avoiding
 from qmpshim.errors import name_errnos
 
 
@@ -126,7 +126,5 @@ def _show_rest(comparison: Comparison, directory: Path, console: Console) -> Non
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
     console.prose(headline(comparison), comparison.exit_status)
     for tested in comparison.results.builds:
-        answer = comparison.answer_on(tested.name)
-        console.prose(f"assess would say of this, {tested.name}: {answer}")
-        if command := avoiding(comparison.seen_on(tested.name)):
-            console.line(f"  how to avoid it: {command}")
+        found = comparison.seen_on(tested.name)
+        show_assessed(comparison.answer_on(tested.name), found, console, tested.name)

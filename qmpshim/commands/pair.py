@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.assessed import show_assessed
 from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, Console
@@ -15,7 +16,7 @@ from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.seen import SeenFinding, assessed, avoiding
+from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import (
@@ -207,17 +208,12 @@ def _show(
         state = "DIVERGED" + (f" ({KNOWN_FAIL})" if known else "")
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
     console.prose(text, DIVERGED if failing else OK)
-    console.prose(f"assess would say of this: {assess_line(outcome)}")
-    if command := avoiding(_seen(outcome)):
-        console.line(f"  how to avoid it: {command}")
+    seen = seen_in(outcome)
+    show_assessed(assessed(seen), seen, console)
 
 
-def assess_line(outcome: PairOutcome) -> str:
-    """What `assess` would conclude, which knows the write-ups also where the run was strict."""
-    return assessed(_seen(outcome))
-
-
-def _seen(outcome: PairOutcome) -> list[SeenFinding]:
+def seen_in(outcome: PairOutcome) -> list[SeenFinding]:
+    """What was found, with its write-ups also where the run was strict: as `assess` knows it."""
     plan = outcome.plan
     return [
         SeenFinding(

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.commands.pair import assess_line
+from qmpshim.commands.pair import seen_in
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
+from qmpshim.conformance.known.seen import assessed
 from qmpshim.conformance.known.write_ups import Version
 from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import best_accel
@@ -162,11 +163,13 @@ def test_a_strict_run_ends_with_the_same_line() -> None:
     completes = Cause(CauseKind.PAIR_MIGRATION, "primary", "completed")
     divergence = Divergence(Verdict.PROTOCOL, "start of COLO", 0, "COLO", "completed")
     lines = {
-        assess_line(
-            PairOutcome(
-                PairPlan(),
-                ("10.0.2", "10.0.2"),
-                findings=[PairFinding(divergence, completes, True, known)],
+        assessed(
+            seen_in(
+                PairOutcome(
+                    PairPlan(),
+                    ("10.0.2", "10.0.2"),
+                    findings=[PairFinding(divergence, completes, True, known)],
+                )
             )
         )
         for known in ("", "colo-migration-completes")
