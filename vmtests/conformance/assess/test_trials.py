@@ -70,6 +70,15 @@ def test_what_nothing_explains_is_no_sign_of_soundness(
     assert trial.wrong is not None and trial.uses and not trial.new
 
 
+def _recorded(one: WriteUp, build: Build, directory: Path) -> Trial:
+    """What a batch of a single finding notes of it."""
+    record, found = directory / "record", dict[str, Trial]()
+    words = {"names": [one.name], "record": str(record)}
+    run_batch(build, Case("trial", one.name, words), directory)
+    note(found, [one.name], Record(tuple(record.read_text().splitlines()), ""))
+    return found[one.name]
+
+
 @pytest.mark.usefixtures("nothing_known")
 def test_what_goes_wrong_again_is_new(
     shadowed: tuple[str, ExplorerWriteUp],
@@ -80,12 +89,7 @@ def test_what_goes_wrong_again_is_new(
     """It was a doubt only: a build that lost each write in a case was not called unreliable."""
     _, other = shadowed
     monkeypatch.setattr(trials, "write_up", lambda name: other)
-    record = tmp_path / "record"
-    words = {"names": [other.name], "record": str(record)}
-    run_batch(qemu_build, Case("trial", other.name, words), tmp_path)
-    found: dict[str, Trial] = {}
-    note(found, [other.name], Record(tuple(record.read_text().splitlines()), ""))
-    trial = found[other.name]
+    trial = _recorded(other, qemu_build, tmp_path)
     assert trial.new and trial.seen is Seen.OTHER
     for use in trial.uses:
         judged = judge(use, [trial], Explored(scenarios=1, reached=1, schedules=3))
@@ -115,14 +119,9 @@ def test_something_else_the_second_time_is_not_the_same(
 
     monkeypatch.setattr(trials, "write_up", lambda name: other)
     monkeypatch.setattr(trials, "try_finding", with_another_cause)
-    record = tmp_path / "record"
-    words = {"names": [other.name], "record": str(record)}
-    run_batch(qemu_build, Case("trial", other.name, words), tmp_path)
+    assert not _recorded(other, qemu_build, tmp_path).new
     first, second = tried
     assert (first.wrong, first.why) == (second.wrong, second.why)
-    found: dict[str, Trial] = {}
-    note(found, [other.name], Record(tuple(record.read_text().splitlines()), ""))
-    assert not found[other.name].new
 
 
 def test_a_check_of_what_is_known_diverges_over_something_else(
