@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmtests.support.libvirt import NAME, Domain, Libvirt
+from vmtests.support.waiting import wait_until
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZE = 16 * MiB
@@ -129,8 +130,12 @@ class BackupSet:
         self._run("-l", level, "--startonly")
 
     def end(self) -> None:
-        """End the backup that was begun."""
+        """End the backup that was begun.
+
+        libvirt only cancels its jobs before it answers; here it has let go of their nodes as well.
+        """
         self._run("--killonly")
+        wait_until(lambda: "None" in self._libvirt.run("virsh", "domjobinfo", NAME))
 
     def scratch(self, target: str) -> Path:
         """The overlay that takes the old data of a disk, while it is backed up."""
