@@ -1,4 +1,4 @@
-"""How `check` and `pair` end: what `assess` would conclude, and how to avoid the worst."""
+"""How `explore`, `check` and `pair` end: the answer of `assess`, and how to avoid the worst."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qmpshim.commands.assessed import show_assessed
 from qmpshim.commands.cancellation import run_interruptible
 from qmpshim.commands.chosen_builds import chosen_builds, on_each
 from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
@@ -16,12 +17,13 @@ from qmpshim.conformance.document import BUDGET
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
-from qmpshim.conformance.explore.report.report import AnyFinding, ExploreReport, render, why_none
+from qmpshim.conformance.explore.report.report import ExploreReport, render, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
+from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import slug
@@ -155,13 +157,27 @@ def _explore_build(
             console.line(f"replay it: {directed_command(case.case.id, build)}")
         console.line()
         console.prose(_summary(report), DIVERGED if report.diverged else OK)
+        seen = _seen_in(report)
+        show_assessed(assessed(seen), seen, console)
 
     show(work(build, on_progress, known, show))
 
 
+def _seen_in(report: ExploreReport) -> list[SeenFinding]:
+    """What was found, as `assess` knows it."""
+    return [
+        SeenFinding(
+            *(one.verdict, one.described, one.contract, one.known),
+            confirmed=one.confirmed,
+            uses=one.uses,
+        )
+        for one in report.all_findings
+        if one.verdict is not None
+    ]
+
+
 def _summary(report: ExploreReport) -> str:
-    cases = report.directed
-    seen: list[AnyFinding] = [*report.findings, *report.unconfirmed, *cases.findings]
+    cases, seen = report.directed, report.all_findings
     confirmed = [one for one in seen if one.confirmed]
     others = [one for one in seen if not one.confirmed]
     untried = sum(not one.tried for one in others)

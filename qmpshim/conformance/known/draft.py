@@ -28,7 +28,7 @@ from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.pointintime.operations import PointKind
-from qmpshim.conformance.uses import USES_OF_PAIR, Use, uses_of
+from qmpshim.conformance.uses import USES_OF_PAIR, Use
 from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
@@ -91,13 +91,12 @@ def of_schedule(finding: Finding) -> dict[str, Any]:
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     failed, crash = failing(finding.schedule), finding.cause.kind in _AFTER_CRASH
-    uses = uses_of(finding.scenario.form)
     trigger = _trigger(finding.contract, bool(failed), crash)
     version = ".".join(map(str, finding.build.get("version", ())))
     seen = (version,) if version else ()
     promised = {"expected": _PROMISE} if finding.verdict in _PROMISED else {}
     return {
-        **_head(finding.text, uses, finding.verdict, trigger, seen),
+        **_head(finding.text, finding.uses, finding.verdict, trigger, seen),
         "causes": [_pattern(finding.cause)],
         "versions": {},
         **promised,

@@ -89,18 +89,6 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
     assert both.returncode == 2 and "--resume goes on with what was begun" in both.stderr
 
 
-def test_it_ends_with_how_to_avoid_the_worst(qmpshim: CommandLine) -> None:
-    """Of what each build has, in ordinary use."""
-    name = "overlapping-writes-part-voting-disks"
-    cases = [{"kind": "known", "name": f"known/{name}", "arguments": {"id": name}}]
-    (qmpshim.home / "mine.json").write_text(json.dumps({"name": "mine", "cases": cases}))
-    done = qmpshim.run("check", "--suite", "mine.json", "--out", "out")
-    assert done.returncode == 0, done
-    concluded, how = done.stdout.splitlines()[-2:]
-    assert "NOT RELIABLE for a quorum of disks that vote: " in concluded
-    assert how == f"  how to avoid it: qmpshim findings show {name}"
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.Signals) -> None:
     suite, out = suite_file(qmpshim.home, 8), qmpshim.home / "out"

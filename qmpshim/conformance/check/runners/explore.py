@@ -24,7 +24,6 @@ from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.known.folder import known_findings, summary
-from qmpshim.conformance.uses import uses_of
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import slug
@@ -118,5 +117,5 @@ def schedule_finding(finding: Finding, build: Build, directory: Path) -> CaseFin
             replays=list(finding.replays),
             written=summary(finding.known),
         ),
-        uses=uses_of(scenario.form),
+        uses=finding.uses,
     )

@@ -14,6 +14,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_d
 from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.matching import DirectedWriteUp
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import (
     BuildError,
     InputError,
@@ -60,6 +61,11 @@ class DirectedFinding:
     def contract(self) -> bool:
         """Whether the case keeps to QEMU's documents."""
         return self.case.contract
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that the case stands for."""
+        return self.case.uses
 
     @property
     def confirmed(self) -> bool:

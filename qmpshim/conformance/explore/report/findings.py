@@ -29,6 +29,7 @@ from qmpshim.conformance.explore.harness.events import (
 )
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.errors import Exit, InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.cause_reader import cause_from_text, cause_of_finding
@@ -133,6 +134,11 @@ class Finding:
     def described(self) -> str:
         """Its verdict and what is wrong, for people: errnos have names."""
         return f"{self.verdict}: {name_errnos(self.text)}"
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that its scenario stands for."""
+        return uses_of(self.scenario.form)
 
     @property
     def where(self) -> str:

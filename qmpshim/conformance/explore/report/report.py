@@ -129,6 +129,11 @@ class ExploreReport:
         return f"--crash-points {self.crash_points}: none in {where}"
 
     @property
+    def all_findings(self) -> list[AnyFinding]:
+        """Whatever was seen."""
+        return [*self.findings, *self.unconfirmed, *self.directed.findings]
+
+    @property
     def untried(self) -> list[Finding]:
         """What was seen, and not run again for want of time."""
         return [finding for finding in self.unconfirmed if not finding.tried]
@@ -287,7 +292,7 @@ def render(report: ExploreReport) -> str:
             f"{_many(in_part, 'schedule')} judged in part: an I/O of qcow2's own failed, "
             "and what then ended with an error may have done any part of it"
         )
-    if not report.findings and not report.unconfirmed and not report.directed.findings:
+    if not report.all_findings:
         lines.append("no divergence")
     for case in report.directed.findings:
         lines += ["", *_of_case(case, report.interrupted)]
