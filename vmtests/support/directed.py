@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.directed.machine import CaseMachine
+from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
+from qmpshim.conformance.explore.directed.machine import Broken, CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
@@ -20,6 +20,21 @@ CASES = {case.name: case for case in DIRECTED}
 Mutant = Callable[[GatedMachine], None]
 
 
+def made_case(
+    run: Callable[[CaseMachine], RealViolation | None], name: str = "made", contract: bool = True
+) -> Directed:
+    """A case that finds what *run* returns."""
+
+    def raising(machine: CaseMachine) -> None:
+        """Something is promised."""
+        if (found := run(machine)) is not None:
+            broken = Broken(found.kind, found.text, "")
+            broken.violation = found
+            raise broken
+
+    return Directed(name, raising, contract)
+
+
 def run_mutant(name: str, mutant: Mutant, build: Build, **changes: Any) -> RealViolation | None:
     """What case *name* finds with *mutant*; the test is skipped where the build lacks the case.
 
@@ -27,10 +42,10 @@ def run_mutant(name: str, mutant: Mutant, build: Build, **changes: Any) -> RealV
     """
     case = CASES[name]
 
-    def run(machine: CaseMachine) -> RealViolation | None:
+    def run(machine: CaseMachine) -> None:
         machine.settle()
         mutant(machine)
-        return case.run(machine)
+        case.run(machine)
 
     try:
         return run_directed(replace(case, run=run, **changes), build)

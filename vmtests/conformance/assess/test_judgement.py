@@ -11,7 +11,6 @@ from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.assess.workloads import WORKLOADS, UseWorkload, WorkloadTrial
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
@@ -22,6 +21,7 @@ from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.uses import Use
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import made_case
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
 NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in write_ups()]
@@ -212,7 +212,7 @@ def test_each_use_is_explored() -> None:
 
 def of_case(known: str, replays: tuple[int, int], contract: bool = True) -> DirectedFinding:
     wrong = RealViolation(Verdict.ISOLATION, "wrong", cause=Cause(CauseKind.DIRECTED, "made"))
-    case = Directed("made", "Something is promised.", contract, lambda machine: wrong)
+    case = made_case(lambda machine: wrong, contract=contract)
     return DirectedFinding(case, wrong, replays, known)
 
 

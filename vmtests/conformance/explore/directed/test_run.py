@@ -35,13 +35,10 @@ from qmpshim.errors import BuildError, DriverMissing, InputError, NotStarted, Op
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import made_case as case
 from vmtests.support.documents import validator
 
 WRONG = RealViolation(Verdict.ISOLATION, "wrong", cause=Cause(CauseKind.DIRECTED, "made", "wrong"))
-
-
-def case(run: Callable[[CaseMachine], RealViolation | None], name: str = "made") -> Directed:
-    return Directed(name, "Something is promised.", True, run)
 
 
 def never(machine: CaseMachine) -> None:
