@@ -265,7 +265,7 @@ class Stale(Meddled):
         def __init__(self, chain: Meddled, export: str) -> None:
             super().__init__(chain, export)
             self.before: dict[int, bytearray] = {}
-            self.reading: tuple[bytearray, int] | None = None
+            self.reading: tuple[bytearray | memoryview, int] | None = None
 
         def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export == "guest" and self.chain.started:
@@ -273,7 +273,7 @@ class Stale(Meddled):
                     self.before[at] = self.read(SECTOR, at)
             return super().submit_write(data, offset, fua)
 
-        def submit_read(self, buffer: bytearray, offset: int) -> int:
+        def submit_read(self, buffer: bytearray | memoryview, offset: int) -> int:
             cookie = super().submit_read(buffer, offset)
             self.reading = buffer, offset
             return cookie
@@ -292,7 +292,7 @@ class ReadsSecondary(Meddled):
     """The guest's reads are answered from the secondary disk, as if nothing had been copied."""
 
     class meddler(Meddler):
-        def submit_read(self, buffer: bytearray, offset: int) -> int:
+        def submit_read(self, buffer: bytearray | memoryview, offset: int) -> int:
             if self.export != "guest" or not self.chain.started:
                 return super().submit_read(buffer, offset)
             other = self.chain.primary

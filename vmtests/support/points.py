@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -149,8 +149,10 @@ class SuccessorLost(ClearedTooEarly):
 class SnapshotShowsNew(PointsChain):
     """A pulled snapshot is read from the disk itself."""
 
-    def read(self, export: str, length: int, offset: int) -> bytearray:
-        return super().read(export.replace("snapshot", "disk"), length, offset)
+    def read_ahead(
+        self, export: str, ranges: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, memoryview]]:
+        return super().read_ahead(export.replace("snapshot", "disk"), ranges)
 
 
 class TransactionInTwo(PointsChain):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +26,7 @@ from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.host.files import Bytes, copy_sparse, file_extents, map_file
 from qmpshim.machine.images.agreement import agree
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.client import AT_ONCE, NbdClient
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
@@ -35,8 +34,7 @@ from qmpshim.model.operations import Side
 from qmpshim.model.units import SECTOR, touched
 
 PAGE_BYTES = PAGE * SECTOR
-_MOST = 1 << 20  # bytes read from QEMU in one request
-_DEPTH = 4  # requests under way at once
+_MOST = AT_ONCE
 _SMALL = 1 << 20  # bytes of an image file that are worth remembering
 _GAP = 3  # pages that are read along rather than making two requests of one
 
@@ -310,18 +308,8 @@ class CrossCheck:
         pages = touched if touched is not None else view.pages() | pages_of(client.data_extents())
         most = view.most * SECTOR if view.most else _MOST
         wanted = pieces(pages, self.chain.spec.size, most, _GAP)
-        reading: deque[tuple[int, bytearray, int]] = deque()
         try:
-            while True:
-                # QEMU reads ahead while this end compares.
-                while len(reading) < _DEPTH and (piece := next(wanted, None)) is not None:
-                    offset, length = piece
-                    buffer = bytearray(length)
-                    reading.append((offset, buffer, client.submit_read(buffer, offset)))
-                if not reading:
-                    return []
-                offset, buffer, cookie = reading.popleft()
-                client.wait(cookie)
+            for offset, buffer in client.read_ahead(wanted):
                 wrong = self._comparer.compare(buffer, view, offset // SECTOR)
                 if wrong:
                     at = wrong[0].start * SECTOR - offset
@@ -333,6 +321,7 @@ class CrossCheck:
             return [
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
             ]
+        return []
 
     def read_verdict(self, side: Side, wrong: Mismatch, sector: Bytes) -> Verdict:
         """What it means that a reader on *side* saw these bytes in the first wrong sector.

@@ -7,14 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.compare.evidence import BitmapBits, BitmapState, Evidence
-from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.compare.evidence import (
+    BitmapBits,
+    BitmapState,
+    Evidence,
+    Runs,
+    owner_runs,
+)
+from qmpshim.conformance.workload.pattern import Comparer
 from qmpshim.machine.host.files import Bytes
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.masks import runs, units
 from qmpshim.model.units import SECTOR
+
+_COMPARER = Comparer()
 
 
 class Diverged(Exception):
@@ -46,17 +54,19 @@ def compare_data(
     verdict: Verdict,
     where: str,
     found: Bytes,
-    owners: Owners,
+    contents: Contents,
     start: int,
-    evidence: Callable[[], Evidence],
+    evidence: Callable[[Runs], Evidence],
 ) -> None:
-    """Compare bytes with what these *owners* wrote, from sector *start* on.
+    """Compare bytes with what is predicted from sector *start* on.
 
-    :param evidence: made where they differ
+    :param evidence: made of the owners predicted, where they differ
     :raises Diverged: they differ
     """
-    if wrong := pattern.mismatches(found, owners, start):
-        raise Diverged(verdict, where, wrong[0].prediction, wrong[0].found, evidence())
+    if wrong := _COMPARER.compare(found, contents, start):
+        owners = contents.read(start, len(found) // SECTOR)
+        found_out = evidence(owner_runs(owners))
+        raise Diverged(verdict, where, wrong[0].prediction, wrong[0].found, found_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ class Jobs:
         if verb is JobVerb.CANCEL:
             arguments["force"] = operation.force
 
+        await self.poll()
         carried_out = await self._answer(
             operation.name,
             lambda: self._model.job_refusal(job_id, verb, operation.force),
@@ -255,14 +256,17 @@ class Jobs:
             lambda: self._model.command(job, verb),
         )
 
-    async def poll(self) -> bool:
+    async def poll(self, answered: bool = False) -> bool:
         """Note what jobs did. Whether something was noted.
 
+        :param answered: up to the last answer to a command, which may have come just now; else up
+            to now, by a round trip
         :raises Diverged: one ended otherwise than predicted, or its target is wrong
         """
         if not self._model.jobs:
             return False  # what still comes of one that is gone is the end of it, and is not noted
-        events = [e for e in await self._chain.job_events() if e.job in self._model.jobs]
+        noted = await self._chain.job_events(answered)
+        events = [e for e in noted if e.job in self._model.jobs]
         for event in events:
             await self._note(event)
         return bool(events)
@@ -347,10 +351,12 @@ class Jobs:
     ) -> bool:
         """Send a command and compare its answer.
 
+        What jobs did has been noted just before.
+
         :param done: called where it was carried out, before what jobs did since is noted
         :returns: whether it was carried out
         """
-        await self.poll()
+        await self.poll(answered=True)
         before = predict()
         observed: str | None = None
         text = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 
 from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.jobs import Jobs
@@ -32,7 +31,7 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
     made = {spec.id: await jobs.open_target(spec, operation) for spec in specs}
     commands = [action_command(spec, f"target{spec.disk}") for spec in specs]
     data = [{"type": name, "data": dict(more)} for name, more in commands]
-    before = [array("q", disk.now) for disk in model.disks]
+    before = [disk.now.copy() for disk in model.disks]
     started = asyncio.create_task(chain.transaction(data, False))
     written: list[tuple[int, int]] = []
     after = 0
@@ -60,9 +59,8 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
         held += 1
     # The model's T0 was taken after all of them.
     for disk, sector in written[held:]:
-        model.jobs[f"job{disk}"].t0[sector] = before[disk][sector]
+        model.jobs[f"job{disk}"].t0.write(sector, before[disk].read(sector, 1))
     for disk in disks:
-        t0 = model.jobs[f"job{disk}"].t0[operation.start : operation.start + len(written)]
-        found = chain.read(f"snapshot{disk}", len(t0) * SECTOR, operation.start * SECTOR)
+        t0 = model.jobs[f"job{disk}"].t0
         where, export = "snapshots of one transaction", f"snapshot{disk}"
-        sides.compare(Verdict.ISOLATION, where, export, found, t0, operation.start)
+        sides.compare(Verdict.ISOLATION, where, export, t0, operation.start, len(written))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import BROKEN, Divergence
@@ -21,7 +20,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
 from qmpshim.machine.chain.points import PointsSpec, base_name
 from qmpshim.machine.chain.record import BaseImage, Began, RequestSent, Restarted
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents, owned
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.units import SECTOR
@@ -31,12 +30,22 @@ BASE_OWNER = pattern.MAX_OPERATIONS - 1
 _TICK = 0.2  # seconds between two progress reports
 
 
-def base_of(spec: PointsSpec, disk: int) -> Owners:
-    """The owners of a disk's base: data in the first half, except each third cluster."""
-    sectors, cluster = spec.size // SECTOR, max(1, spec.cluster // SECTOR)
-    owner = BASE_OWNER - disk
-    half = sectors // 2
-    return array("q", (owner if at < half and at // cluster % 3 else 0 for at in range(sectors)))
+def base_of(spec: PointsSpec, disk: int) -> Contents:
+    """The contents of a disk's base: data in the first half, except each third cluster."""
+    half, cluster = spec.size // SECTOR // 2, max(1, spec.cluster // SECTOR)
+    base = Contents()
+    for index in range(-(-half // cluster)):
+        if index % 3:
+            start = index * cluster
+            base.write(start, owned(BASE_OWNER - disk, min(cluster, half - start)))
+    return base
+
+
+def bytes_of(contents: Contents, size: int) -> Iterator[tuple[int, memoryview]]:
+    """The bytes of a disk of *size* sectors where it was written to, as (offset, bytes)."""
+    for start, count in contents.stored(0, size):
+        data = pattern.expected(contents.read(start, count), start).data.cast("B")
+        yield start * SECTOR, data
 
 
 class PointsRun:
@@ -58,7 +67,7 @@ class PointsRun:
         bases = [base_of(spec, disk) for disk in range(spec.disks)]
         cluster = max(1, spec.cluster // SECTOR)
         self.model = setup.model([Disk(sectors, cluster, base) for base in bases])
-        data = [pattern.expected(base, 0).tobytes() for base in bases]
+        data = [bytes_of(base, sectors) for base in bases]
         self.qemu = setup.qemu(directory)
         self.chain = setup.chain(self.qemu, spec, directory, setup.qemu_img, data)
         self._sides = sides = Sides(setup, self.chain, self.model)
@@ -172,18 +181,19 @@ class PointsRun:
         if not count:
             return True
         found = self.chain.clients[operation.disk].read(count * SECTOR, first * SECTOR)
-        return not pattern.mismatches(found, disk.now[first : first + count], first)
+        return not pattern.mismatches(found, disk.now.read(first, count), first)
 
     # -- everything --------------------------------------------------------------------------
 
     async def _check(self) -> None:
         self.result.checks += 1
-        await self._jobs.poll()
         for number, disk in enumerate(self.model.disks):
             self._sides.read_disk(number, 0, disk.size)
-            listed = await self.chain.bitmaps(number)
-            await self._jobs.poll()
-            self._bitmaps.compare_states(number, listed)
+        listed = await self.chain.bitmaps()
+        await self._jobs.poll(answered=True)
+        for number in range(len(listed)):
+            self._bitmaps.compare_states(number, listed[number])
+        for number, disk in enumerate(self.model.disks):
             await self._bitmaps.read(number)
             self._snapshots.read_bitmaps(number)
             self._snapshots.read(number, 0, disk.size)

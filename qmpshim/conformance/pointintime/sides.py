@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from qmpshim.conformance.compare.evidence import Returned, owner_runs
+from qmpshim.conformance.compare.evidence import Returned
 from qmpshim.conformance.pointintime.comparisons import compare_data
 from qmpshim.conformance.pointintime.operations import Action
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
 from qmpshim.machine.chain.record import RequestSent
-from qmpshim.machine.host.files import Bytes
+from qmpshim.machine.nbd.client import AT_ONCE
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import Copying, JobSpec
 from qmpshim.model.pointintime.points import PointDefect, PointInTime
 from qmpshim.model.units import SECTOR
+
+_MOST = AT_ONCE // SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +76,28 @@ class Sides:
     result: PointsResult = field(default_factory=PointsResult)
 
     def compare(
-        self, verdict: Verdict, where: str, export: str, found: Bytes, owners: Owners, start: int
+        self, verdict: Verdict, where: str, export: str, contents: Contents, start: int, count: int
     ) -> None:
-        """Compare what an export returned with the owners predicted, from sector *start* on.
+        """Read a part of an export, in sectors, and compare it with what is predicted.
 
-        :raises Diverged: they differ
+        :raises Diverged: it differs
         """
-        self.result.clusters += -(-len(owners) * SECTOR // self.setup.spec.cluster)
-        self.chain.steps.append(RequestSent(export, Verb.READ, start, len(owners)))
-        compare_data(
-            verdict,
-            where,
-            found,
-            owners,
-            start,
-            lambda: Returned(export, start, owner_runs(owners)),
-        )
+        self.result.clusters += -(-count * SECTOR // self.setup.spec.cluster)
+        for offset, found in self.chain.read_ahead(export, _ranges(start, count)):
+            first = offset // SECTOR
+            self.chain.steps.append(RequestSent(export, Verb.READ, first, len(found) // SECTOR))
+            compare_data(verdict, where, found, contents, first, partial(Returned, export, first))
 
     def read_disk(self, disk: int, start: int, count: int) -> None:
         """Compare a part of a disk, in sectors.
 
         :raises Diverged: it differs
         """
-        found = self.chain.clients[disk].read(count * SECTOR, start * SECTOR)
-        owners = self.model.disks[disk].now[start : start + count]
-        self.compare(Verdict.CONTENT, f"disk{disk}", f"disk{disk}", found, owners, start)
+        name, now = f"disk{disk}", self.model.disks[disk].now
+        self.compare(Verdict.CONTENT, name, name, now, start, count)
+
+
+def _ranges(start: int, count: int) -> Iterator[tuple[int, int]]:
+    """Sectors as requests: (offset, length) in bytes."""
+    for at in range(start, start + count, _MOST):
+        yield at * SECTOR, min(_MOST, start + count - at) * SECTOR

@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from qmpshim.conformance.compare.evidence import InFiles, NotInFile, owner_runs
+from qmpshim.conformance.compare.evidence import InFiles, NotInFile
 from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
 from qmpshim.machine.chain.points import PointsChain, is_base
 from qmpshim.machine.images.image_view import ImageView, Piece, through
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import Alloc, Owners
+from qmpshim.model.disks.image import Alloc, Contents
 from qmpshim.model.pointintime.jobs import BackupJob, Ending
 from qmpshim.model.pointintime.masks import runs, span
 from qmpshim.model.units import SECTOR
@@ -41,6 +42,9 @@ def compare_target(
 ) -> None:
     """Compare what a target holds.
 
+    What it holds itself is compared as a whole; of what it has to hold, what is then left is
+    looked for in the images below it.
+
     :param has: the sectors that it has to hold; None: what follows from how the job ended
     :raises Diverged: it holds other data, what was not to be copied, or less than it has to
     """
@@ -49,35 +53,33 @@ def compare_target(
         ImageView.open(chain.image(name), raw=is_base(name))
         for name in (target.image, *target.backing)
     ]
-    size = len(job.t0) * SECTOR
     files = tuple(chain.image(name).name for name in (target.image, *target.backing))
-    for piece in views[0].pieces(0, size):
+    there = 0
+    for piece in views[0].pieces():
         if piece.alloc is Alloc.UNALLOCATED:
             continue
         _compare(where, files, piece, job.t0)
-        there = span(piece.offset // SECTOR, piece.length // SECTOR)
-        if extra := there & ~job.may:
-            predicted = f"{first_run(extra)} are not copied"
-            evidence = NotInFile(files[0], tuple(runs(extra)))
-            raise Diverged(Verdict.ALLOCATION, where, predicted, "they are", evidence)
+        there |= span(piece.offset // SECTOR, piece.length // SECTOR)
+    if extra := there & ~job.may:
+        predicted = f"{first_run(extra)} are not copied"
+        evidence = NotInFile(files[0], tuple(runs(extra)))
+        raise Diverged(Verdict.ALLOCATION, where, predicted, "they are", evidence)
     if has is None:
         if ending is not Ending.COMPLETED:
             return
-        has = span(0, len(job.t0)) if job.whole else job.must
-    for start, count in runs(has):
+        has = span(0, chain.spec.size // SECTOR) if job.whole else job.must
+    for start, count in runs(has & ~there):
         for piece in through(views, start * SECTOR, count * SECTOR):
             _compare(where, files, piece, job.t0)
 
 
-def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Owners) -> None:
+def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Contents) -> None:
     start, count = piece.offset // SECTOR, piece.length // SECTOR
-    data = bytes(piece.length) if piece.data is None else piece.data
-    owners = t0[start : start + count]
-    compare_data(
-        Verdict.CONTENT,
-        where,
-        data,
-        owners,
-        start,
-        lambda: InFiles(files, start, owner_runs(owners)),
-    )
+    if piece.data is not None:
+        evidence = partial(InFiles, files, start)
+        compare_data(Verdict.CONTENT, where, piece.data, t0, start, evidence)
+        return
+    # Where the model has nothing there are zeroes, too.
+    for first, some in t0.stored(start, count):
+        evidence = partial(InFiles, files, first)
+        compare_data(Verdict.CONTENT, where, bytes(some * SECTOR), t0, first, evidence)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from qmpshim.machine.chain.record import (
     RecordedStep,
     without_directory,
 )
+from qmpshim.machine.host.files import BytesLike
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -111,7 +112,7 @@ class PointsChain:
     :param qemu: a started QEMU
     :param directory: where images and sockets go
     :param qemu_img: how to run ``qemu-img``
-    :param bases: the contents of the disks' bases
+    :param bases: of each disk's base what is not zero: (offset, bytes)
     :ivar commands: the names of those that this QEMU has
     :ivar steps: what was done so far, but for queries
     """
@@ -122,7 +123,7 @@ class PointsChain:
         spec: PointsSpec,
         directory: Path,
         qemu_img: Sequence[str],
-        bases: Sequence[bytes],
+        bases: Sequence[Iterable[tuple[int, BytesLike]]],
     ) -> None:
         self.qemu = qemu
         self.spec = spec
@@ -135,7 +136,11 @@ class PointsChain:
         self._events = EventListener(names=_EVENTS)
         self._template = directory / "empty.qcow2"
         for disk, data in enumerate(bases):
-            self.image(base_name(disk)).write_bytes(data)
+            with self.image(base_name(disk)).open("wb") as file:
+                file.truncate(spec.size)
+                for offset, piece in data:
+                    file.seek(offset)
+                    file.write(piece)
 
     def image(self, node: str) -> Path:
         """The file behind a node."""
@@ -310,9 +315,13 @@ class PointsChain:
         self._record(name, arguments)
         await self.qemu.execute(name, arguments)
 
-    async def job_events(self) -> list[JobEvent]:
-        """What happened to jobs since the last call, after a round trip to QEMU."""
-        await self.qemu.execute("query-jobs")
+    async def job_events(self, answered: bool = False) -> list[JobEvent]:
+        """What happened to jobs since the last call.
+
+        :param answered: up to the last answer to a command; else up to now, by a round trip
+        """
+        if not answered:
+            await self.qemu.execute("query-jobs")
         found = []
         while not self._events.empty():
             event = await self._events.get()
@@ -334,11 +343,11 @@ class PointsChain:
         """The status of each job there is."""
         return {job["id"]: job["status"] for job in await self.qemu.execute("query-jobs")}
 
-    async def bitmaps(self, disk: int) -> list[dict[str, Any]]:
-        """The bitmaps of a disk as ``query-named-block-nodes`` lists them."""
+    async def bitmaps(self) -> list[list[dict[str, Any]]]:
+        """The bitmaps of each disk as ``query-named-block-nodes`` lists them."""
         nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})
-        node = next(one for one in nodes if one["node-name"] == f"disk{disk}")
-        return list(node.get("dirty-bitmaps", []))
+        found = {node["node-name"]: node.get("dirty-bitmaps", []) for node in nodes}
+        return [found[f"disk{disk}"] for disk in range(self.spec.disks)]
 
     async def export(self, name: str, node: str, writable: bool, bitmaps: Sequence[str]) -> None:
         """Make an export.
@@ -369,7 +378,17 @@ class PointsChain:
         with closing(client):
             return {name: client.dirty_extents(name) for name in names}
 
-    def read(self, export: str, length: int, offset: int) -> bytearray:
-        """Read from an export by another connection."""
+    def read(self, export: str, length: int, offset: int) -> bytes:
+        """Read from an export."""
+        ((_, found),) = self.read_ahead(export, [(offset, length)])
+        return bytes(found)
+
+    def read_ahead(
+        self, export: str, ranges: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, memoryview]]:
+        """As :meth:`NbdClient.read_ahead`: a disk by its client, another export by a new one."""
+        if export.startswith("disk"):
+            yield from self.clients[int(export.removeprefix("disk"))].read_ahead(ranges)
+            return
         with closing(self.connect(export)) as client:
-            return client.read(length, offset)
+            yield from client.read_ahead(ranges)

@@ -7,7 +7,8 @@ import errno
 import importlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 from qmpshim.machine.host.files import Bytes
 
 _PIECE = 8 << 20  # bytes of data in one request
+AT_ONCE = 1 << 20  # bytes of one read when several are under way
+_AHEAD = 4  # reads under way at once
+#: Buffers of reads that are over: a new one costs a fault for each of its pages.
+_spare: list[bytearray] = []
 _LOOK = 0.25  # seconds between two looks at a server that owes an answer
 
 
@@ -111,7 +116,7 @@ class NbdClient:
         """The export's size in bytes."""
         return int(self._handle.get_size())
 
-    def submit_read(self, buffer: bytearray, offset: int) -> int:
+    def submit_read(self, buffer: bytearray | memoryview, offset: int) -> int:
         """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
         return self._submit("read", lambda: self._handle.aio_pread(buffer, offset))
 
@@ -196,6 +201,27 @@ class NbdClient:
             self.wait(self.submit_read(piece, offset + done))
             view[done : done + len(piece)] = piece
         return whole
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        """Read ranges (offset, length up to :data:`AT_ONCE`) one by one, as (offset, bytes).
+
+        The server reads the next ones while the caller looks at one. Bytes are there until the next
+        are requested.
+        """
+        left = iter(ranges)
+        reading: deque[tuple[int, bytearray, memoryview, int]] = deque()
+        while True:
+            while len(reading) < _AHEAD and (wanted := next(left, None)) is not None:
+                offset, length = wanted
+                buffer = _spare.pop() if _spare else bytearray(AT_ONCE)
+                part = memoryview(buffer)[:length]
+                reading.append((offset, buffer, part, self.submit_read(part, offset)))
+            if not reading:
+                return
+            offset, buffer, part, cookie = reading.popleft()
+            self.wait(cookie)
+            yield offset, part
+            _spare.append(buffer)  # of a reader that gives up none is kept: it may still be filled
 
     def write(self, data: Bytes, offset: int) -> None:
         """Write *data* at *offset* bytes, in pieces no larger than a server must take."""

@@ -7,13 +7,13 @@ zeroes that operation *n* made, ``0`` zeroes that were never written.  All posit
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import TypeAlias
 
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, CoQueue, Io
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, touched
 
 PAGE = 128  # sectors of owners kept together; 64 KiB of disk is 1 KiB of model
 
@@ -45,6 +45,19 @@ class Contents:
     def __init__(self) -> None:
         self.pages: dict[int, Owners] = {}
 
+    @classmethod
+    def of(cls, owners: Owners) -> Contents:
+        """These owners, from the first sector on."""
+        contents = cls()
+        contents.write(0, owners)
+        return contents
+
+    def copy(self) -> Contents:
+        """The same owners, and no others whatever is written to the one or the other."""
+        copied = Contents()
+        copied.pages = {number: page[:] for number, page in self.pages.items()}
+        return copied
+
     def read(self, start: int, count: int) -> Owners:
         """The owners of *count* sectors from sector *start*, as a copy."""
         page, offset = divmod(start, PAGE)
@@ -68,6 +81,22 @@ class Contents:
                 kept = self.pages[page] = array("q", _BLANK)
             kept[offset : offset + take] = owners[done : done + take]
             page, offset, done = page + 1, 0, done + take
+
+    def stored(self, start: int, count: int) -> Iterator[tuple[int, int]]:
+        """What was ever written in a range, in order and rounded outwards to pages: the rest is
+        zeroes.
+
+        :returns: (first sector, sectors), each within one page
+        """
+        end = start + count
+        for page in sorted(self._pages_in(touched(start, count, PAGE))):
+            first = max(start, page * PAGE)
+            yield first, min(end, (page + 1) * PAGE) - first
+
+    def _pages_in(self, numbers: range) -> Iterable[int]:
+        if len(numbers) < len(self.pages):
+            return (number for number in numbers if number in self.pages)
+        return (number for number in self.pages if number in numbers)
 
     def clear(self) -> None:
         """Forget everything: all zeroes, never written."""

@@ -6,10 +6,9 @@ an image with nothing behind it.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents, Owners, owned
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
 from qmpshim.model.pointintime.masks import cover, span
 
@@ -20,24 +19,24 @@ class Disk:
 
     :ivar size: sectors
     :ivar cluster: sectors of a cluster of its image
-    :ivar base: owners of the sectors in the beginning; the base's, if there is one
+    :ivar base: contents in the beginning; the base's, if there is one
     :ivar backed: there is a base; without one the image holds all that is not zero
-    :ivar now: owners of the sectors as a reader of the disk sees them
+    :ivar now: contents as a reader of the disk sees them
     :ivar written: sectors of clusters that the image itself may hold
     :ivar version: raised with every change
     """
 
     size: int
     cluster: int
-    base: Owners
+    base: Contents
     backed: bool = True
     bitmaps: dict[str, Bitmap] = field(default_factory=dict)
-    now: Owners = field(default_factory=lambda: array("q"))
+    now: Contents = field(default_factory=Contents)
     written: int = 0
     version: int = 0
 
     def __post_init__(self) -> None:
-        self.now = array("q", self.base)
+        self.now = self.base.copy()
         self.written = 0 if self.backed else span(0, self.size)
 
     @property
@@ -45,7 +44,8 @@ class Disk:
         """Sectors that the image holds for certain: above a base they are not known."""
         if self.backed:
             return 0
-        return sum(1 << sector for sector, owner in enumerate(self.now) if owner > 0)
+        owners = self.now.read(0, self.size)
+        return sum(1 << sector for sector, owner in enumerate(owners) if owner > 0)
 
     def bitmap(self, name: str) -> Bitmap:
         """A bitmap by its name.
@@ -58,11 +58,11 @@ class Disk:
 
     def write(self, start: int, count: int, owner: int) -> None:
         """New data; it differs from all that was there before."""
-        self._change(start, array("q", (owner,)) * count, span(start, count))
+        self._change(start, owned(owner, count), span(start, count))
 
     def zero(self, start: int, count: int, owner: int) -> None:
         """Zeroes, *owner* being negative."""
-        self._change(start, array("q", (owner,)) * count, span(start, count))
+        self._change(start, owned(owner, count), span(start, count))
 
     def discarded(self, start: int, count: int) -> tuple[int, int]:
         """What a discard makes zero: first sector, sectors.
@@ -83,18 +83,18 @@ class Disk:
             without ``BDRV_O_UNMAP``)
         """
         first, length = self.discarded(start, count)
-        zeroes = array("q", (owner,)) * (length if done else 0)
+        zeroes = owned(owner, length if done else 0)
         self._change(first, zeroes, span(start, count))
 
     def _change(self, start: int, owners: Owners, touched: int) -> None:
         count = len(owners)
-        before = self.now[start : start + count]
+        before = self.now.read(start, count)
         changed = 0
         for index, (old, new) in enumerate(zip(before, owners, strict=True)):
             if old > 0 or new > 0:
                 changed |= 1 << index
         changed <<= start
-        self.now[start : start + count] = owners
+        self.now.write(start, owners)
         self.written |= cover(touched, self.cluster, self.size)
         self.version += bool(changed)
         for bitmap in self.bitmaps.values():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from errno import ENOSPC
 
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.masks import cover, span
@@ -136,7 +136,7 @@ class BackupJob:
     """
 
     spec: JobSpec
-    t0: Owners
+    t0: Contents
     version: int
     must: int
     may: int
@@ -188,7 +188,7 @@ class BackupJob:
             # sync=top takes what the image does not hold out of its copy bitmap once it runs
             # (backup_run in block/backup.c): a job that ends before has the whole disk in there.
             whole = self.spec.sync is Sync.TOP
-            bitmap.reclaim_uncopied(self.must, span(0, len(self.t0)) if whole else self.may)
+            bitmap.reclaim_uncopied(self.must, span(0, bitmap.size) if whole else self.may)
 
 
 def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode | None]:

@@ -6,14 +6,13 @@ transaction nothing (qapi/transaction.json).
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
-from qmpshim.model.disks.image import Owners
+from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass, RefusedError
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import (
@@ -101,7 +100,7 @@ class Link:
     """The disk at one T0, as a chain of targets holds it."""
 
     version: int
-    t0: Owners
+    t0: Contents
 
 
 @dataclass(slots=True)
@@ -234,7 +233,7 @@ class PointInTime:
             whole = bool(chain) and bitmap.since == chain[-1].version
         if bitmap is not None:
             bitmap.use(spec.id, disk.version)
-        t0 = array("q", disk.now)
+        t0 = disk.now.copy()
         self.jobs[spec.id] = BackupJob(spec, t0, disk.version, must, may, whole, mode, partners)
 
     def active(self, disk: int) -> BackupJob | None:
@@ -295,7 +294,6 @@ class PointInTime:
     def end(self, job_id: str, ending: Ending) -> BackupJob:
         """A job has ended; one that is not to be dismissed is forgotten."""
         job = self.jobs[job_id]
-        disk = self.disks[job.spec.disk]
         job.end(ending, self._bitmap_of(job))
         if ending is not Ending.COMPLETED:
             for partner in job.partners & self.jobs.keys():
@@ -305,7 +303,6 @@ class PointInTime:
             if job.spec.sync in (Sync.FULL, Sync.TOP):
                 chain.clear()
             chain.append(Link(job.version, job.t0))
-        assert disk.size == len(job.t0)
         if not job.spec.manual:
             del self.jobs[job_id]
         return job

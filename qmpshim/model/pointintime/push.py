@@ -76,7 +76,7 @@ class PushChain:
         """
         match op.verb:
             case Verb.READ:
-                return self.disk.now[op.start : op.start + op.count]
+                return self.disk.now.read(op.start, op.count)
             case Verb.WRITE | Verb.WRITE_FUA:
                 self.disk.write(op.start, op.count, number)
             case Verb.ZERO | Verb.ZERO_NO_HOLE:
@@ -145,7 +145,7 @@ class PushChain:
             raise RefusedError("there is a job of this name")
         bitmap, mode = check_request(spec, disk)
         must, may = copied(spec.sync, disk, bitmap, self.granule)
-        t0 = array("q", disk.now)
+        t0 = disk.now.copy()
         if new_bitmap:
             self.add_bitmap()
         if bitmap is not None:

@@ -53,7 +53,7 @@ class MisbehavingClient(NbdClient):
             if 0 <= at < len(buffer):
                 buffer[at] ^= 1
 
-    def submit_read(self, buffer: bytearray, offset: int) -> int:
+    def submit_read(self, buffer: bytearray | memoryview, offset: int) -> int:
         cookie = super().submit_read(buffer, offset)
         self.reading.setdefault(cookie, []).append((buffer, offset))
         return cookie
@@ -61,7 +61,7 @@ class MisbehavingClient(NbdClient):
     def __init__(self, uri: str, limit: float, sector: int) -> None:
         super().__init__(uri, limit)
         self.sector = sector
-        self.reading: dict[int, list[tuple[bytearray, int]]] = {}
+        self.reading: dict[int, list[tuple[bytearray | memoryview, int]]] = {}
 
 
 def misbehaving_about(export: str, sector: int = 0) -> type[Meddled]:

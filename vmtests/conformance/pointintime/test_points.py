@@ -334,11 +334,11 @@ def test_a_refused_enable_in_a_transaction_stops_an_exported_bitmap(
             name = {"node": "disk0", "name": "a"}
             await run.chain.command("block-dirty-bitmap-add", name)
             await run.chain.export("bits", "disk0", True, ["a"])
-            seen = [(await run.chain.bitmaps(0))[0]["recording"]]
+            seen = [(await run.chain.bitmaps())[0][0]["recording"]]
             with pytest.raises(CommandFailed):
                 enable = {"type": "block-dirty-bitmap-enable", "data": name}
                 await run.chain.transaction([enable], False)
-            return [*seen, (await run.chain.bitmaps(0))[0]["recording"]]
+            return [*seen, (await run.chain.bitmaps())[0][0]["recording"]]
         finally:
             await run.close()
 

@@ -20,7 +20,7 @@ from qmpshim.machine.nbd.client import NbdClient
 from vmtests.support.waiting import wait_until
 
 pytest.importorskip("nbd")
-MiB = 1 << 20
+KiB, MiB = 1 << 10, 1 << 20
 SIZE = 4 * MiB + 512
 
 Server = Callable[..., tuple[subprocess.Popen[bytes], str]]
@@ -99,6 +99,17 @@ def test_long_reads_are_cut_into_pieces(client: NbdClient) -> None:
     client.wait(client.submit_write(b"\xaa" * 1024, SIZE - 1024))
     assert client.read(SIZE, 0) == bytes(SIZE - 1024) + b"\xaa" * 1024
     assert client.read(0, 0) == b""
+
+
+def test_reads_that_are_under_way_at_once(client: NbdClient) -> None:
+    """Also after a reader that gave up: what it did not wait for goes into no buffer of another."""
+    data = bytes(random.Random(1).randbytes(12 * KiB))
+    client.write(data, 0)
+    ranges = [(at, min(KiB, len(data) - at)) for at in range(0, len(data), KiB)]
+    for _ in client.read_ahead(ranges):
+        break
+    read = [(offset, bytes(part)) for offset, part in client.read_ahead(ranges)]
+    assert read == [(offset, data[offset : offset + length]) for offset, length in ranges]
 
 
 def test_extents(client: NbdClient) -> None:

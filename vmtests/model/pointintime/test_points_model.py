@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass, RefusedError
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import BitmapMode, Ending, JobSpec, OnError, Stage, Sync
@@ -18,7 +17,7 @@ SIZE, CLUSTER = 1027, 128
 
 
 def model() -> PointInTime:
-    return PointInTime([Disk(SIZE, CLUSTER, array("q", bytes(8 * SIZE))) for _ in range(2)])
+    return PointInTime([Disk(SIZE, CLUSTER, Contents()) for _ in range(2)])
 
 
 def add(name: str = "a", **more: object) -> BitmapAction:
@@ -92,7 +91,7 @@ def test_two_disks_of_a_transaction_have_one_t0() -> None:
     points.transact([JobSpec(0, Sync.FULL), JobSpec(1, Sync.FULL)])
     for disk in points.disks:
         disk.write(0, 8, 2)
-    assert {points.jobs[f"job{n}"].t0[0] for n in (0, 1)} == {1}
+    assert {points.jobs[f"job{n}"].t0.read(0, 1)[0] for n in (0, 1)} == {1}
 
 
 def test_an_increment_is_whole_as_long_as_its_bitmap_records() -> None:
@@ -156,7 +155,7 @@ def test_a_merge_rounds_outwards() -> None:
 
 
 def test_a_discard_is_of_whole_clusters_and_the_last() -> None:
-    disk = Disk(SIZE, CLUSTER, array("q", bytes(8 * SIZE)))
+    disk = Disk(SIZE, CLUSTER, Contents())
     assert disk.discarded(1, 254) == (128, 0)
     assert disk.discarded(100, 200) == (128, 128)
     assert disk.discarded(1000, 27) == (1024, 3)

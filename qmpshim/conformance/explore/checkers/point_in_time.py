@@ -328,8 +328,9 @@ def _add(to: Possible, pushes: PushChain, failures: Failures) -> None:
             to.endings.add(Ending.COMPLETED)
         if failures.end_job:
             to.endings.add(Ending.FAILED)
-        to.t0 = to.t0 or [set() for _ in job.t0]
-        for owners, owner in zip(to.t0, job.t0, strict=True):
+        t0 = job.t0.read(0, pushes.disk.size)
+        to.t0 = to.t0 or [set() for _ in t0]
+        for owners, owner in zip(to.t0, t0, strict=True):
             owners.add(max(0, owner))
         to.must, to.may = to.must & job.must, to.may | job.may
     to.bitmaps.append(

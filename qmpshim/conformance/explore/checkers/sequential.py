@@ -30,7 +30,7 @@ from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.chain.votes import VotingDisks
 from qmpshim.model.check.observables import MARKED, UNMARKED
-from qmpshim.model.disks.image import Alloc, owned
+from qmpshim.model.disks.image import Alloc, Contents, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.disk import Disk
@@ -207,7 +207,7 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
             Disk(
                 scenario.size,
                 1 if scenario.secondary == "raw" else scenario.cluster,
-                owned(BASE, scenario.size),
+                Contents.of(owned(BASE, scenario.size)),
                 backed=False,
             ),
             scenario.granule,
@@ -278,7 +278,7 @@ def _pushed(scenario: RealScenario, chain: PushChain, order: Order) -> Outcome:
         if op.reads:
             data[index] = tuple(max(0, owner) for owner in found)
     nothing = (None,) * scenario.size
-    disk = tuple(max(0, owner) for owner in chain.disk.now)
+    disk = tuple(max(0, owner) for owner in chain.disk.now.read(0, scenario.size))
     return Outcome(tuple(answers), tuple(data), disk, nothing, nothing, None, (), None)
 
 

@@ -44,6 +44,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
 from qmpshim.machine.chain.record import JobReached, RecordedStep, RequestSent
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.nbd.client import AT_ONCE
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
@@ -113,8 +114,8 @@ def before_the_end(steps: Sequence[RecordedStep], evidence: Evidence | None) -> 
     """
     if isinstance(evidence, JobEnded):
         return max(at for at, step in enumerate(steps) if isinstance(step, JobReached))
-    whole = RequestSent("disk0", Verb.READ, 0, SIZE // SECTOR)
-    return max(at for at, step in enumerate(steps) if step == whole)
+    first = RequestSent("disk0", Verb.READ, 0, AT_ONCE // SECTOR)
+    return max(at for at, step in enumerate(steps) if step == first)
 
 
 def script_of(place: Path) -> str:
