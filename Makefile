@@ -70,7 +70,7 @@ clean:
 
 # The catalogue of known defects, from the write-ups.
 findings: $(STAMP)
-	$(BIN)/python -c 'from qmpshim.conformance.known import catalogue as c; c.CATALOGUE.write_text(c.catalogue())'
+	$(BIN)/python -c 'from vmtests.support import catalogue as c; c.CATALOGUE.write_text(c.catalogue())'
 
 # What the commands answer today, kept: vmtests/golden/README.md.
 golden: $(STAMP)

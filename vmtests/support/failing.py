@@ -56,12 +56,14 @@ def explored(
     mode: Mode = Mode.STATEFUL,
     most: int = MOST,
     online: bool = False,
+    whole: bool = False,
 ) -> RealSystem:
     """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so.
 
     :param model: what is predicted is that of this scenario
     :param most: schedules
     :param online: check requests as they arrive, too
+    :param whole: there must be no other schedules
     """
     checker = None
     if model is not None:
@@ -78,7 +80,8 @@ def explored(
             all_io=all_io,
         )
 
-    system, _ = followed(made, mode, Budget(schedules=most))
+    system, done = followed(made, mode, Budget(schedules=most))
+    assert done.exhaustive or not whole
     assert not plan or plan.keys() <= system.ios, system.ios
     return system
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import registry
-from qmpshim.machine.builds.apt import PrivateApt, find_mirror, run
+from qmpshim.machine.builds.apt import DOWNLOAD_LIMIT, PrivateApt, find_mirror, run
 from qmpshim.machine.builds.build import Build, read_version
 
 QTESTS = ("qmp-test", "qmp-cmd-test", "drive_del-test", "machine-none-test")
@@ -198,10 +198,9 @@ def _fetch(build: Build, version: str, place: Path, progress: Progress) -> None:
     refused: list[str] = []
     for suite in suites(build):
         progress(f"fetching the source of QEMU {version} from {suite}")
-        apt = PrivateApt(work / f"apt-{suite}", find_mirror(), suite, source=True)
+        apt = PrivateApt(work / f"apt-{suite}", find_mirror(), suite)
         try:
-            apt.update()
-            described = apt.fetch_source("qemu", version)
+            described = _download(apt, version)
         except InputError as error:
             refused.append(str(error))
             continue
@@ -214,3 +213,21 @@ def _fetch(build: Build, version: str, place: Path, progress: Progress) -> None:
         work.rename(place)
         return
     raise InputError("; ".join(refused))
+
+
+def _download(apt: PrivateApt, version: str) -> Path:
+    """Download and verify a source package of QEMU's; its ``.dsc``, the parts beside it.
+
+    :param version: its Debian version, with the epoch
+    :raises InputError: the suite has no such package in this version
+    :raises HostError: the network failed, or what came is not what the lists promise
+    """
+    sources, place = apt.root / "sources.list", apt.root / "archives"
+    sources.write_text(re.sub("(?m)^deb ", "deb-src ", sources.read_text()))
+    apt.update()
+    words = ("apt-get", "-q", "source", "--download-only", f"qemu={version}")
+    apt.call(*words, limit=DOWNLOAD_LIMIT, cwd=place)
+    described = place / f"qemu_{version.partition(':')[2] or version}.dsc"
+    if not described.is_file():
+        raise HostError(f"{apt.suite} at {apt.mirror}: {described.name} did not arrive")
+    return described

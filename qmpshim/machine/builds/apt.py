@@ -32,7 +32,7 @@ _OVERLAY = re.compile(r"(.+?)-(backports|backports-sloppy|updates|proposed-updat
 _INSTALL = ("apt-get", "-q", "-y", "--download-only", "install")
 RETRIES = 3
 _LISTS_LIMIT_S = 600
-_DOWNLOAD_LIMIT_S = 3600
+DOWNLOAD_LIMIT = 3600  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,10 @@ class PrivateApt:
     :param root: that directory; it must not exist
     :param mirror: URI of the archive
     :param suite: the suite's name there
-    :param source: the suite's source packages instead of its binary ones
     :raises HostError: apt is not here, or lacks Debian's keys
     """
 
-    def __init__(self, root: Path, mirror: str, suite: str, *, source: bool = False) -> None:
+    def __init__(self, root: Path, mirror: str, suite: str) -> None:
         self.root = root
         self.mirror = mirror
         self.suite = suite
@@ -130,10 +129,7 @@ class PrivateApt:
                 )
             )
         (root / "sources.list").write_text(
-            "".join(
-                f"{'deb-src' if source else 'deb'} [signed-by={KEYRING}] {uri} {name} main\n"
-                for uri, name in sources
-            )
+            "".join(f"deb [signed-by={KEYRING}] {uri} {name} main\n" for uri, name in sources)
         )
         (root / "apt.conf").write_text(self._configuration())
 
@@ -174,11 +170,20 @@ class PrivateApt:
         ]
         return "\n".join([*(f'{key} "{value}";' for key, value in settings.items()), *shared, ""])
 
-    def _apt(
+    def call(
         self, *words: str, limit: float, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
+        """Run one of apt's programs with this configuration.
+
+        :param limit: seconds
+        :raises InputError: the suite has no such package
+        :raises HostError: what it complains of is another matter
+        """
         configuration = str(self.root / "apt.conf")
-        return run(list(words), limit, check=False, cwd=cwd, APT_CONFIG=configuration)
+        ended = run(list(words), limit, check=False, cwd=cwd, APT_CONFIG=configuration)
+        if ended.returncode != 0:
+            self._explain(ended.stderr)
+        return ended
 
     def update(self) -> None:
         """Fetch and verify the package lists.
@@ -186,13 +191,11 @@ class PrivateApt:
         :raises InputError: the mirror has no such suite
         :raises HostError: no network, no valid signature
         """
-        ended = self._apt("apt-get", "-q", "update", limit=_LISTS_LIMIT_S)
-        if ended.returncode != 0:
-            self._explain(ended.stderr)
+        self.call("apt-get", "-q", "update", limit=_LISTS_LIMIT_S)
 
     def versions(self, package: str) -> list[str]:
         """The versions of a package that can be had, newest first."""
-        listed = self._apt("apt-cache", "madison", package, limit=60).stdout
+        listed = self.call("apt-cache", "madison", package, limit=60).stdout
         return [line.split("|")[1].strip() for line in listed.splitlines() if "|" in line]
 
     def pin(self, packages: str, version: str) -> None:
@@ -206,9 +209,9 @@ class PrivateApt:
         :raises InputError: the suite has no such package
         :raises HostError: their dependencies cannot be met
         """
-        listed = self._apt(*_INSTALL, *packages, "--print-uris", limit=60)
+        listed = self.call(*_INSTALL, *packages, "--print-uris", limit=60)
         files = re.findall(r"(?m)^'[^']+' (\S+) (\d+) ", listed.stdout)
-        if listed.returncode != 0 or not files:
+        if not files:
             self._explain(listed.stderr)
         archives = [self.root / "archives" / name for name, _length in files]
         return archives, sum(int(length) for _name, length in files)
@@ -218,18 +221,14 @@ class PrivateApt:
 
         :raises HostError: the network failed, or what came is not what the lists promise
         """
-        ended = self._apt(*_INSTALL, *packages, limit=_DOWNLOAD_LIMIT_S)
-        if ended.returncode != 0:
-            self._explain(ended.stderr)
+        self.call(*_INSTALL, *packages, limit=DOWNLOAD_LIMIT)
 
     def dependencies(self, package: str) -> list[str]:
         """The packages that a package depends on directly, the first of each choice.
 
         :raises InputError: the suite has no such package
         """
-        listed = self._apt("apt-cache", "depends", "--important", package, limit=60)
-        if listed.returncode != 0:
-            self._explain(listed.stderr)
+        listed = self.call("apt-cache", "depends", "--important", package, limit=60)
         return re.findall(r"(?m)^ *Depends: (\S+)$", listed.stdout)
 
     def fetch(self, *packages: str) -> list[Path]:
@@ -239,33 +238,11 @@ class PrivateApt:
         :raises HostError: the network failed, or what came is not what the lists promise
         """
         place = self.root / "archives"
-        ended = self._apt(
-            "apt-get", "-q", "download", *packages, limit=_DOWNLOAD_LIMIT_S, cwd=place
-        )
-        if ended.returncode != 0:
-            self._explain(ended.stderr)
+        self.call("apt-get", "-q", "download", *packages, limit=DOWNLOAD_LIMIT, cwd=place)
         found = [next(place.glob(f"{package}_*.deb"), None) for package in packages]
         if missing := [name for name, archive in zip(packages, found, strict=True) if not archive]:
             raise HostError(f"{self.suite} at {self.mirror}: {missing[0]} did not arrive")
         return [archive for archive in found if archive]
-
-    def fetch_source(self, package: str, version: str) -> Path:
-        """Download and verify a source package; nothing is unpacked.
-
-        :param version: its Debian version, with the epoch
-        :returns: its ``.dsc``, the parts beside it
-        :raises InputError: the suite has no such package in this version
-        :raises HostError: the network failed, or what came is not what the lists promise
-        """
-        place = self.root / "archives"
-        words = ("apt-get", "-q", "source", "--download-only", f"{package}={version}")
-        ended = self._apt(*words, limit=_DOWNLOAD_LIMIT_S, cwd=place)
-        if ended.returncode != 0:
-            self._explain(ended.stderr)
-        described = place / f"{package}_{version.partition(':')[2] or version}.dsc"
-        if not described.is_file():
-            raise HostError(f"{self.suite} at {self.mirror}: {described.name} did not arrive")
-        return described
 
     def _explain(self, complaint: str) -> NoReturn:
         """Raise apt's complaint as one line with what to do about it."""

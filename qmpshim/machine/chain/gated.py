@@ -60,7 +60,6 @@ class GatedMachine(GatedProcess):
         super().__init__(build, deadline)
         self.shape = shape
         self.stores: dict[str, MemoryStore] = {}
-        self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
         try:
             self._export_images()
             self.gate.serve(self.event_loop, self.workspace.path / "gate")
@@ -124,10 +123,6 @@ class GatedMachine(GatedProcess):
         found = (self.schema.missing(one.name, one.arguments) for one in commands)
         return next(filter(None, found), "")
 
-    def cluster(self, node: str) -> int:
-        """Bytes of a cluster of an image."""
-        return self.topology.image(node).cluster or self.shape.cluster
-
     def blank(self, node: str) -> bytes:
         """The bytes of an image that is empty."""
         shape = self.shape
@@ -143,11 +138,7 @@ class GatedMachine(GatedProcess):
 
         :raises CommandFailed: QEMU cannot
         """
-        batch = list(self._opening())
-        self.commands = [
-            {"execute": command.name, "arguments": command.arguments} for command in batch
-        ]
-        self.batch(batch)
+        self.batch(list(self._opening()))
         for part in self.topology.first:
             if isinstance(part, Export):
                 self.connect(part.name)

@@ -6,8 +6,6 @@ the same at a higher cost: a schedule has some 50 messages of a few microseconds
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import select
 import time
 from collections.abc import Callable
@@ -19,7 +17,7 @@ _GLANCE = 0.05  # seconds between two looks at a condition
 
 
 class ManualEventLoop:
-    """Calls back for files (by their descriptors) that are ready, and when a time has come.
+    """Calls back for files (by their descriptors) that are ready.
 
     What a callback raises passes through :meth:`poll`.
 
@@ -32,8 +30,6 @@ class ManualEventLoop:
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
-        self._timers: list[tuple[float, int, Callback]] = []  # a heap
-        self._count = itertools.count()
         self.deadline: float | None = None
         self.stalled: Callable[[float], bool] = lambda seconds: False
 
@@ -71,10 +67,6 @@ class ManualEventLoop:
         reads, writes = file in self._readers, file in self._writers
         return (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
 
-    def call_later(self, seconds: float, callback: Callback) -> None:
-        """Call back in a poll that ends after so many *seconds*; 0.0: at the end of the next."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), callback))
-
     def ready(self, seconds: float) -> list[tuple[int, int]]:
         """The files that have something, each with epoll's events, at the latest in *seconds*."""
         return self._epoll.poll(seconds)
@@ -94,8 +86,6 @@ class ManualEventLoop:
                 reader()
             if events != select.EPOLLIN and (writer := self._writers.get(file)):
                 writer()
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
         return bool(found)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:

@@ -32,7 +32,7 @@ def test_every_value_that_a_chain_can_have_is_explored(chain: str) -> None:
         (one.name, value)
         for one in DIMENSIONS
         for value in one.values
-        if SPACE.possible((("form", chain), (one.name, value)))
+        if SPACE.complete({"form": chain, one.name: value}) is not None
     }
     assert there == possible - {("form", other) for other in USES if other != chain}
 

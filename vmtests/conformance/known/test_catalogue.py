@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.known.catalogue import CATALOGUE, catalogue
 from qmpshim.conformance.known.write_ups import DIRECTORY
+from vmtests.support.catalogue import CATALOGUE, catalogue
 
 
 def test_it_is_up_to_date() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
+from vmtests.support.timers import call_later
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def test_an_end_is_something_to_read_and_to_write(
 
 def test_timers_come_in_order_and_in_no_poll_that_is_too_early(event_loop: ManualEventLoop) -> None:
     called: list[str] = []
-    event_loop.call_later(3600.0, lambda: called.append("late"))
-    event_loop.call_later(0.0, lambda: called.append("first"))
-    event_loop.call_later(0.0, lambda: called.append("second"))
+    call_later(event_loop, 3600.0, lambda: called.append("late"))
+    call_later(event_loop, 0.0, lambda: called.append("first"))
+    call_later(event_loop, 0.0, lambda: called.append("second"))
     assert not event_loop.poll() and called == ["first", "second"]
 
 

@@ -22,10 +22,6 @@ Started = Callable[[Order], None]
 class Executor(Protocol):
     """Carries out orders."""
 
-    @property
-    def workers(self) -> int:
-        """How many at a time, as far as is known."""
-
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
         """Do all *orders*; each is delivered once. Closing the iterator ends what runs.
 
@@ -42,11 +38,6 @@ class LocalExecutor:
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-
-    @property
-    def workers(self) -> int:
-        """See :class:`Executor`."""
-        return self._jobs
 
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
         """See :class:`Executor`."""
@@ -72,11 +63,6 @@ class DaskExecutor:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-
-    @property
-    def workers(self) -> int:
-        """See :class:`Executor`."""
-        return self._cluster.workers
 
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
         """See :class:`Executor`.

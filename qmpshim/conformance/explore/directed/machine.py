@@ -90,14 +90,13 @@ class CaseMachine(GatedMachine):
         words = {"driver": "qcow2", "node-name": name, "discard": "unmap", "file": file}
         self.call("blockdev-add", {**words, **options})
 
-    def add_disk(self, name: str, size: int = SIZE) -> None:
+    def add_disk(self, name: str) -> None:
         """Open one more raw disk, which holds the data of operation 1.
 
         :param name: of its node, and of the image at the gate
-        :param size: bytes
         """
-        self.stores[name] = store = MemoryStore(size)
-        store.write(0, content(1, 0, size // SECTOR))
+        self.stores[name] = store = MemoryStore(SIZE)
+        store.write(0, content(1, 0, SIZE // SECTOR))
         self.gate.add(name, store)
         file = {**self.gate.blockdev(name), "discard": "unmap"}
         words = {"driver": "raw", "node-name": name, "discard": "unmap", "file": file}
@@ -277,10 +276,8 @@ class CaseMachine(GatedMachine):
             text = f"a request of {side} fails with errno {errno}, where nothing is in its way"
             raise Broken(Verdict.ERROR_CONTRACT, text, promise)
 
-    def ends_beside(
-        self, cookie: int, start: int, reader: str = "primary", side: str = "primary"
-    ) -> bool:
-        """Whether a request of a side ends while another one is held at the gate.
+    def ends_beside(self, cookie: int, start: int, reader: str = "primary") -> bool:
+        """Whether a request of the primary ends while another one is held at the gate.
 
         Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes
         (the known defect ``nbd-answer-waits``), which would look as if the request waited.
@@ -290,7 +287,7 @@ class CaseMachine(GatedMachine):
         """
         for _ in range(_READS):
             self.settle()
-            if cookie in self.clients[side].answers:
+            if cookie in self.clients["primary"].answers:
                 return True
             self.clients[reader].send(Nbd.READ, start * SECTOR, 2 * SECTOR)
         return False

@@ -123,11 +123,6 @@ class DirectedResult:
         """Whether every case that the build can do was run."""
         return len(self.run) + len(self.skipped) == len(self.cases)
 
-    @property
-    def new(self) -> list[DirectedFinding]:
-        """The findings without a write-up, confirmed or not: something diverged."""
-        return [one for one in self.findings if not one.known]
-
     def to_json(self) -> dict[str, Any]:
         """As in the document of ``explore``."""
         return {

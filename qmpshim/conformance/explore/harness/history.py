@@ -74,11 +74,6 @@ class History:
             precedence=[frozenset()] * operations,
         )
 
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The trace as text."""
-        return tuple(map(str, self.events))
-
     def gone(self) -> bool:
         """Whether an image is gone for good."""
         return any(fault.gone for _, fault in self.failed)

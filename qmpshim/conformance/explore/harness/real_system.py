@@ -124,7 +124,6 @@ class RealSystem(RealRun):
         self.checks = checks
         self.keeping = keeping
         self.looks = Looks()
-        self.finished = 0
         self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
         self._checker = checks.linearizability
         self._failure_checker: FailureChecker | None = None
@@ -244,7 +243,6 @@ class RealSystem(RealRun):
                 self._machine_failed(error)
         if self.now.lost:
             return "lost"
-        self.finished += 1
         if self.violation is not None:
             self._keep(self.violation)
             over = self.violation.kind in _OVER

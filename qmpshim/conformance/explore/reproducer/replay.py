@@ -56,7 +56,6 @@ def replay_schedule(
     finding: Finding,
     build: Build,
     release: Release = faithfully,
-    reuse: bool = False,
     deadline: float | None = None,
 ) -> Replay:
     """Take a finding's exact steps on *build*, in a fresh process.
@@ -65,7 +64,7 @@ def replay_schedule(
     :raises BuildError: the build cannot do the scenario
     :raises OutOfBudget: the deadline is over
     """
-    pool = QemuPool(build, reuse, deadline)
+    pool = QemuPool(build, False, deadline)
     try:
         return _replay(finding, pool, release)
     finally:

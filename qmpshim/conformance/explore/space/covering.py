@@ -57,9 +57,6 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
     constraints: tuple[Constraint, ...]
-    _possible: dict[frozenset[tuple[str, str]], bool] = field(
-        default_factory=dict, compare=False, repr=False
-    )
     _about: dict[str, list[tuple[tuple[str, ...], Callable[..., bool]]]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -148,13 +145,6 @@ class Space:
                 values.pop()
             chosen[one.name] = values[-1]
         return {one.name: chosen[one.name] for one in self.dimensions}
-
-    def possible(self, pairs: Tuple) -> bool:
-        """Whether some point contains this tuple."""
-        key = frozenset(pairs)
-        if key not in self._possible:
-            self._possible[key] = self.complete(dict(pairs)) is not None
-        return self._possible[key]
 
     def tuples(self, strength: int) -> Iterator[Tuple]:
         """Every possible tuple of a strength.

@@ -72,7 +72,7 @@ class Pausing(Recording):
 
     def finish(self) -> Any:
         found = super().finish()
-        self.notes |= {line for line in self.now.lines if line.startswith("afterwards")}
+        self.notes |= {line for line in map(str, self.now.events) if line.startswith("afterwards")}
         return found
 
 

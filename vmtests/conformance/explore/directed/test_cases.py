@@ -22,6 +22,7 @@ from vmtests.support import misbehaving_gate
 from vmtests.support.directed import Mutant, run_mutant
 from vmtests.support.mutants.disks import succeeding
 from vmtests.support.mutants.qmp import asking
+from vmtests.support.timers import call_later
 
 CHECKPOINT = "xen-colo-do-checkpoint"
 
@@ -43,7 +44,7 @@ def forgets(what: Callable[[HeldIO], bool], at_once: bool = False) -> Mutant:
 
         def forget(io: HeldIO) -> bool:
             if hit := what(io):
-                machine.event_loop.call_later(0.0, lambda: misbehaving_gate.drop(machine.gate, io))
+                call_later(machine.event_loop, 0.0, lambda: misbehaving_gate.drop(machine.gate, io))
             return hit
 
         machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import CASES, Mutant, sees
 from vmtests.support.mutants.disks import nothing_held
+from vmtests.support.timers import call_later
 
 
 def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
@@ -27,7 +28,7 @@ def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
 
     def hold(io: HeldIO) -> bool:
         if hit(io):
-            machine.event_loop.call_later(0.0, lambda: machine.gate.fail(io, 5))
+            call_later(machine.event_loop, 0.0, lambda: machine.gate.fail(io, 5))
         return hit(io)
 
     machine.gate.hold(hold)
@@ -100,7 +101,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
         def both(io: HeldIO) -> None:
             # The other answer comes, too, so that QEMU has no reason to keep the first.
             for one in machine.gate.held:
-                machine.event_loop.call_later(2.0, partial(late, one))
+                call_later(machine.event_loop, 2.0, partial(late, one))
 
         machine.gate.release = both  # type: ignore[method-assign]
         case.run(machine)

@@ -66,7 +66,7 @@ def test_what_diverges_is_run_again(seen: int, qemu_build: Build) -> None:
     (finding,) = result.findings
     assert finding.violation == WRONG and finding.replays == (seen - 1, TIMES)
     assert finding.confirmed is (seen == 1 + TIMES)
-    assert result.new == [finding] and result.complete
+    assert not finding.known and result.complete
 
 
 def test_another_violation_is_not_the_same_one(qemu_build: Build) -> None:
@@ -95,7 +95,7 @@ def test_what_is_written_up_is_known_on_its_versions_alone(qemu_build: Build) ->
     assert covered and finding.known == start.id and finding.replays == (0, 0)
     result = DirectedResult((start,))
     run_cases(qemu_build, result, {})
-    assert result.new and result.new[0].confirmed
+    assert result.findings and result.findings[0].confirmed and not result.findings[0].known
 
 
 def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
@@ -139,7 +139,7 @@ def test_what_a_case_found_is_kept_where_no_scenario_can_be_done(qemu_build: Bui
     (scenario,) = named("backup-WR")
     impossible = [replace(scenario, options=(("hidden", "no-such-option", True),))]
     report = explore_real(qemu_build, impossible, directed=[case(lambda machine: WRONG)])
-    assert report.directed.new and report.diverged and report.scenarios[0].skipped
+    assert report.failing_cases and report.diverged and report.scenarios[0].skipped
     with pytest.raises(BuildError, match="no-such-option"):
         explore_real(qemu_build, impossible, directed=[case(never)])
 
