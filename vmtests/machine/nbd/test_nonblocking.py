@@ -19,7 +19,6 @@ from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.nonblocking import NonBlockingNbd
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
-from vmtests.support.timers import call_later
 
 
 def test_an_nbd_server_that_goes_away_before_the_handshake(
@@ -56,9 +55,13 @@ def test_an_nbd_server_that_does_not_answer_hangs(
     ):
         listening.bind(str(tmp_path / "s"))
         listening.listen()
-        loop.on_readable(listening.fileno(), lambda: accepted.append(listening.accept()[0]))
         accepted: list[socket.socket] = []
-        call_later(loop, 0.0, lambda: accepted[0].sendall(sent))
+
+        def accept() -> None:
+            accepted.append(listening.accept()[0])
+            accepted[0].sendall(sent)
+
+        loop.on_readable(listening.fileno(), accept)
         with pytest.raises(MachineHung, match=r"NBD connection to e: no answer in 1 s"):
             client(loop, tmp_path / "s", "e", limit=1.0)
         accepted[0].close()
