@@ -14,7 +14,8 @@ from typing import Any
 from qmpshim.codec import encode
 from qmpshim.conformance.bundles.any_workload import AnyCase
 from qmpshim.conformance.bundles.chain import ChainCase
-from qmpshim.conformance.explore.report.findings import Finding, failing
+from qmpshim.conformance.explore.harness.choices import failing_kinds
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.matching import check_shown
 from qmpshim.conformance.known.meaning import (
     SEVERITY_OF,
@@ -90,7 +91,7 @@ def of_schedule(finding: Finding) -> dict[str, Any]:
     """Of a schedule of `explore`, or of a gated session by hand."""
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
-    failed, crash = failing(finding.schedule), finding.cause.kind in _AFTER_CRASH
+    failed, crash = failing_kinds(finding.schedule), finding.cause.kind in _AFTER_CRASH
     trigger = _trigger(finding.contract, bool(failed), crash)
     version = ".".join(map(str, finding.build.get("version", ())))
     seen = (version,) if version else ()

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from qmpshim.conformance.bundles.any_workload import AnyCase
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.harness.choices import Cut, Fail, failures
-from qmpshim.conformance.explore.report.findings import Finding, failing
+from qmpshim.conformance.explore.harness.choices import Cut, Fail, failing_kinds, failures
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.bundle import PairCase
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
@@ -267,7 +267,7 @@ def explorer_write_up(path: Path, value: dict[str, Any], case: Finding) -> Explo
     """Of a schedule."""
     before = value.get("needs_before", [])
     needs = value.get("needs", [] if before else [[op.name] for op in case.scenario.ops])
-    fails = frozenset(value.get("fails", failing(case.schedule)))
+    fails = frozenset(value.get("fails", failing_kinds(case.schedule)))
     if not fails <= _FAILS or not all(
         ways and set(ways) <= set(NAMES) for ways in (*needs, *before)
     ):

@@ -14,8 +14,9 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.harness.choices import Cut, Fail, RealChoice, io_id
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import (
     known_directed,

@@ -6,7 +6,7 @@ These are tuples: the explorer hashes and compares them by the thousand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -111,6 +111,11 @@ def io_id(op: int, name: str, nth: int = 0) -> IoId:
 def failures(schedule: Iterable[RealChoice]) -> list[Fail]:
     """The steps that let an I/O fail."""
     return [step for step in schedule if isinstance(step, Fail)]
+
+
+def failing_kinds(schedule: Sequence[RealChoice]) -> frozenset[str]:
+    """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
+    return frozenset(step.io.kind for step in failures(schedule))
 
 
 def choice_to_json(choice: RealChoice) -> list[Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qmpshim.conformance.compare.divergence import stable
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
+from qmpshim.conformance.explore.harness.choices import IoId, RealChoice, failing_kinds
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import CommandFailed, Exit, IOFailed, MachineDied, MachineError, ReplyOverrun
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import NO_ANSWER, Cause, CauseKind, Phase
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation
+
+SightingKey = tuple[Verdict, Cause, frozenset[str]]
 
 
 @dataclass(slots=True)
@@ -79,14 +83,29 @@ class History:
         return any(fault.gone for _, fault in self.failed)
 
 
-@dataclass(slots=True)
-class Anomaly:
-    """A violation with the shortest schedule it was seen in, and how often it was seen."""
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A violation in one scenario: its shortest schedule, and in how many it was seen.
 
+    :ivar all_io: qcow2's own I/O was held, too
+    """
+
+    scenario: RealScenario
     violation: RealViolation
     schedule: tuple[RealChoice, ...]
     events: tuple[Event, ...]
     count: int
+    all_io: bool = False
+
+    @property
+    def key(self) -> SightingKey:
+        """What went wrong, why, and what failed: of several that are equal here one is enough."""
+        return self.violation.kind, self.violation.cause, failing_kinds(self.schedule)
+
+    def joined(self, other: Sighting) -> Sighting:
+        """Both, which are equal: the shorter schedule, and how many there were."""
+        shortest = min(self, other, key=lambda one: len(one.schedule))
+        return replace(shortest, count=self.count + other.count)
 
 
 def ended_by(error: MachineError, phase: Phase = Phase.EXECUTION) -> Cause:

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.checkers.orders import keeps_to
 from qmpshim.conformance.explore.harness.choices import Complete, Cut, Fail, IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.harness.history import Anomaly, ended_by, how_it_ended
+from qmpshim.conformance.explore.harness.history import Sighting, ended_by, how_it_ended
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
@@ -124,7 +124,7 @@ class RealSystem(RealRun):
         self.checks = checks
         self.keeping = keeping
         self.looks = Looks()
-        self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
+        self.found: dict[tuple[Verdict, Cause], Sighting] = {}
         self._checker = checks.linearizability
         self._failure_checker: FailureChecker | None = None
         self._left = True  # nothing is under way
@@ -287,13 +287,8 @@ class RealSystem(RealRun):
     def _keep(self, violation: RealViolation) -> None:
         key = (violation.kind, violation.cause)
         steps, events = tuple(self.now.steps), tuple(self.now.events)
-        if key not in self.found:
-            self.found[key] = Anomaly(violation, steps, events, 1)
-            return
-        best = self.found[key]
-        best.count += 1
-        if len(steps) < len(best.schedule):
-            best.violation, best.schedule, best.events = violation, steps, events
+        seen = Sighting(self.scenario, violation, steps, events, 1, self.all_io)
+        self.found[key] = self.found[key].joined(seen) if key in self.found else seen
 
     @property
     def in_part(self) -> int:

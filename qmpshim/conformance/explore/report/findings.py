@@ -19,7 +19,6 @@ from qmpshim.conformance.explore.harness.choices import (
     RealChoice,
     choice_from_json,
     choice_to_json,
-    failures,
 )
 from qmpshim.conformance.explore.harness.events import (
     Event,
@@ -27,8 +26,8 @@ from qmpshim.conformance.explore.harness.events import (
     event_to_json,
     events_from_lines,
 )
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.errors import Exit, InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause
@@ -36,35 +35,9 @@ from qmpshim.model.check.cause_reader import cause_from_text, cause_of_finding
 from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1
-SightingKey = tuple[Verdict, Cause, frozenset[str]]
 
 
 _NAMES = 160  # characters of the names of scenarios that are shown
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """A violation in one scenario: its shortest schedule, and in how many it was seen.
-
-    :ivar all_io: qcow2's own I/O was held, too
-    """
-
-    scenario: RealScenario
-    violation: RealViolation
-    schedule: tuple[RealChoice, ...]
-    events: tuple[Event, ...]
-    count: int
-    all_io: bool = False
-
-    @property
-    def key(self) -> SightingKey:
-        """What went wrong, why, and what failed: of several that are equal here one is enough."""
-        return self.violation.kind, self.violation.cause, failing(self.schedule)
-
-    def joined(self, other: Sighting) -> Sighting:
-        """Both, which are equal: the shorter schedule, and how many there were."""
-        shortest = min(self, other, key=lambda one: len(one.schedule))
-        return replace(shortest, count=self.count + other.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +244,6 @@ def _events(value: dict[str, Any], scenario: RealScenario) -> tuple[Event, ...]:
     if "events" in value:
         return tuple(event_from_json(event, scenario.ops) for event in value["events"])
     return events_from_lines(strings(value.get("trace", [])), scenario.ops)
-
-
-def failing(schedule: Sequence[RealChoice]) -> frozenset[str]:
-    """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
-    return frozenset(step.io.kind for step in failures(schedule))
 
 
 def group(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.harness.history import Sighting
+from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.model.check.cause import Cause

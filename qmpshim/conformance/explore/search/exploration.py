@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
-from qmpshim.conformance.explore.report.findings import Sighting
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.agenda import WORTH_IT, Agenda

@@ -16,13 +16,13 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     CrashPoints,
 )
 from qmpshim.conformance.explore.harness.choices import IoId, failures
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup, other_state
-from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.search import sightings_of
 from qmpshim.conformance.explore.space.simpler import simpler, simplest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.processors import one_processor
@@ -304,14 +304,14 @@ def _search_all(
     """
     plan = _plan(finding)
     found, exhausted, system = _search(finding.scenario, finding, pool, plan)
-    sightings, ios = sightings_of(system), system.ios
+    sightings, ios = [*system.found.values()], system.ios
     if found is not None or not exhausted or plan.keys() <= ios:
         return found, exhausted, sightings, ()
     places = [[io] if io in ios else _alike(io, ios) for io in plan]
     for some in itertools.product(*places):
         other = dict(zip(some, plan.values(), strict=True))
         found, whole, system = _search(finding.scenario, finding, pool, other)
-        sightings += sightings_of(system)
+        sightings += [*system.found.values()]
         if found is not None:
             return found, exhausted, sightings, ()
         exhausted = exhausted and whole

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore.directed.run import DirectedFinding
-from qmpshim.conformance.explore.report.findings import Sighting
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.search.search import LiveFindings
 

@@ -14,9 +14,9 @@ from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, C
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
 from qmpshim.conformance.explore.harness.choices import Cut, IoId
+from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
-from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import BuildError, NotStarted, OptionMissing
@@ -333,16 +333,8 @@ def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[Plan]:
     ]
 
 
-def sightings_of(system: RealSystem) -> list[Sighting]:
-    """What went wrong in an exploration."""
-    return [
-        Sighting(system.scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
-        for one in system.found.values()
-    ]
-
-
 def _collect(system: RealSystem, found: dict[SightingKey, Sighting]) -> None:
     """Add what was seen, keeping the shortest schedule of each."""
-    for new in sightings_of(system):
+    for new in system.found.values():
         old = found.get(new.key)
         found[new.key] = old.joined(new) if old is not None else new

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from qmpshim.conformance.bundles.case_file import strings
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
-from qmpshim.conformance.explore.report.findings import Sighting, SightingKey, group
+from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
+from qmpshim.conformance.explore.report.findings import group
 from qmpshim.conformance.explore.report.report import (
     SOAK,
     ExploreReport,

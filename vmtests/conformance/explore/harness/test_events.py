@@ -19,9 +19,10 @@ from qmpshim.conformance.explore.harness.events import (
     event_from_line,
     event_to_json,
 )
+from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
-from qmpshim.conformance.explore.report.findings import Sighting, group
+from qmpshim.conformance.explore.report.findings import group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.check.cause import Cause, CauseKind
