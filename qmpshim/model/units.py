@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Iterable, Iterator
+from itertools import groupby
+from typing import TypeVar
 
 #: Bytes of a sector, the unit of the model and of QEMU's block layer in 2.8.
 SECTOR = 512
 
+_T = TypeVar("_T", bound=Hashable)
 _SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
@@ -33,3 +37,14 @@ def inside(start: int, count: int, unit: int, size: int) -> range:
 def outwards(start: int, count: int, unit: int) -> tuple[int, int]:
     """First and end of a range that is rounded outwards to whole units."""
     return start // unit * unit, -(-(start + count) // unit) * unit
+
+
+def runs_of(values: Iterable[_T], start: int = 0) -> Iterator[tuple[int, int, _T]]:
+    """The values that are the same one after another: first place, end and value of each run.
+
+    :param start: the place of the first value
+    """
+    for value, run in groupby(values):
+        end = start + sum(1 for _ in run)
+        yield start, end, value
+        start = end

@@ -21,7 +21,7 @@ from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Alloc, Image, is_zero, owned
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.disks.subclusters import ExtendedQcow2
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, runs_of
 from qmpshim.shim.tracking.discovery import ChainNodes, Geometry
 from qmpshim.shim.tracking.payload_store import PayloadStore
 
@@ -222,12 +222,7 @@ def _whole_clusters(
 
 def _not_zero(data: bytearray, cluster: int) -> Iterator[tuple[int, int]]:
     """Runs of clusters in *data* (first byte, end) that do not read as zeroes."""
-    first = None
-    for at in range(0, len(data), cluster):
-        if any(data[at : at + cluster]):
-            first = at if first is None else first
-        elif first is not None:
-            yield first, at
-            first = None
-    if first is not None:
-        yield first, len(data)
+    used = (any(data[at : at + cluster]) for at in range(0, len(data), cluster))
+    for first, end, is_used in runs_of(used):
+        if is_used:
+            yield first * cluster, min(end * cluster, len(data))

@@ -9,7 +9,7 @@ Restates block/dirty-bitmap.c and block/monitor/bitmap-qmp-cmds.c of QEMU 7.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,17 +58,10 @@ class _Bitmap:
         """Name what holds these bytes."""
         self.named.update(touched(offset, length, self.granularity))
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes, in order."""
-        first = end = -1
-        for granule in sorted(self.named):
-            if granule != end:
-                if end > first:
-                    yield first * self.granularity, (end - first) * self.granularity
-                first = granule
-            end = granule + 1
-        if end > first:
-            yield first * self.granularity, (end - first) * self.granularity
+    def merge(self, other: _Bitmap) -> None:
+        """Name what another one does, whose granules may be of another size."""
+        for granule in other.named:
+            self.name(granule * other.granularity, other.granularity)
 
 
 class DirtyBitmaps:
@@ -161,8 +154,7 @@ class DirtyBitmaps:
             case "merge":
                 for source in action.sources:
                     if source in self._bitmaps:
-                        for offset, length in self._bitmaps[source].ranges():
-                            bitmap.name(offset, length)
+                        bitmap.merge(self._bitmaps[source])
 
     def forget_named(self, name: str) -> None:
         """Follow no bitmap of that name any more."""

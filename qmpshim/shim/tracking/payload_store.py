@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from itertools import groupby
 from pathlib import Path
 
 from qmpshim.errors import HostError, os_errors
 from qmpshim.machine.host.files import Bytes
 from qmpshim.model.disks.image import Owners
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, runs_of
 
 
 class PayloadStore:
@@ -48,16 +47,14 @@ class PayloadStore:
     def data(self, owners: Owners, start: int) -> bytes:
         """The bytes of the sectors from *start* on that have these *owners*."""
         pieces = []
-        at = start
-        for owner, run in groupby(owners):
-            count = sum(1 for _ in run)
+        for at, end, owner in runs_of(owners, start):
+            length = (end - at) * SECTOR
             if owner <= 0:
-                pieces.append(bytes(count * SECTOR))
+                pieces.append(bytes(length))
             else:
                 first, offset = self._entries[owner]
                 place = offset + (at - first) * SECTOR
-                pieces.append(os.pread(self._file.fileno(), count * SECTOR, place))
-            at += count
+                pieces.append(os.pread(self._file.fileno(), length, place))
         return b"".join(pieces)
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from qmpshim.errors import InputError, MachineHung, NothingToReport
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image
-from qmpshim.model.units import SECTOR, touched
+from qmpshim.model.units import SECTOR, runs_of, touched
 from qmpshim.shim.endpoint.server import Handler, Shim
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.gated.commands import GatedCommands
@@ -140,20 +139,18 @@ class Commands:
         start, count = sectors.start, len(sectors)
         owners = _view(oracle, role).read(start, count)
         extents = []
-        at = start
         image = getattr(oracle.chain, role, None)
-        for (owner, kind), run in groupby(zip(owners, _kinds(image, start, count), strict=True)):
-            many = sum(1 for _ in run)
+        there = zip(owners, _kinds(image, start, count), strict=True)
+        for at, end, (owner, kind) in runs_of(there, start):
             extent: dict[str, object] = {
                 "offset": at * SECTOR,
-                "length": many * SECTOR,
+                "length": (end - at) * SECTOR,
                 "operation": abs(owner),
                 "zero": owner <= 0,
             }
             if kind is not None:
                 extent["allocation"] = kind.name.lower()
             extents.append(extent)
-            at += many
         low = offset - start * SECTOR
         data = self._chains.payloads.data(owners, start)[low : low + length]
         reply: dict[str, object] = {
@@ -229,12 +226,10 @@ class Commands:
                     else Alloc.ZERO
                     for i in range(clusters)
                 ]
-            runs = []
-            at = 0
-            for kind, run in groupby(kinds):
-                count = sum(1 for _ in run)
-                runs.append({"start": at, "count": count, "allocation": kind.name.lower()})
-                at += count
+            runs = [
+                {"start": at, "count": end - at, "allocation": kind.name.lower()}
+                for at, end, kind in runs_of(kinds)
+            ]
             disks.append({"disk": role, "node": found.nodes[role], "runs": runs})
         return {"cluster-size": found.cluster, "clusters": clusters, "disks": disks}
 

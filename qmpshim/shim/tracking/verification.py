@@ -81,7 +81,7 @@ async def _verify_one(chains: TrackedChains, tracker: ModelTracker) -> Verified:
     compared = 0
     seen: list[tuple[str, Divergence]] = []  # with the disk's role
     doubts: list[str] = []
-    for role in _overlays(oracle):
+    for role in oracle.spec.topology.overlays:
         await flush(chains.shim.execute, found.nodes[role])
         there, untold = _allocation(tracker, role)
         seen += [(role, wrong) for wrong in there]
@@ -138,10 +138,6 @@ def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:
         f"{wrong.where}: {writers} may have written unobserved; by what was observed, predicted "
         f"{wrong.predicted}, found {wrong.observed}"
     )
-
-
-def _overlays(oracle: Oracle) -> tuple[str, ...]:
-    return oracle.spec.topology.overlays
 
 
 def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:

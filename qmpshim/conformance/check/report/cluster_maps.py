@@ -7,7 +7,6 @@ what was observed there, as runs of bytes that have one owner.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.check.observables import MARKED, NOT_ZEROES, UNMARKED
 from qmpshim.model.disks.image import Alloc
-from qmpshim.model.units import SECTOR, touched
+from qmpshim.model.units import SECTOR, runs_of, touched
 
 Owner = int | None  # None: the image has nothing here
 Whose = Callable[[Owner], str]
@@ -197,11 +196,7 @@ def _cell(owned: Sequence[Owner], start: int, kind: int | None, whose: Whose) ->
     alloc = "" if kind is None else "any" if kind == -1 else Alloc(kind).name.lower()
     if alloc == "unallocated":
         return {"alloc": alloc, "runs": []}
-    runs, at = [], start
-    for owner, group in groupby(owned):
-        count = len(list(group))
-        runs.append([at, count, whose(owner)])
-        at += count
+    runs = [[at, end - at, whose(owner)] for at, end, owner in runs_of(owned, start)]
     return {"alloc": alloc, "runs": runs}
 
 

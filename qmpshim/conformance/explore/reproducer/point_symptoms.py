@@ -6,7 +6,6 @@ points in time. The kinds are described in :mod:`.symptoms`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from qmpshim.conformance.compare.model_chain import frozen_at_start
@@ -30,6 +29,7 @@ from qmpshim.model.operations import Verb, does
 from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.masks import cover, runs
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
+from qmpshim.model.units import runs_of
 
 Symptom: TypeAlias = dict[str, Any]
 UNKNOWN: Symptom = {"kind": "unknown"}
@@ -131,7 +131,7 @@ def target_symptom(finding: Finding) -> Symptom:
         **way_of(finding),
         "endings": sorted(ending.name.lower() for ending in endings if ending is not None),
         "points": [
-            [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
+            [[*edges, sorted(owners, key=str)] for *edges, owners in runs_of(one.allowed)]
             for one in jobs
         ],
     }
@@ -183,7 +183,7 @@ def _points(finding: Finding) -> tuple[Point, ...]:
 
 def _owners(point: Point) -> list[list[Any]]:
     """Whose the disk may be at a point in time, by runs of sectors: first, end, owners."""
-    return [[*edges, sorted(owners)] for owners, edges in _runs([*map(frozenset, point.owners)])]
+    return [[*edges, sorted(owners)] for *edges, owners in runs_of(map(frozenset, point.owners))]
 
 
 def bitmaps_symptom(finding: Finding) -> Symptom:
@@ -267,7 +267,7 @@ def _bitmaps_of_jobs(finding: Finding) -> Symptom:
             ending,
             _failures(finding),
         ):
-            target = [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
+            target = [[*edges, sorted(owners, key=str)] for *edges, owners in runs_of(one.allowed)]
             for bitmaps in one.bitmaps:
                 named = {
                     name: _named(want, beside if name == NEW else 0, scenario.size)
@@ -301,14 +301,3 @@ def _granules(sectors: int) -> list[int]:
     """The granules of a set of sectors that consists of whole ones."""
     found = (range(start, start + count, GRANULARITY) for start, count in runs(sectors))
     return [start // GRANULARITY for some in found for start in some]
-
-
-def _runs(values: Sequence[frozenset[int | None]]) -> list[tuple[frozenset[int | None], list[int]]]:
-    """The values that are the same one after another, with first place and end."""
-    found: list[tuple[frozenset[int | None], list[int]]] = []
-    for place, value in enumerate(values):
-        if found and found[-1][0] == value:
-            found[-1][1][1] = place + 1
-        else:
-            found.append((value, [place, place + 1]))
-    return found
