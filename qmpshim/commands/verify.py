@@ -11,13 +11,7 @@ from qmpshim.commands import points
 from qmpshim.commands.cancellation import run_cancellable
 from qmpshim.commands.chosen_builds import chosen_builds, on_each
 from qmpshim.commands.console import DIVERGED, OK, Console
-from qmpshim.commands.options import (
-    LIMIT,
-    MACHINE,
-    build_options,
-    output_options,
-    refuse_unused,
-)
+from qmpshim.commands.options import LIMIT, MACHINE, build_options, output_options, refuse_unused
 from qmpshim.commands.parser import count, in_words, seconds, size
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
@@ -27,12 +21,7 @@ from qmpshim.conformance.known.folder import known_workload
 from qmpshim.conformance.pointintime.verify import PointsSubject
 from qmpshim.conformance.workload.geometry import Given, chain_by_seed
 from qmpshim.conformance.workload.session import Result
-from qmpshim.conformance.workload.verification import (
-    SHRINK_SECONDS,
-    Subject,
-    VerifyOutcome,
-    verify,
-)
+from qmpshim.conformance.workload.verification import SHRINK_SECONDS, Subject, VerifyOutcome, verify
 from qmpshim.conformance.workload.verify import ChainSubject, setup_for, split
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import DriverMissing, InputError

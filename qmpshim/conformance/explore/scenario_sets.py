@@ -7,12 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from qmpshim.conformance.explore.scenarios import (
-    C,
-    RealScenario,
-    check_scenario,
-    is_sensible,
-)
+from qmpshim.conformance.explore.scenarios import C, RealScenario, check_scenario, is_sensible
 from qmpshim.errors import InputError, no_such
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.operations import Operation, operation

@@ -19,14 +19,7 @@ from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.chain.variants import Options
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.disks.subclusters import SUBCLUSTERS
-from qmpshim.model.operations import (
-    OF_JOB,
-    Operation,
-    Side,
-    Verb,
-    does,
-    operation_from_json,
-)
+from qmpshim.model.operations import OF_JOB, Operation, Side, Verb, does, operation_from_json
 from qmpshim.model.pointintime.jobs import OnError
 from qmpshim.model.units import SECTOR, inside
 

@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.compare.evidence import (
-    DiskLeft,
-    DisksDiffer,
-    Evidence,
-    GuestSees,
-    Unsound,
-)
+from qmpshim.conformance.compare.evidence import DiskLeft, DisksDiffer, Evidence, GuestSees, Unsound
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.errors import ImageError

@@ -13,15 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmpshim.machine.chain.parts import (
-    DirtyBitmap,
-    Export,
-    ImageSpec,
-    Node,
-    Part,
-    below,
-    on_disk,
-)
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, ImageSpec, Node, Part, below, on_disk
 from qmpshim.machine.chain.qmp_commands import BACKS_UP, QmpCommand, actions_of
 
 

@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.images.qcow2 import (
-    COPIED,
-    Entries,
-    Ints,
-    Mask,
-    Qcow2Reader,
-    Words,
-)
+from qmpshim.machine.images.qcow2 import COPIED, Entries, Ints, Mask, Qcow2Reader, Words
 from qmpshim.machine.images.qcow2_header import Incompatible
 
 _REFTABLE_RESERVED = np.uint64(0x1FF)

@@ -19,11 +19,7 @@ from qmpshim.machine.nbd.protocol.handshake import (
     Option,
     option_message,
 )
-from qmpshim.machine.nbd.protocol.transmission import (
-    SIMPLE_REPLY_HEAD,
-    NbdCommand,
-    request_message,
-)
+from qmpshim.machine.nbd.protocol.transmission import SIMPLE_REPLY_HEAD, NbdCommand, request_message
 
 
 @dataclass(slots=True)

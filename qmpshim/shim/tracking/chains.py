@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.errors import (
-    HostError,
-    InputError,
-    MachineError,
-    NothingToReport,
-)
+from qmpshim.errors import HostError, InputError, MachineError, NothingToReport
 from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.images.write_log import LogError
 from qmpshim.model.chain.behaviour import Behaviour

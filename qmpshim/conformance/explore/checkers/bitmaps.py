@@ -11,11 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.point_in_time import (
-    Named,
-    explaining,
-    possible_ends,
-)
+from qmpshim.conformance.explore.checkers.point_in_time import Named, explaining, possible_ends
 from qmpshim.conformance.explore.outcome import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation

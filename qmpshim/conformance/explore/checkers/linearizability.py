@@ -22,12 +22,7 @@ from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.chains import DISKS
-from qmpshim.model.answers import (
-    IoError,
-    Ok,
-    OrDisconnected,
-    answer_to_json,
-)
+from qmpshim.model.answers import IoError, Ok, OrDisconnected, answer_to_json
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
 from qmpshim.model.check.observables import (

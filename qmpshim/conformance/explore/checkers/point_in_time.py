@@ -20,12 +20,7 @@ from functools import cached_property, lru_cache
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import answers_fit_no_order
-from qmpshim.conformance.explore.checkers.orders import (
-    Commit,
-    Do,
-    Order,
-    ways,
-)
+from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, ways
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.choices import CUTS, Fail, IoId
 from qmpshim.conformance.explore.harness.choices import failures as failing

@@ -25,11 +25,7 @@ from dataclasses import dataclass, replace
 from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.bitmaps import granules_differ, state_differs
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.pulled_point import (
-    Point,
-    fitting_points,
-    start_of,
-)
+from qmpshim.conformance.explore.checkers.pulled_point import Point, fitting_points, start_of
 from qmpshim.conformance.explore.outcome import BitmapLeft, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation

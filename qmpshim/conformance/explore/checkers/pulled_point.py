@@ -15,11 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.orders import (
-    Order,
-    operations_in,
-    ways,
-)
+from qmpshim.conformance.explore.checkers.orders import Order, operations_in, ways
 from qmpshim.conformance.explore.checkers.point_in_time import kind_of_data
 from qmpshim.conformance.explore.checkers.sequential import after_setup, run_op
 from qmpshim.conformance.explore.harness.history import History

@@ -15,14 +15,7 @@ from qmpshim.conformance.explore.directed.machine import CaseMachine
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.uses import Use
-from qmpshim.errors import (
-    BuildError,
-    InputError,
-    NotStarted,
-    OptionMissing,
-    name_errnos,
-    no_such,
-)
+from qmpshim.errors import BuildError, InputError, NotStarted, OptionMissing, name_errnos, no_such
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.check.cause import Cause

@@ -26,12 +26,7 @@ from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprint
 from qmpshim.conformance.explore.harness.history import Sighting, ended_by, how_it_ended
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.run import (
-    PATIENCE,
-    RealRun,
-    Release,
-    faithfully,
-)
+from qmpshim.conformance.explore.harness.run import PATIENCE, RealRun, Release, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation

@@ -15,11 +15,7 @@ import qmpshim
 from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import integers, strings
 from qmpshim.conformance.compare.evidence import Evidence
-from qmpshim.conformance.explore.harness.choices import (
-    RealChoice,
-    choice_from_json,
-    choice_to_json,
-)
+from qmpshim.conformance.explore.harness.choices import RealChoice, choice_from_json, choice_to_json
 from qmpshim.conformance.explore.harness.events import (
     Event,
     event_from_json,

@@ -54,11 +54,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
 )
 from qmpshim.conformance.explore.checkers.orders import operations_in
 from qmpshim.conformance.explore.harness.choices import failures
-from qmpshim.conformance.explore.harness.events import (
-    Arrived,
-    Ended,
-    Started,
-)
+from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.point_symptoms import (
     OF_BITMAPS,
@@ -73,12 +69,7 @@ from qmpshim.conformance.explore.reproducer.point_symptoms import (
     way_of,
 )
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.model.answers import (
-    ANY_ERROR,
-    REPLICATION_ERROR,
-    admitted,
-    answer_to_json,
-)
+from qmpshim.model.answers import ANY_ERROR, REPLICATION_ERROR, admitted, answer_to_json
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations

@@ -11,10 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qmpshim.conformance.explore.checkers.crash_points import (
-    NO_CRASH_POINTS,
-    CrashPoints,
-)
+from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.harness.choices import IoId, failures
 from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool

@@ -17,12 +17,7 @@ from qmpshim.conformance.bundles.case_file import strings
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
 from qmpshim.conformance.explore.report.findings import group
-from qmpshim.conformance.explore.report.report import (
-    SOAK,
-    ExploreReport,
-    ScenarioResult,
-    why_none,
-)
+from qmpshim.conformance.explore.report.report import SOAK, ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.agenda import samples, shape
 from qmpshim.conformance.explore.search.confirmed import Confirmed

@@ -35,12 +35,7 @@ from qmpshim.machine.nbd.gate.connection import (
 )
 from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
 from qmpshim.machine.nbd.gate.image_server import ImageServer
-from qmpshim.machine.nbd.protocol.transmission import (
-    CMD_FUA,
-    CMD_NO_HOLE,
-    NbdCommand,
-    Request,
-)
+from qmpshim.machine.nbd.protocol.transmission import CMD_FUA, CMD_NO_HOLE, NbdCommand, Request
 
 
 class Gate(ImageServer):
