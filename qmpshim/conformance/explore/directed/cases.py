@@ -27,7 +27,6 @@ from qmpshim.conformance.explore.directed import (
     votes,
 )
 from qmpshim.conformance.explore.directed.machine import CLUSTER, SIZE, Broken, CaseMachine
-from qmpshim.conformance.explore.directed.uses import USES_OF_CASES
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.uses import Use, uses_of
@@ -49,6 +48,7 @@ class Directed:
     :ivar form: the chain it is done on
     :ivar options: more options of the chain's nodes
     :ivar size: bytes of the disk
+    :ivar affects: uses of QEMU that it stands for; empty: those of its chain
     """
 
     name: str
@@ -58,6 +58,7 @@ class Directed:
     form: str = "replication"
     options: Options = ()
     size: int = SIZE
+    affects: tuple[Use, ...] = ()
 
     @property
     def id(self) -> str:
@@ -72,7 +73,7 @@ class Directed:
     @property
     def uses(self) -> tuple[Use, ...]:
         """The uses of QEMU that it stands for."""
-        return USES_OF_CASES.get(self.name) or uses_of(self.form)
+        return self.affects or uses_of(self.form)
 
 
 def run_directed(
@@ -130,6 +131,14 @@ _UNMAPS = (("filter", "discard", "unmap"),)
 _LONG = (("filter", "cbw-timeout", timeouts.LONG),)
 _SHORT = (("filter", "cbw-timeout", 1),)
 
+_BACKUP = (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP)
+_BITMAPS = (Use.BITMAPS, Use.INCREMENTAL_BACKUP)
+_FLEECING = (Use.FLEECING,)
+_NBD = (Use.NBD_EXPORT,)
+_EXPORT = (Use.NBD_EXPORT, Use.FLEECING)
+_VOTES = (Use.QUORUM,)
+_QUORUM = (Use.QUORUM, Use.COLO_PRIMARY)
+
 DIRECTED: tuple[Directed, ...] = (
     Directed("start-busy-twice", replication.busy_start, contract=False),
     Directed("start-bad-top-twice", replication.bad_top, contract=False),
@@ -143,7 +152,7 @@ DIRECTED: tuple[Directed, ...] = (
     Directed("snapshot-after-checkpoint", storage.snapshot_after_checkpoint),
     Directed("disk-back-in-time", storage.back_in_time, reconnect=10),
     Directed("disk-back-too-late", storage.back_too_late, reconnect=1),
-    Directed("iothread-client-leaves", storage.client_of_iothread),
+    Directed("iothread-client-leaves", storage.client_of_iothread, affects=_EXPORT),
     Directed("stop-leaves-nodes-unflushed", replication.stop_flushes_all),
     Directed("io-before-start", replication.not_running),
     Directed("start-without-backend", replication.no_backend),
@@ -155,68 +164,106 @@ DIRECTED: tuple[Directed, ...] = (
     Directed("start-disks-in-use", starts.disks_in_use, contract=False),
     Directed("start-beside-mirror", starts.filtered_disk, contract=False),
     Directed("close-in-failover", starts.closed_in_failover, contract=False),
-    Directed("job-progress", monitor.job_progress),
+    Directed("job-progress", monitor.job_progress, affects=_BACKUP),
     Directed("sizes-stay", monitor.sizes_stay),
     Directed("write-threshold", monitor.write_threshold),
     Directed("quorum-reads-first", monitor.first_child_is_read, form="primary"),
-    Directed("quorum-permissions", monitor.quorum_permissions, form="primary"),
-    Directed("quorum-refused", monitor.quorum_refused),
-    Directed("backup-refused", monitor.backup_refused),
-    Directed("backup-source-error", jobs.errors_of_disks),
-    Directed("backup-of-bitmap", jobs.bitmap_backup),
-    Directed("backup-between-files", sources.files, form="push"),
-    Directed("backup-keeps-failed-copies", jobs.failed_copy_stays, form="push", size=2 * SIZE),
-    Directed("backup-of-overlay", sources.overlay_backup, form="push", size=2 * SIZE),
-    Directed("backup-in-small-transfers", sources.small_transfers, form="push", size=2 * SIZE),
+    Directed("quorum-permissions", monitor.quorum_permissions, form="primary", affects=_QUORUM),
+    Directed("quorum-refused", monitor.quorum_refused, affects=_QUORUM),
+    Directed("backup-refused", monitor.backup_refused, affects=_BACKUP),
+    Directed("backup-source-error", jobs.errors_of_disks, affects=_BACKUP),
+    Directed("backup-of-bitmap", jobs.bitmap_backup, affects=(*_BACKUP, Use.BITMAPS)),
+    Directed("backup-between-files", sources.files, form="push", affects=_BACKUP),
+    Directed(
+        "backup-keeps-failed-copies",
+        jobs.failed_copy_stays,
+        form="push",
+        size=2 * SIZE,
+        affects=_BACKUP,
+    ),
+    Directed(
+        "backup-of-overlay", sources.overlay_backup, form="push", size=2 * SIZE, affects=_BACKUP
+    ),
+    Directed(
+        "backup-in-small-transfers",
+        sources.small_transfers,
+        form="push",
+        size=2 * SIZE,
+        affects=_BACKUP,
+    ),
     Directed("backup-compressed", sources.compressed_backup, form="push", size=2 * SIZE),
-    Directed("backup-of-snapshot", sources.snapshot_backup, form="fleecing", size=2 * SIZE),
+    Directed(
+        "backup-of-snapshot",
+        sources.snapshot_backup,
+        form="fleecing",
+        size=2 * SIZE,
+        affects=(*_BACKUP, Use.FLEECING),
+    ),
     Directed("copy-of-zeroes-in-part", ranges.zeroes_in_part, form="backup", size=_ODD),
-    Directed("copy-fills-clusters", ranges.whole_clusters, form="push", size=4 * SIZE),
+    Directed(
+        "copy-fills-clusters", ranges.whole_clusters, form="push", size=4 * SIZE, affects=_BACKUP
+    ),
     Directed("neighbours-of-copy", ranges.neighbours, form="backup", size=2 * SIZE),
     Directed("neighbours-of-snapshot", ranges.neighbours, form="fleecing", size=2 * SIZE),
-    Directed("discard-in-part", ranges.ragged_discard, form="push"),
-    Directed("bitmap-grows", ranges.resized, form="push"),
+    Directed("discard-in-part", ranges.ragged_discard, form="push", affects=_EXPORT),
+    Directed("bitmap-grows", ranges.resized, form="push", affects=_BITMAPS),
     Directed("write-waits-for-copies", ranges.waits_for_all, form="backup", size=3 * SIZE),
     Directed("reads-wait-for-copy", ranges.reads_beside_copy, form="backup", size=2 * SIZE),
-    Directed("quorum-flush-fails", monitor.flush_error, form="primary"),
-    Directed("quorum-fails", monitor.failed_quorum, form="primary"),
-    Directed("quorum-votes", votes.most_votes, form="push"),
-    Directed("quorum-votes-fail", votes.failed_votes, form="push"),
-    Directed("quorum-reads-next", votes.next_is_read, form="push"),
-    Directed("quorum-rewrites", votes.rewritten, form="push"),
-    Directed("quorum-rewrite-fails", votes.rewrite_fails, form="push"),
-    Directed("quorum-rewrites-for-reader", votes.rewritten_for_reader, form="push"),
-    Directed("quorum-rewrite-beside-write", votes.write_beside_rewrite, form="push"),
-    Directed("quorum-changes-children", votes.changed_children, form="push"),
-    Directed("quorum-child-leaves", votes.child_leaves_beside_write, form="push"),
-    Directed("quorum-zeroes", votes.zeroes_by_votes, form="push"),
-    Directed("quorum-compares", votes.compared, form="push"),
-    Directed("parts-of-blocks", ranges.padded, form="push"),
-    Directed("bitmap-names-edges", ranges.edges_of_bitmap, form="push"),
-    Directed("parts-of-blocks-read-fails", ranges.padded_read_fails, form="push"),
-    Directed("parts-of-blocks-write-fails", ranges.padded_write_fails, form="push"),
-    Directed("large-requests", large.requests, form="push"),
-    Directed("large-requests-are-copied", large.copied, form="push"),
-    Directed("bitmap-granularity", ranges.granularity, form="push"),
-    Directed("refused-enable-stops-bitmap", ranges.enabled_in_vain, form="push"),
-    Directed("bitmap-is-stored", ranges.stored_bitmap, form="push"),
-    Directed("fua-is-durable", ranges.durable_fua, form="push"),
-    Directed("flush-is-durable", ranges.durable_flush, form="push"),
-    Directed("flush-waits-for-flush", ranges.flushes_in_line, form="push"),
-    Directed("throttled-job-obeys", jobs.throttled, form="push"),
-    Directed("cancel-beside-lost-target", jobs.cancelled_beside_lost_target, form="push"),
+    Directed("quorum-flush-fails", monitor.flush_error, form="primary", affects=_QUORUM),
+    Directed("quorum-fails", monitor.failed_quorum, form="primary", affects=_QUORUM),
+    Directed("quorum-votes", votes.most_votes, form="push", affects=_VOTES),
+    Directed("quorum-votes-fail", votes.failed_votes, form="push", affects=_VOTES),
+    Directed("quorum-reads-next", votes.next_is_read, form="push", affects=_QUORUM),
+    Directed("quorum-rewrites", votes.rewritten, form="push", affects=_VOTES),
+    Directed("quorum-rewrite-fails", votes.rewrite_fails, form="push", affects=_VOTES),
+    Directed("quorum-rewrites-for-reader", votes.rewritten_for_reader, form="push", affects=_VOTES),
+    Directed(
+        "quorum-rewrite-beside-write", votes.write_beside_rewrite, form="push", affects=_VOTES
+    ),
+    Directed("quorum-changes-children", votes.changed_children, form="push", affects=_VOTES),
+    Directed("quorum-child-leaves", votes.child_leaves_beside_write, form="push", affects=_VOTES),
+    Directed("quorum-zeroes", votes.zeroes_by_votes, form="push", affects=_VOTES),
+    Directed("quorum-compares", votes.compared, form="push", affects=_VOTES),
+    Directed("parts-of-blocks", ranges.padded, form="push", affects=_EXPORT),
+    Directed("bitmap-names-edges", ranges.edges_of_bitmap, form="push", affects=_BITMAPS),
+    Directed("parts-of-blocks-read-fails", ranges.padded_read_fails, form="push", affects=_NBD),
+    Directed("parts-of-blocks-write-fails", ranges.padded_write_fails, form="push", affects=_NBD),
+    Directed("large-requests", large.requests, form="push", affects=(Use.NBD_EXPORT, Use.BITMAPS)),
+    Directed("large-requests-are-copied", large.copied, form="push", affects=_FLEECING),
+    Directed("bitmap-granularity", ranges.granularity, form="push", affects=_BITMAPS),
+    Directed("refused-enable-stops-bitmap", ranges.enabled_in_vain, form="push", affects=_BITMAPS),
+    Directed("bitmap-is-stored", ranges.stored_bitmap, form="push", affects=_BITMAPS),
+    Directed("fua-is-durable", ranges.durable_fua, form="push", affects=_EXPORT),
+    Directed("flush-is-durable", ranges.durable_flush, form="push", affects=_EXPORT),
+    Directed("flush-waits-for-flush", ranges.flushes_in_line, form="push", affects=_EXPORT),
+    Directed("throttled-job-obeys", jobs.throttled, form="push", affects=_BACKUP),
+    Directed(
+        "cancel-beside-lost-target", jobs.cancelled_beside_lost_target, form="push", affects=_BACKUP
+    ),
     Directed("zeroes-are-detected", storage.detected_zeroes, form="push"),
     Directed("snapshot-of-nothing", storage.snapshot_of_nothing, form="push"),
-    Directed("blkdebug-small-discard", storage.small_discard, form="push"),
-    Directed("ejected-target", storage.ejected_target, form="push"),
-    Directed("ejected-beside-requests", ejected.beside_requests, form="push"),
-    Directed("ejected-beside-copy", ejected.beside_copy, form="push"),
-    Directed("ejected-by-copy", ejected.beside_copy_to_it, form="push", size=ejected.DISK),
+    Directed("blkdebug-small-discard", storage.small_discard, form="push", affects=_NBD),
+    Directed("ejected-target", storage.ejected_target, form="push", affects=_BACKUP),
+    Directed("ejected-beside-requests", ejected.beside_requests, form="push", affects=_NBD),
+    Directed("ejected-beside-copy", ejected.beside_copy, form="push", affects=_FLEECING),
+    Directed(
+        "ejected-by-copy",
+        ejected.beside_copy_to_it,
+        form="push",
+        size=ejected.DISK,
+        affects=_FLEECING,
+    ),
     Directed("checkpoint-of-ejected-disk", replication.ejected_disk),
     Directed("checkpoint-of-ejected-active", replication.ejected_active_disk),
     Directed("checkpoint-to-the-end", replication.checkpoint_to_the_end, size=_ODD),
     Directed("replication-refused", replication.refused),
-    Directed("start-refused", replication.start_refused, contract=False, form="push"),
+    Directed(
+        "start-refused",
+        replication.start_refused,
+        contract=False,
+        form="push",
+        affects=(Use.COLO_SECONDARY,),
+    ),
     Directed("primary-forwards", primary.forwards_while_running, form="primary"),
     Directed("primary-forwards-zeroes", primary.forwards_zeroes, form="primary"),
     Directed("primary-forward-fails", primary.forward_fails, form="primary"),
