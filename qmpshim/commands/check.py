@@ -28,7 +28,7 @@ from qmpshim.commands.options import (
     strict_option,
 )
 from qmpshim.commands.parser import takes_name
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case
+from qmpshim.conformance.check.case import Case
 from qmpshim.conformance.check.report.compare import compare
 from qmpshim.conformance.check.report.reports import fill, write_reports
 from qmpshim.conformance.check.report.results import Results, load_results
@@ -39,6 +39,7 @@ from qmpshim.conformance.check.run.journal import Journal
 from qmpshim.conformance.check.runners import kinds
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED
 from qmpshim.conformance.known.bundle_kinds import FILES, load_bundle
 from qmpshim.conformance.known.folder import by_id, summary
 from qmpshim.conformance.known.matching import ExplorerWriteUp

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from qmpshim.commands.assessed import show_assessed
 from qmpshim.commands.console import Console
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Status
+from qmpshim.conformance.check.case import Status
 from qmpshim.conformance.check.report.compare import Comparison, State, headline
 from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
-from qmpshim.conformance.finding_words import classified
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, classified
 from qmpshim.errors import name_errnos
 
 

@@ -1,9 +1,11 @@
-"""The words that every command has for a finding: within the contract or not, known or new."""
+"""The words that every command has: for a finding, within the contract or not, known or new."""
 
 from __future__ import annotations
 
 #: What a command adds to its summary where known findings count, too.
 KNOWN_FAIL = "known ones fail the run, too"
+#: What a case or a scenario is that a build cannot do.
+CANNOT_BE_TESTED = "cannot be tested"
 
 
 def state_words(known: str, confirmed: bool = True) -> str:

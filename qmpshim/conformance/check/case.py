@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import decode_all
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED
 from qmpshim.conformance.uses import Use
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
-
-CANNOT_BE_TESTED = "cannot be tested"
 
 
 class Status(StrEnum):

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, Status
+from qmpshim.conformance.check.case import CaseFinding, Status
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
-from qmpshim.conformance.finding_words import KNOWN_FAIL
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
 from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.known.write_ups import WriteUp

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, Row, State
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
-from qmpshim.conformance.finding_words import classified, state_words
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, classified, state_words
 from qmpshim.errors import name_errnos
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

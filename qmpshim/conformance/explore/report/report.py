@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED
 from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.directed.run import DirectedFinding, DirectedResult
@@ -16,7 +15,7 @@ from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.real_system import Looks
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
-from qmpshim.conformance.finding_words import classified
+from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, classified
 from qmpshim.errors import name_errnos
 
 #: What an exploration reports: of its scenarios, or of a directed case.
