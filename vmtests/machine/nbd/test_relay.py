@@ -138,7 +138,7 @@ def test_a_server_that_dies_in_a_request_does_not_leave_the_client_waiting(wire:
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    assert wire.run(lambda: wire.gate.arrival(0, 20.0))
+    assert wire.run(lambda: wire.gate.until(lambda: bool(wire.gate.held), 20.0))
     wire.run(lambda: wire.gate.cut("disk"))
     waiter.join(20)
     assert len(failed) == 1

@@ -53,7 +53,6 @@ class Gate(ImageServer):
         self.tracing = tracing
         self.trace: list[Event] = []  # clear it at will
         self.clock = 0  # the seq of the latest request or event
-        self._last_arrival = 0
         self._policy: Callable[[HeldIO], bool] | None = None
         self._pending: dict[int, Pending] = {}
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
@@ -86,14 +85,6 @@ class Gate(ImageServer):
     def holds(self, io: HeldIO) -> bool:
         """Whether a request still waits."""
         return io.seq in self._pending
-
-    async def arrival(self, since: int, timeout: float) -> bool:  # noqa: ASYNC109
-        """Wait until a request later than ``since`` (a seq, e.g. :attr:`clock`) has arrived.
-
-        :param timeout: seconds
-        :returns: False when the time ran out
-        """
-        return await self.until(lambda: self._last_arrival > since, timeout)
 
     async def until(
         self,
@@ -242,7 +233,7 @@ class Gate(ImageServer):
     def arrived(self, connection: Connection, image: ExportedImage, request: Request) -> None:
         """A sound request came in: pass or hold it."""
         flags, kind, _, offset, length, data = request
-        self.clock = self._last_arrival = seq = self.clock + 1
+        self.clock = seq = self.clock + 1
         op = OPS[kind]
         image.counts[op] += 1
         if op is NbdCommand.FLUSH and image.journal is not None:

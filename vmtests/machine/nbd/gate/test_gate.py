@@ -776,7 +776,7 @@ async def test_policy_and_waiting(tmp_path: Path) -> None:
             since = gate.clock
             arguments = (b"x", 0) if op == "pwrite" else (1, 0)
             task = call(getattr(handles[image], op), *arguments)
-            assert await gate.arrival(since, LIMIT)
+            assert await gate.until(lambda: gate.clock > since, LIMIT)
             held = bool(gate.held)
             gate.release_all()
             await asyncio.wait_for(task, LIMIT)
@@ -789,8 +789,9 @@ async def test_policy_and_waiting(tmp_path: Path) -> None:
         assert await waits("b") and await waits("a", "pwrite") and not await waits("a")
         gate.open()
         assert not await waits("b")
-        assert not await gate.arrival(gate.clock, 0.05)
-        assert await gate.arrival(0, 0.0)
+        now = gate.clock
+        assert not await gate.until(lambda: gate.clock > now, 0.05)
+        assert await gate.until(lambda: gate.clock > 0, 0.0)
         assert gate.counts("a")[NbdCommand.READ] == 3 and gate.counts("a")[NbdCommand.WRITE] == 1
         gate.trace.clear()
         gate.tracing = False
