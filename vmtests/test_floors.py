@@ -91,6 +91,30 @@ def test_every_package_has_a_layer() -> None:
     assert layers >= {"errors", "model", "machine", "conformance", "cli"}
 
 
+def of_packages(source: str, module: str) -> list[str]:
+    """What a single module of conformance imports of its packages, as ``line: name``."""
+    beside = module.rpartition(".")[0]
+    packages = {path.parent.name for path in (PACKAGE / "conformance").glob("*/__init__.py")}
+    return [
+        f"{line}: {target}"
+        for line, target in imports(source, module)
+        if target.startswith(f"{beside}.") and target.split(".")[2] in packages
+    ]
+
+
+@pytest.mark.parametrize("path", [*(PACKAGE / "conformance").glob("*.py")], ids=name_of)
+def test_single_modules_of_conformance_stand_below_its_packages(path: Path) -> None:
+    assert of_packages(path.read_text(), name_of(path)) == []
+
+
+def test_what_a_single_module_imports_of_a_package_is_found() -> None:
+    source = (
+        "from qmpshim.conformance.uses import Use\nfrom qmpshim.conformance.explore import faults"
+    )
+    found = of_packages(source, "qmpshim.conformance.document")
+    assert found == ["2: qmpshim.conformance.explore.faults"]
+
+
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [

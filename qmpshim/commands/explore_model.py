@@ -6,8 +6,9 @@ import argparse
 
 from qmpshim.commands.console import DIVERGED, OK, Console, Listed, show_list
 from qmpshim.commands.options import refuse_unused
-from qmpshim.conformance.document import BUDGET, scenario_object
+from qmpshim.conformance.document import BUDGET
 from qmpshim.conformance.explore.report.report import SOAK
+from qmpshim.conformance.explore.scenarios import scenario_object
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
     ModelReport,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from qmpshim.commands.console import Listed
-from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import cases_named
 from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     described,
     scenario_from_json,
+    scenario_object,
     scenario_objects,
 )
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS

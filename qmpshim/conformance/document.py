@@ -15,12 +15,8 @@ from enum import StrEnum
 from typing import Any
 
 import qmpshim
-from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.model.operations import Operation
-from qmpshim.model.scenario import Scenario
-from qmpshim.model.units import SECTOR
 
 #: Raised when a member of the envelope is removed or means something else.
 VERSION = 1
@@ -116,29 +112,3 @@ def build_object(name: str, version: str, path: str, **more: Any) -> dict[str, A
         "path": path,
         **more,
     }
-
-
-def operation_object(op: Operation) -> dict[str, Any]:
-    """An operation of a scenario in a document: positions in bytes."""
-    value: dict[str, Any] = {"do": op.name}
-    if op.count:
-        value |= {"offset_bytes": op.start * SECTOR, "length_bytes": op.count * SECTOR}
-    if op.after is not None:
-        value["after"] = op.after
-    return value
-
-
-def scenario_object(scenario: Scenario | RealScenario) -> dict[str, Any]:
-    """A scenario in a document: positions and sizes in bytes, where bundles have sectors."""
-    value = {
-        **scenario.to_json(),
-        "size_bytes": scenario.size * SECTOR,
-        "cluster_bytes": scenario.cluster * SECTOR,
-        "setup": [operation_object(op) for op in scenario.setup],
-        "ops": [operation_object(op) for op in scenario.ops],
-    }
-    del value["size"], value["cluster"]
-    for fault in value.get("faults", ()):
-        if "sector" in fault:
-            fault["offset_bytes"] = fault.pop("sector") * SECTOR
-    return value

@@ -21,6 +21,7 @@ from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.disks.subclusters import SUBCLUSTERS
 from qmpshim.model.operations import OF_JOB, Operation, Side, Verb, does, operation_from_json
 from qmpshim.model.pointintime.jobs import OnError
+from qmpshim.model.scenario import Scenario
 from qmpshim.model.units import SECTOR, inside
 
 C = 128  # sectors of a cluster
@@ -360,3 +361,29 @@ def described(scenario: RealScenario) -> str:
     before = ", ".join(map(str, scenario.setup))
     side = "" if scenario.contract else "; robustness"
     return ops + (f"; before: {before}" if before else "") + side
+
+
+def _operation_object(op: Operation) -> dict[str, Any]:
+    """An operation of a scenario in a document: positions in bytes."""
+    value: dict[str, Any] = {"do": op.name}
+    if op.count:
+        value |= {"offset_bytes": op.start * SECTOR, "length_bytes": op.count * SECTOR}
+    if op.after is not None:
+        value["after"] = op.after
+    return value
+
+
+def scenario_object(scenario: Scenario | RealScenario) -> dict[str, Any]:
+    """A scenario in a document: positions and sizes in bytes, where bundles have sectors."""
+    value = {
+        **scenario.to_json(),
+        "size_bytes": scenario.size * SECTOR,
+        "cluster_bytes": scenario.cluster * SECTOR,
+        "setup": [_operation_object(op) for op in scenario.setup],
+        "ops": [_operation_object(op) for op in scenario.ops],
+    }
+    del value["size"], value["cluster"]
+    for fault in value.get("faults", ()):
+        if "sector" in fault:
+            fault["offset_bytes"] = fault.pop("sector") * SECTOR
+    return value

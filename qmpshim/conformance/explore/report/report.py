@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.directed.run import DirectedFinding, DirectedResult
 from qmpshim.conformance.explore.harness.choices import step_object
 from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.real_system import Looks
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.scenarios import scenario_object
 from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
 from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, classified
 from qmpshim.errors import name_errnos

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.report.model_diagram import (
     render,
     schedule_from_text,
     schedule_text,
 )
-from qmpshim.conformance.explore.scenarios import scenario_objects
+from qmpshim.conformance.explore.scenarios import scenario_object, scenario_objects
 from qmpshim.errors import InputError, no_such
 from qmpshim.model.chain.protocols import PROTOCOLS, REFERENCE_PROTOCOLS, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, explore, shortest
