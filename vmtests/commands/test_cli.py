@@ -146,7 +146,7 @@ def test_the_reader_is_gone(qmpshim: CommandLine) -> None:
     [
         (["--size", "1000"], "size 1000 is no positive multiple of 512 bytes; the nearest is 1024"),
         (["--size", "0"], "size 0 is no positive multiple of 512"),
-        (["--size", "2G", "--workflow", "push"], "size 2147483648 is too large: disks"),
+        (["--size", "2T", "--workflow", "push"], "size 2199023255552 is too large: disks"),
         (["--size", "64Q"], "'64Q' is no size; write e.g. 512, 64k or 1G"),
         (["--cluster", "1000"], "cluster size 1000 is no power of two from 512 to 2M"),
         (["--ops", "10"], "--ops 10 is too few to see anything; take at least 40"),

@@ -15,7 +15,7 @@ from qmpshim.conformance.pointintime.comparisons import (
 )
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.pointintime.masks import span
+from qmpshim.model.pointintime.sectors import Sectors
 from qmpshim.model.units import SECTOR
 
 
@@ -47,9 +47,8 @@ class Bitmaps:
         """
         found = self.sides.chain.read_bitmaps(export, names)
         for name in names:
-            marked = 0
-            for offset, length in found[name]:
-                marked |= span(offset // SECTOR, length // SECTOR)
+            extents = found[name]
+            marked = Sectors.of((at // SECTOR, length // SECTOR) for at, length in extents)
             bitmap = self.sides.model.disks[disk].bitmaps[name]
             compare_bits(BitmapPlace(disk, name), export, bitmap, marked)
 

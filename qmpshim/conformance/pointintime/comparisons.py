@@ -19,7 +19,7 @@ from qmpshim.machine.host.files import Bytes
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap
-from qmpshim.model.pointintime.masks import runs, units
+from qmpshim.model.pointintime.sectors import Sectors
 from qmpshim.model.units import SECTOR
 
 _COMPARER = Comparer()
@@ -44,9 +44,9 @@ class Diverged(Exception):
         return replace(self._found, operation=operation)
 
 
-def first_run(sectors: int) -> str:
+def first_run(sectors: Sectors) -> str:
     """The first run of a set of sectors that is not empty, in words."""
-    at, count = next(runs(sectors))
+    at, count = next(sectors.runs())
     return f"sectors {at}..{at + count - 1}"
 
 
@@ -85,16 +85,16 @@ class BitmapPlace:
         return f"bitmap {self.node}/{self.name}"
 
 
-def compare_bits(place: BitmapPlace, export: str, bitmap: Bitmap, marked: int) -> None:
+def compare_bits(place: BitmapPlace, export: str, bitmap: Bitmap, marked: Sectors) -> None:
     """Compare the sectors that are *marked* in a bitmap, and fix the model's bitmap to them.
 
     :param export: by which they were read
     :raises Diverged: one is missing, or there are more than there may be
     """
     where = str(place)
-    missing, more = bitmap.must & ~marked, marked & ~bitmap.may
+    missing, more = bitmap.must - marked, marked - bitmap.may
     if missing or more:
-        must, may = tuple(runs(bitmap.must)), tuple(runs(bitmap.may))
+        must, may = tuple(bitmap.must.runs()), tuple(bitmap.may.runs())
         evidence = BitmapBits(export, place.name, must, may)
         at = first_run(missing or more)
         if missing:
@@ -119,7 +119,7 @@ def compare_state(place: BitmapPlace, bitmap: Bitmap, state: Mapping[str, Any]) 
     }
     observed = {key: state.get(key, False) for key in predicted}
     unit = bitmap.granularity
-    least, most = (units(m, unit) * unit * SECTOR for m in (bitmap.must, bitmap.may))
+    least, most = (m.units(unit) * unit * SECTOR for m in (bitmap.must, bitmap.may))
     if bitmap.inconsistent:
         least, most = 0, state["count"]
     evidence = BitmapState(place.node, place.name, predicted, least, most)

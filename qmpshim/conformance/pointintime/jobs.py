@@ -35,8 +35,8 @@ from qmpshim.model.pointintime.jobs import (
     Stage,
     Sync,
 )
-from qmpshim.model.pointintime.masks import span
 from qmpshim.model.pointintime.points import JobVerb, PointDefect, uses_always
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
 _GLANCE = 0.003  # seconds
 _ENDINGS = {one.name.lower(): one for one in Ending}
@@ -155,8 +155,7 @@ class Jobs:
         self._chain.new_image(image)
         fault: dict[str, Any] | None = None
         if spec.fault is not None and (must := self._must(spec)):
-            low, high = (must & -must).bit_length() - 1, must.bit_length() - 1
-            sector = low if operation.number % 2 else high
+            sector = must.first if operation.number % 2 else must.last
             once = spec.fault is not OnError.REPORT
             fault = {"sector": sector, "errno": 28, "once": once}
         await self._chain.open_target(spec.disk, image, backing, fault)
@@ -164,14 +163,14 @@ class Jobs:
         below = () if isinstance(backing, str) else tuple(backing)
         return Target(image, below, fault is not None and not others)
 
-    def _must(self, spec: JobSpec) -> int:
+    def _must(self, spec: JobSpec) -> Sectors:
         """The sectors that a job started now has to copy."""
         if spec.sync is Sync.FULL:
-            return span(0, self._model.disks[spec.disk].size)
+            return sectors(0, self._model.disks[spec.disk].size)
         bitmap = self._model.disks[spec.disk].bitmaps.get(spec.bitmap or "")
         if spec.sync in (Sync.INCREMENTAL, Sync.BITMAP) and bitmap is not None:
             return bitmap.must
-        return 0
+        return NOTHING
 
     async def _until_settled(self, specs: Sequence[JobSpec]) -> None:
         """Wait for jobs that are not throttled, or pause at an error of their target."""
@@ -316,7 +315,7 @@ class Jobs:
             await self.snapshots.unexport(spec.disk)
         disk = self._model.disks[spec.disk]
         bitmap = disk.bitmaps[spec.bitmap] if spec.bitmap is not None else None
-        old = bitmap.must if bitmap is not None else 0
+        old = bitmap.must if bitmap is not None else NOTHING
         version = [link.version for link in self._model.chains[spec.disk]]
         self._model.end(spec.id, ending)
         self.sides.result.targets[ending.name.lower()] += 1
@@ -325,7 +324,7 @@ class Jobs:
         if uses_always(job) and ending is not Ending.COMPLETED:
             assert bitmap is not None
             await self._bitmaps.read(spec.disk)
-            compare_target(self._chain, target, job, ending, old & ~bitmap.must)
+            compare_target(self._chain, target, job, ending, old - bitmap.must)
         shape = self.sides.setup.spec
         self.sides.result.clusters += -(-shape.size // shape.cluster)
         self._keep(spec.disk, target, version)

@@ -18,7 +18,7 @@ from qmpshim.conformance.pointintime.sides import PointsResult, PointsSetup, Sid
 from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
-from qmpshim.machine.chain.points import PointsSpec, base_name
+from qmpshim.machine.chain.points import MOST_COPIED, PointsSpec, base_name
 from qmpshim.machine.chain.record import BaseImage, Began, RequestSent, Restarted
 from qmpshim.model.disks.image import Contents, owned
 from qmpshim.model.operations import Verb
@@ -27,12 +27,17 @@ from qmpshim.model.units import SECTOR
 
 #: The owner of the base of disk 0; that of the next is one less.
 BASE_OWNER = pattern.MAX_OPERATIONS - 1
+_BASE_OF_LARGE = (16 << 20) // SECTOR
 _TICK = 0.2  # seconds between two progress reports
 
 
 def base_of(spec: PointsSpec, disk: int) -> Contents:
-    """The contents of a disk's base: data in the first half, except each third cluster."""
-    half, cluster = spec.size // SECTOR // 2, max(1, spec.cluster // SECTOR)
+    """The contents of a disk's base: data in the first half, except each third cluster.
+
+    Of a large disk it is the first 16 MiB.
+    """
+    half = spec.size // SECTOR // 2 if spec.size <= MOST_COPIED else _BASE_OF_LARGE
+    cluster = max(1, spec.cluster // SECTOR)
     base = Contents()
     for index in range(-(-half // cluster)):
         if index % 3:

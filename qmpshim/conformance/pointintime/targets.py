@@ -14,11 +14,11 @@ from functools import partial
 from qmpshim.conformance.compare.evidence import InFiles, NotInFile
 from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
 from qmpshim.machine.chain.points import PointsChain, is_base
-from qmpshim.machine.images.image_view import ImageView, Piece, through
+from qmpshim.machine.images.image_view import ImageView, InPieces, Piece, RawFile, through
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc, Contents
 from qmpshim.model.pointintime.jobs import BackupJob, Ending
-from qmpshim.model.pointintime.masks import runs, span
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 from qmpshim.model.units import SECTOR
 
 
@@ -38,7 +38,7 @@ class Target:
 
 
 def compare_target(
-    chain: PointsChain, target: Target, job: BackupJob, ending: Ending, has: int | None = None
+    chain: PointsChain, target: Target, job: BackupJob, ending: Ending, has: Sectors | None = None
 ) -> None:
     """Compare what a target holds.
 
@@ -49,28 +49,31 @@ def compare_target(
     :raises Diverged: it holds other data, what was not to be copied, or less than it has to
     """
     where = f"target of a backup with sync={job.spec.sync} ({ending.name.lower()})"
-    views = [
-        ImageView.open(chain.image(name), raw=is_base(name))
-        for name in (target.image, *target.backing)
-    ]
+    top = ImageView.open(chain.image(target.image))
+    below = [_view(chain, name) for name in target.backing]
     files = tuple(chain.image(name).name for name in (target.image, *target.backing))
-    there = 0
-    for piece in views[0].pieces():
+    there = NOTHING
+    for piece in top.pieces():
         if piece.alloc is Alloc.UNALLOCATED:
             continue
         _compare(where, files, piece, job.t0)
-        there |= span(piece.offset // SECTOR, piece.length // SECTOR)
-    if extra := there & ~job.may:
+        there |= sectors(piece.offset // SECTOR, piece.length // SECTOR)
+    if extra := there - job.may:
         predicted = f"{first_run(extra)} are not copied"
-        evidence = NotInFile(files[0], tuple(runs(extra)))
+        evidence = NotInFile(files[0], tuple(extra.runs()))
         raise Diverged(Verdict.ALLOCATION, where, predicted, "they are", evidence)
     if has is None:
         if ending is not Ending.COMPLETED:
             return
-        has = span(0, chain.spec.size // SECTOR) if job.whole else job.must
-    for start, count in runs(has & ~there):
-        for piece in through(views, start * SECTOR, count * SECTOR):
+        has = sectors(0, chain.spec.size // SECTOR) if job.whole else job.must
+    for start, count in (has - there).runs():
+        for piece in through([top, *below], start * SECTOR, count * SECTOR):
             _compare(where, files, piece, job.t0)
+
+
+def _view(chain: PointsChain, name: str) -> InPieces:
+    path = chain.image(name)
+    return RawFile(path) if is_base(name) else ImageView.open(path)
 
 
 def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Contents) -> None:

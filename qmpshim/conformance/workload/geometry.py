@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.explore.space.grammar import CLUSTERS, node_options
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.machine.chain.points import PointsSpec
+from qmpshim.machine.chain.points import PointsSpec, least_cluster
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.units import SECTOR
@@ -69,7 +69,11 @@ def points_by_seed(workflow: str, seed: int, given: Given) -> PointsSpec:
     pick = random.Random(f"{seed}/{workflow}/geometry")
     cluster = pick.choice(_CLUSTERS) if given.cluster is None else given.cluster
     size = _size(pick, cluster, _LARGEST // 4)
-    return PointsSpec(size if given.size is None else given.size, cluster)
+    if given.size is None:
+        return PointsSpec(size, cluster)
+    if given.cluster is None:
+        cluster = max(cluster, least_cluster(given.size))
+    return PointsSpec(given.size, cluster)
 
 
 def _size(pick: random.Random, cluster: int, largest: int) -> int:

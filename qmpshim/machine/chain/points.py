@@ -42,15 +42,22 @@ from qmpshim.model.units import SECTOR
 
 _EVENTS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR", "JOB_STATUS_CHANGE")
 _GLANCE = 0.002  # seconds
-_LARGEST = 1 << 30  # bytes: half of a disk is data, and every check and full backup reads all of it
+_LARGEST = 1 << 40
+#: Bytes: QEMU looks at each MiB that a full backup may copy.
+MOST_COPIED = 1 << 30
 _UNMAP = {"discard": "unmap"}
+
+
+def least_cluster(size: int) -> int:
+    """Bytes of the smallest cluster of such disks: the tables of a large one have to fit."""
+    return 512 if size <= MOST_COPIED else 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class PointsSpec:
     """Disks, all of one size.
 
-    :ivar size: bytes, a multiple of 512, 1 GiB at most
+    :ivar size: bytes, a multiple of 512, 1 TiB at most
     :ivar cluster: bytes of a qcow2 cluster
     :ivar disks: how many
     """
@@ -64,12 +71,12 @@ class PointsSpec:
             raise InputError(f"size {self.size} is no positive multiple of 512 bytes")
         if self.size > _LARGEST:
             raise InputError(
-                f"size {self.size} is too large: disks with bitmaps and jobs are read as a whole "
-                "again and again, so they have 1G at most; --workflow backup, replication and "
-                "fleecing take larger ones"
+                f"size {self.size} is too large: disks with bitmaps and jobs have 1T at most"
             )
         if self.cluster not in [512 << n for n in range(13)]:
             raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
+        if self.cluster < (least := least_cluster(self.size)):
+            raise InputError(f"size {self.size} wants clusters of {least} bytes or more")
 
 
 def base_name(disk: int) -> str:
@@ -348,6 +355,14 @@ class PointsChain:
         nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})
         found = {node["node-name"]: node.get("dirty-bitmaps", []) for node in nodes}
         return [found[f"disk{disk}"] for disk in range(self.spec.disks)]
+
+    def data_extents(self, export: str) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of what block status does not call zeroes, of an export."""
+        client = NbdClient(
+            nbd_uri(export, self.socket), self.qemu.limit, is_silent=self.qemu.is_silent
+        )
+        with closing(client):
+            return client.data_extents()
 
     async def export(self, name: str, node: str, writable: bool, bitmaps: Sequence[str]) -> None:
         """Make an export.

@@ -9,17 +9,18 @@ after QEMU cut the file short (a checkpoint empties an overlay that way) is a SI
 
 from __future__ import annotations
 
+import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.host.files import BytesLike, map_file
+from qmpshim.machine.host.files import BytesLike, file_extents, map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader, Run
 from qmpshim.model.disks.image import Alloc
 
@@ -146,6 +147,45 @@ class ImageView:
         return out.reshape(-1)[offset - first * size :][:length]
 
 
+class RawFile:
+    """A raw image as its file, which is not mapped: it may be larger than what can be.
+
+    :raises OSError: the file cannot be read
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.virtual_size = path.stat().st_size
+        self._stored = list(file_extents(path))
+
+    def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[Piece]:
+        """All of a range: what the host's file system stores is DATA, and its holes are ZERO."""
+        end = self.virtual_size if length is None else min(self.virtual_size, offset + length)
+        first = bisect_right(self._stored, offset, key=lambda extent: extent[0])
+        with self._path.open("rb") as file:
+            for start, count in self._stored[max(0, first - 1) :]:
+                if start >= end:
+                    break
+                if offset < start:
+                    yield Piece(offset, start - offset, Alloc.ZERO, None)
+                    offset = start
+                if (some := min(end, start + count) - offset) > 0:
+                    data = memoryview(os.pread(file.fileno(), some, offset))
+                    yield Piece(offset, some, Alloc.DATA, data)
+                    offset += some
+        if offset < end:
+            yield Piece(offset, end - offset, Alloc.ZERO, None)
+
+
+class InPieces(Protocol):
+    """One image of a chain."""
+
+    virtual_size: int
+
+    def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[Piece]:
+        """All of a range, in order and without gaps."""
+
+
 def external_data(path: str | Path, qcow2: Qcow2Reader) -> BytesLike | None:
     """The bytes of the external data file that an image's header names; None without a name.
 
@@ -159,7 +199,7 @@ def external_data(path: str | Path, qcow2: Qcow2Reader) -> BytesLike | None:
 
 
 def through(
-    chain: Sequence[ImageView], offset: int = 0, length: int | None = None
+    chain: Sequence[InPieces], offset: int = 0, length: int | None = None
 ) -> Iterator[Piece]:
     """A range as a reader of a chain of images sees it: every piece is DATA or ZERO.
 

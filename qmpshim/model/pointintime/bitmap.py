@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qmpshim.model.pointintime.masks import cover
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors
 
 
 class ErrorClass(StrEnum):
@@ -32,7 +32,7 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Bitmap:
-    """One dirty bitmap. Sets are of sectors, in whole granules.
+    """One dirty bitmap. Its sets are in whole granules.
 
     :ivar granularity: sectors of a granule
     :ivar size: sectors of the disk
@@ -52,12 +52,12 @@ class Bitmap:
     enabled: bool = True
     persistent: bool = False
     since: int | None = None
-    must: int = 0
-    may: int = 0
+    must: Sectors = NOTHING
+    may: Sectors = NOTHING
     stored: bool = False
     inconsistent: bool = False
     user: str | None = None
-    uncopied: int = 0
+    uncopied: Sectors = NOTHING
     successor: Bitmap | None = None
 
     @property
@@ -65,11 +65,11 @@ class Bitmap:
         """Whether changes are recorded, be it in its successor (bdrv_dirty_bitmap_recording)."""
         return self.enabled or (self.successor is not None and self.successor.enabled)
 
-    def covering(self, sectors: int) -> int:
+    def covering(self, changed: Sectors) -> Sectors:
         """A set of sectors in whole granules of this bitmap."""
-        return cover(sectors, self.granularity, self.size)
+        return changed.cover(self.granularity, self.size)
 
-    def record(self, changed: int, touched: int) -> None:
+    def record(self, changed: Sectors, touched: Sectors) -> None:
         """Record a request (bdrv_set_dirty).
 
         :param changed: sectors that read differently after it
@@ -94,7 +94,7 @@ class Bitmap:
 
     def clear(self, version: int) -> None:
         """Forget everything: it begins at this version of the disk."""
-        self.must = self.may = self.uncopied = 0
+        self.must = self.may = self.uncopied = NOTHING
         self.since = version
 
     def merge(self, source: Bitmap) -> None:
@@ -110,23 +110,23 @@ class Bitmap:
 
     def abdicate(self) -> None:
         """The job has copied what it names: what its successor recorded is all that is left."""
-        self._rejoin(0, 0, since=True)
-        self.uncopied = 0
+        self._rejoin(NOTHING, NOTHING, since=True)
+        self.uncopied = NOTHING
 
     def reclaim(self) -> None:
         """The job has not: everything is given back, with what was recorded meanwhile."""
         self._rejoin(self.must, self.may, since=False)
 
-    def reclaim_uncopied(self, must: int, may: int) -> None:
+    def reclaim_uncopied(self, must: Sectors, may: Sectors) -> None:
         """The job failed with bitmap-mode ``always``: what it did not copy is given back.
 
         :param must: sectors that the job had to copy, :param may: and those that it may have had to
         """
-        self._rejoin(0, self.covering(may), since=False)
+        self._rejoin(NOTHING, self.covering(may), since=False)
         self.uncopied = must
         self.since = None
 
-    def _rejoin(self, must: int, may: int, since: bool) -> None:
+    def _rejoin(self, must: Sectors, may: Sectors, since: bool) -> None:
         successor = self.successor
         assert successor is not None
         self.must, self.may = must | successor.must, may | successor.may

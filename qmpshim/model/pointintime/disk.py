@@ -6,11 +6,13 @@ an image with nothing behind it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from qmpshim.model.disks.image import Contents, Owners, owned
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
-from qmpshim.model.pointintime.masks import cover, span
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
 
 @dataclass(slots=True)
@@ -32,20 +34,19 @@ class Disk:
     backed: bool = True
     bitmaps: dict[str, Bitmap] = field(default_factory=dict)
     now: Contents = field(default_factory=Contents)
-    written: int = 0
+    written: Sectors = NOTHING
     version: int = 0
 
     def __post_init__(self) -> None:
         self.now = self.base.copy()
-        self.written = 0 if self.backed else span(0, self.size)
+        self.written = NOTHING if self.backed else sectors(0, self.size)
 
     @property
-    def held(self) -> int:
+    def held(self) -> Sectors:
         """Sectors that the image holds for certain: above a base they are not known."""
         if self.backed:
-            return 0
-        owners = self.now.read(0, self.size)
-        return sum(1 << sector for sector, owner in enumerate(owners) if owner > 0)
+            return NOTHING
+        return _where([owner > 0 for owner in self.now.read(0, self.size)], 0)
 
     def bitmap(self, name: str) -> Bitmap:
         """A bitmap by its name.
@@ -58,11 +59,11 @@ class Disk:
 
     def write(self, start: int, count: int, owner: int) -> None:
         """New data; it differs from all that was there before."""
-        self._change(start, owned(owner, count), span(start, count))
+        self._change(start, owned(owner, count), sectors(start, count))
 
     def zero(self, start: int, count: int, owner: int) -> None:
         """Zeroes, *owner* being negative."""
-        self._change(start, owned(owner, count), span(start, count))
+        self._change(start, owned(owner, count), sectors(start, count))
 
     def discarded(self, start: int, count: int) -> tuple[int, int]:
         """What a discard makes zero: first sector, sectors.
@@ -84,18 +85,20 @@ class Disk:
         """
         first, length = self.discarded(start, count)
         zeroes = owned(owner, length if done else 0)
-        self._change(first, zeroes, span(start, count))
+        self._change(first, zeroes, sectors(start, count))
 
-    def _change(self, start: int, owners: Owners, touched: int) -> None:
+    def _change(self, start: int, owners: Owners, touched: Sectors) -> None:
         count = len(owners)
         before = self.now.read(start, count)
-        changed = 0
-        for index, (old, new) in enumerate(zip(before, owners, strict=True)):
-            if old > 0 or new > 0:
-                changed |= 1 << index
-        changed <<= start
+        changed = _where([max(pair) > 0 for pair in zip(before, owners, strict=True)], start)
         self.now.write(start, owners)
-        self.written |= cover(touched, self.cluster, self.size)
+        self.written |= touched.cover(self.cluster, self.size)
         self.version += bool(changed)
         for bitmap in self.bitmaps.values():
             bitmap.record(changed, touched)
+
+
+def _where(flags: Sequence[bool], start: int) -> Sectors:
+    """The sectors whose flags are set; the first is that of sector *start*."""
+    beside = enumerate(pairwise((False, *flags, False)), start)
+    return Sectors(tuple(at for at, (was, now) in beside if was != now))

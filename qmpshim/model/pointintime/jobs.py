@@ -13,7 +13,7 @@ from errno import ENOSPC
 from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
 from qmpshim.model.pointintime.disk import Disk
-from qmpshim.model.pointintime.masks import cover, span
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
 
 class Sync(StrEnum):
@@ -138,8 +138,8 @@ class BackupJob:
     spec: JobSpec
     t0: Contents
     version: int
-    must: int
-    may: int
+    must: Sectors
+    may: Sectors
     whole: bool
     mode: BitmapMode | None
     partners: frozenset[str] = frozenset()
@@ -188,7 +188,7 @@ class BackupJob:
             # sync=top takes what the image does not hold out of its copy bitmap once it runs
             # (backup_run in block/backup.c): a job that ends before has the whole disk in there.
             whole = self.spec.sync is Sync.TOP
-            bitmap.reclaim_uncopied(self.must, span(0, bitmap.size) if whole else self.may)
+            bitmap.reclaim_uncopied(self.must, sectors(0, bitmap.size) if whole else self.may)
 
 
 def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode | None]:
@@ -218,18 +218,18 @@ def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode 
     return bitmap, mode
 
 
-def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, granule: int) -> tuple[int, int]:
+def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, granule: int) -> tuple[Sectors, Sectors]:
     """The sectors that a job must and may copy: whole granules.
 
     :param granule: sectors that are copied at once (``backup_calculate_cluster_size``)
     """
-    everything = span(0, disk.size)
+    everything = sectors(0, disk.size)
     match sync:
         case Sync.FULL:
             return everything, everything
         case Sync.TOP:
-            return disk.held, cover(disk.written, granule, disk.size)
+            return disk.held, disk.written.cover(granule, disk.size)
         case Sync.NONE:
-            return 0, everything
+            return NOTHING, everything
     assert bitmap is not None
-    return cover(bitmap.must, granule, disk.size), cover(bitmap.may, granule, disk.size)
+    return bitmap.must.cover(granule, disk.size), bitmap.may.cover(granule, disk.size)

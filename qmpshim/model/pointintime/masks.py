@@ -1,4 +1,4 @@
-"""Sets of sectors as integers: bit *n* stands for sector *n*.
+"""Sets of sectors as integers: bit *n* stands for sector *n*. For the explorer's small disks.
 
 Union, intersection and count of a whole disk are then one operation each.
 """

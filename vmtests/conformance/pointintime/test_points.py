@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,9 @@ from vmtests.support.points import (
     FINISH,
     MUTANTS,
     CopiesAfterT0,
+    GranuleNotMarked,
     PointMutant,
+    SnapshotShowsNew,
     TransactionInTwo,
     add,
     by_drive,
@@ -115,6 +118,57 @@ def test_shapes(
     operations = list(PointsWorkload(workflow, SHAPES[shape], 1).take(300))
     found = run(qemu_build, workspace, operations, spec=SHAPES[shape]).divergence
     assert found is None, str(found)
+
+
+LARGE = PointsSpec(1 << 40)
+
+
+@pytest.mark.parametrize("workflow", PointsWorkflow)
+def test_a_large_disk(workflow: PointsWorkflow, qemu_build: Build, workspace: Workspace) -> None:
+    operations = list(PointsWorkload(workflow, LARGE, 1).take(60))
+    result = run(qemu_build, workspace, operations, spec=LARGE)
+    assert result.divergence is None, result.divergence
+
+
+class WrittenElsewhere(PointsChain):
+    """A sector of a disk is written that nothing else was written near to."""
+
+    async def bitmaps(self) -> list[list[dict[str, Any]]]:
+        with closing(self.connect("disk1")) as client:
+            client.write(b"x" * 512, 700 << 30)
+        return await super().bitmaps()
+
+
+@pytest.mark.parametrize(
+    ("chain", "operations", "verdict", "where"),
+    [
+        (WrittenElsewhere, case(CHECK), Verdict.CONTENT, "disk1"),
+        (GranuleNotMarked, case(add(), write(1 << 30)), Verdict.LOST_WRITE, "bitmap disk0/a"),
+        (
+            SnapshotShowsNew,
+            case((JobSpec(0, Sync.NONE),), write(1 << 30)),
+            Verdict.ISOLATION,
+            "snapshot of disk0",
+        ),
+        (
+            CopiesAfterT0,
+            case(add(), write(0), JobSpec(0, Sync.INCREMENTAL, "a")),
+            Verdict.CONTENT,
+            "target of a backup",
+        ),
+    ],
+)
+def test_what_is_wrong_on_a_large_disk_is_seen(
+    chain: type[PointsChain],
+    operations: tuple[PointOperation, ...],
+    verdict: Verdict,
+    where: str,
+    qemu_build: Build,
+    workspace: Workspace,
+) -> None:
+    found = run(qemu_build, workspace, operations, chain, spec=LARGE).divergence
+    assert found is not None
+    assert (found.verdict, found.where[: len(where)]) == (verdict, where)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)

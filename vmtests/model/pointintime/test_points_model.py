@@ -12,6 +12,7 @@ from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import BitmapMode, Ending, JobSpec, OnError, Stage, Sync
 from qmpshim.model.pointintime.masks import cover, runs, span, units
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb, PointInTime
+from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
 SIZE, CLUSTER = 1027, 128
 
@@ -33,6 +34,22 @@ def test_a_set_is_its_runs_and_is_covered_by_units(mask: int, unit: int) -> None
     assert units(covered, unit) == len(wanted)
 
 
+@given(st.integers(0, 2**200), st.integers(0, 2**200), st.sampled_from([1, 8, 64]))
+def test_sets_by_their_runs_are_those_by_their_bits(one: int, other: int, unit: int) -> None:
+    left, right = Sectors.of(runs(one)), Sectors.of(runs(other))
+    assert left.mask == one and list(left.runs()) == list(runs(one)) and bool(left) == bool(one)
+    for found, wanted in (
+        (left | right, one | other),
+        (left & right, one & other),
+        (left - right, one & ~other),
+        (left.cover(unit, 201), cover(one, unit, 201)),
+    ):
+        assert found == Sectors.of(runs(wanted)) and found.mask == wanted
+    assert left.cover(unit, 201).units(unit) == units(cover(one, unit, 201), unit)
+    if one:
+        assert (left.first, left.last) == ((one & -one).bit_length() - 1, one.bit_length() - 1)
+
+
 @pytest.mark.parametrize("mode", BitmapMode)
 @pytest.mark.parametrize("ending", Ending)
 def test_what_a_job_leaves_of_its_bitmap(mode: BitmapMode, ending: Ending) -> None:
@@ -42,11 +59,11 @@ def test_what_a_job_leaves_of_its_bitmap(mode: BitmapMode, ending: Ending) -> No
     points.transact([JobSpec(0, Sync.BITMAP, "a", mode)])
     points.disks[0].write(256, 8, 2)
     bitmap = points.disks[0].bitmaps["a"]
-    assert bitmap.user == "job0" and bitmap.must == span(0, 128)
+    assert bitmap.user == "job0" and bitmap.must == sectors(0, 128)
     with pytest.raises(RefusedError):
         bitmap.check()
     points.end("job0", ending)
-    old, new = span(0, 128), span(256, 128)
+    old, new = sectors(0, 128), sectors(256, 128)
     completed = ending is Ending.COMPLETED
     kept = mode is BitmapMode.NEVER or (mode is BitmapMode.ON_SUCCESS and not completed)
     assert bitmap.must == (old | new if kept else new)
@@ -63,8 +80,8 @@ def test_a_job_that_ends_early_has_not_looked_what_the_image_holds(ending: Endin
     points.transact([add()])
     points.transact([JobSpec(0, Sync.TOP, "a", BitmapMode.ALWAYS)])
     points.end("job0", ending)
-    whole = cover(span(0, SIZE), CLUSTER, SIZE)
-    assert points.disks[0].bitmaps["a"].may == (0 if ending is Ending.COMPLETED else whole)
+    whole = sectors(0, SIZE)
+    assert points.disks[0].bitmaps["a"].may == (NOTHING if ending is Ending.COMPLETED else whole)
 
 
 def test_a_refused_transaction_changes_nothing() -> None:
@@ -81,7 +98,7 @@ def test_a_refused_transaction_changes_nothing() -> None:
     with pytest.raises(RefusedError):
         points.transact(refused)
     assert list(points.disks[0].bitmaps) == ["a"] and not points.jobs
-    assert points.disks[0].bitmaps["a"].must == span(0, 128)
+    assert points.disks[0].bitmaps["a"].must == sectors(0, 128)
 
 
 def test_two_disks_of_a_transaction_have_one_t0() -> None:
@@ -147,11 +164,11 @@ def test_what_is_left_of_bitmaps_after_an_end() -> None:
 
 def test_a_merge_rounds_outwards() -> None:
     fine, coarse = Bitmap("f", 1, SIZE), Bitmap("c", 512, SIZE)
-    fine.record(span(600, 1), span(600, 1))
+    fine.record(sectors(600, 1), sectors(600, 1))
     coarse.merge(fine)
-    assert coarse.must == span(512, 512)
+    assert coarse.must == sectors(512, 512)
     fine.merge(coarse)
-    assert fine.must == span(512, 512)
+    assert fine.must == sectors(512, 512)
 
 
 def test_a_discard_is_of_whole_clusters_and_the_last() -> None:

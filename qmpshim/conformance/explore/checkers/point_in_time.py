@@ -327,10 +327,10 @@ def _add(to: Possible, pushes: PushChain, failures: Failures) -> None:
         to.t0 = to.t0 or [set() for _ in t0]
         for owners, owner in zip(to.t0, t0, strict=True):
             owners.add(max(0, owner))
-        to.must, to.may = to.must & job.must, to.may | job.may
+        to.must, to.may = to.must & job.must.mask, to.may | job.may.mask
     to.bitmaps.append(
         {
-            name: Named(bitmap.must, bitmap.may, bitmap.uncopied, bitmap.recording)
+            name: Named(bitmap.must.mask, bitmap.may.mask, bitmap.uncopied.mask, bitmap.recording)
             for name, bitmap in pushes.disk.bitmaps.items()
         }
     )

@@ -22,11 +22,10 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.explore.system import Choice, Footprint
 from qmpshim.model.operations import OF_JOB, Operation, Verb, does
-from qmpshim.model.pointintime import jobs
 from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.disk import Disk
-from qmpshim.model.pointintime.masks import cover
 from qmpshim.model.pointintime.push import PushChain
+from qmpshim.model.pointintime.sectors import Sectors
 from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.backups import Kinds, explored, kinds, point_of
 
@@ -75,8 +74,9 @@ def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(pool, name) == set()
+    cover = Sectors.cover
     monkeypatch.setattr(
-        jobs, "cover", lambda sectors, unit, size: cover(sectors, min(unit, 128), size)
+        Sectors, "cover", lambda copied, unit, size: cover(copied, min(unit, 128), size)
     )
     assert found(pool, name) == {WRONG_DATA}
 
@@ -87,7 +87,7 @@ def test_what_is_not_recorded_is_not_copied(
     name = "primary_write+backup_incremental,history=not-recorded"
     assert found(pool, name) == set()
 
-    def records(bitmap: Bitmap, changed: int, touched: int) -> None:
+    def records(bitmap: Bitmap, changed: Sectors, touched: Sectors) -> None:
         recorder = bitmap.successor or bitmap
         recorder.must |= recorder.covering(changed)
         recorder.may |= recorder.covering(touched)
