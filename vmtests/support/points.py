@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
-from qmpshim.machine.chain.points import PointsChain
+from qmpshim.machine.chain.points import JobEvent, PointsChain
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, Sync
+from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 
 _BACKUPS = ("blockdev-backup", "drive-backup")
@@ -146,6 +146,21 @@ class SuccessorLost(ClearedTooEarly):
         await self.qemu.execute("block-dirty-bitmap-remove", {"node": node, "name": "copy"})
 
 
+class ErrorKeptSilent(PointsChain):
+    """An error of a target is not reported."""
+
+    async def job_events(self, answered: bool = False) -> list[JobEvent]:
+        events = await super().job_events(answered)
+        return [event for event in events if event.status != "error"]
+
+
+class GroupedApart(PointsChain):
+    """Jobs of a transaction with ``completion-mode=grouped`` end each by itself."""
+
+    async def transaction(self, actions: Sequence[Mapping[str, Any]], grouped: bool) -> None:
+        await super().transaction(actions, False)
+
+
 class SnapshotShowsNew(PointsChain):
     """A pulled snapshot is read from the disk itself."""
 
@@ -239,6 +254,7 @@ def add(name: str = "a", disk: int = 0, **more: Any) -> BitmapAction:
 CANCEL = PointOperation(1, PointKind.JOB, verb=JobVerb.CANCEL)
 FINISH = PointOperation(1, PointKind.FINISH)
 CHECK = PointOperation(1, PointKind.CHECK)
+TOGETHER = PointOperation(1, PointKind.TRANSACTION, grouped=True)
 _BACKUP = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
 
 _MUTANTS = (
@@ -253,6 +269,25 @@ _MUTANTS = (
     PointMutant(TwoT0s, case((JobSpec(0, Sync.FULL), JobSpec(1, Sync.FULL))), Verdict.CONTENT,
                 "target of a backup"),
     PointMutant(ClusterLeftOut, case(JobSpec(0, Sync.FULL)), Verdict.CONTENT, "target of a backup"),
+    PointMutant(ErrorKeptSilent, case(JobSpec(0, Sync.FULL, fault=OnError.IGNORE)),
+                Verdict.ERROR_CONTRACT, "a backup with on-target-error=ignore"),
+    *(
+        PointMutant(
+            GroupedApart,
+            case(
+                replace(
+                    TOGETHER,
+                    actions=(
+                        JobSpec(failing, Sync.FULL, fault=OnError.REPORT),
+                        JobSpec(1 - failing, Sync.FULL),
+                    ),
+                )
+            ),
+            Verdict.ERROR_CONTRACT,
+            "the end of a backup",
+        )
+        for failing in (0, 1)
+    ),
     PointMutant(
         SnapshotShowsNew,
         case(

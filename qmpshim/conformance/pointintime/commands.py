@@ -16,13 +16,15 @@ _SLOW = 1  # bytes a second: after its first chunk a job waits for days
 def action_command(action: Action, target: str) -> tuple[str, Mapping[str, Any]]:
     """Name and arguments of an action's command.
 
-    :param target: the node that a job copies to, or its file
+    :param target: what a job copies to: a node, a file, or options as ``json:``
     """
     if isinstance(action, BitmapAction):
         return f"block-dirty-bitmap-{action.verb}", _bitmap(action)
     if action.drive:
-        existing = {"mode": "existing", "format": "qcow2"}
-        return "drive-backup", {**_backup(action, target), **existing}
+        how = {"mode": "existing"}
+        if action.fault is None:  # else the target has its driver among its options
+            how["format"] = "qcow2"
+        return "drive-backup", {**_backup(action, target), **how}
     return "blockdev-backup", _backup(action, target)
 
 

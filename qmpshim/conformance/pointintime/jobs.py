@@ -7,6 +7,7 @@ an answer is right that is right in one of the two states.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,6 @@ from qmpshim.model.pointintime.jobs import (
     BitmapMode,
     Ending,
     JobSpec,
-    OnError,
     Stage,
     Sync,
 )
@@ -87,7 +87,10 @@ class Jobs:
                 for where in _shown_at(defect, actions)
             ]
         made = {spec.id: await self.open_target(spec, operation) for spec in jobs}
-        commands = [action_command(action, self._target_of(action, made)) for action in actions]
+        commands = [
+            action_command(action, made[action.id].name if isinstance(action, JobSpec) else "")
+            for action in actions
+        ]
         alone = operation.kind is not PointKind.TRANSACTION
 
         async def send() -> None:
@@ -121,12 +124,6 @@ class Jobs:
             action = replace(action, drive=False)
         return action
 
-    def _target_of(self, action: Action, made: Mapping[str, Target]) -> str:
-        """What a command names as the target of a job that it starts: a node or a file."""
-        if isinstance(action, JobSpec) and action.drive:
-            return str(self._chain.image(made[action.id].image))
-        return f"target{action.disk}"
-
     async def _close(self, spec: JobSpec, image: str) -> None:
         """Close a job's target, so that all of it is in its file."""
         if spec.drive:
@@ -148,20 +145,22 @@ class Jobs:
             backing = f"disk{spec.disk}"
         elif spec.sync is not Sync.FULL:
             backing = list(self._images[spec.disk])
-        if spec.drive:
-            assert not isinstance(backing, str) and spec.fault is None
-            self._chain.new_image(image, backing)
-            return Target(image, tuple(backing), False)
+        below = () if isinstance(backing, str) else tuple(backing)
+        if spec.drive and spec.fault is None:
+            self._chain.new_image(image, below)
+            return Target(str(self._chain.image(image)), image, below, False)
         self._chain.new_image(image)
         fault: dict[str, Any] | None = None
         if spec.fault is not None and (must := self._must(spec)):
             sector = must.first if operation.number % 2 else must.last
-            once = spec.fault is not OnError.REPORT
-            fault = {"sector": sector, "errno": 28, "once": once}
-        await self._chain.open_target(spec.disk, image, backing, fault)
+            fault = {"sector": sector, "errno": spec.errno, "once": not spec.fails}
+        if spec.drive:
+            name = f"json:{json.dumps(self._chain.target_options(image, backing, fault))}"
+        else:
+            name = f"target{spec.disk}"
+            await self._chain.open_target(spec.disk, image, backing, fault)
         others = any(job.active for job in self._model.jobs.values()) or len(operation.actions) > 1
-        below = () if isinstance(backing, str) else tuple(backing)
-        return Target(image, below, fault is not None and not others)
+        return Target(name, image, below, fault is not None and not others)
 
     def _must(self, spec: JobSpec) -> Sectors:
         """The sectors that a job started now has to copy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from errno import ENOSPC, errorcode
 from typing import Any
 
 from qmpshim.errors import InputError
@@ -194,7 +195,7 @@ def _describe(action: Action) -> str:
     words += [word for word in ("compress", "copy_range") if getattr(how, word)]
     words += [f"{word}={value}" for word in ("workers", "chunk") if (value := getattr(how, word))]
     if action.fault is not None:
-        words.append(f"target fails, on-target-error={action.fault}")
+        words.append(f"target fails ({errorcode[action.errno]}), on-target-error={action.fault}")
     return " ".join(words)
 
 
@@ -222,6 +223,8 @@ def _action_to_json(action: Action) -> dict[str, Any]:
         value["copying"] = asdict(action.copying)
     if action.drive:
         value["drive"] = True
+    if action.errno != ENOSPC:
+        value["errno"] = action.errno
     return value
 
 
@@ -246,6 +249,7 @@ def _action_from_json(value: Any) -> Action:
         bool(value["manual"]),
         _copying_from_json(value.get("copying", {})),
         bool(value.get("drive", False)),
+        int(value.get("errno", ENOSPC)),
     )
 
 

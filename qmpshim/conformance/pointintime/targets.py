@@ -26,12 +26,14 @@ from qmpshim.model.units import SECTOR
 class Target:
     """Where a job copies to.
 
+    :ivar name: what a command names: a node, a file, or all of its options
     :ivar image: the node's name of its file; :ivar backing: the images below it, from the top
     :ivar fails: a write to it fails, and its job has to report that. It need not where another job
         may end meanwhile: the drain pauses this one, which takes the error for the pause
         (``block_copy_call_failed`` in block/block-copy.c, 10.0) and copies again
     """
 
+    name: str
     image: str
     backing: tuple[str, ...]
     fails: bool

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from errno import EIO, ENOSPC
 from typing import TypeVar
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
@@ -214,8 +215,8 @@ class PointsWorkload:
 
     def _job(self, disk: int) -> JobSpec:
         job = self._blockdev_job(disk)
-        # blkdebug, by which a target fails, is put in by blockdev-add.
-        return replace(job, drive=self._drives.random() < 0.4 and job.fault is None)
+        drive, errno = self._drives.random() < 0.4, self._drives.choice((ENOSPC, EIO))
+        return replace(job, drive=drive, errno=ENOSPC if job.fault is None else errno)
 
     def _possible(self, sync: Sync) -> Sync:
         """What is copied of these disks: of large ones not all, which takes QEMU minutes."""

@@ -236,12 +236,21 @@ class PointsChain:
         backing: Sequence[str] | str,
         fault: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open a job's target as node ``targetN``.
+        """Open a job's target as node ``targetN``; parameters as of :meth:`target_options`."""
+        options = self.target_options(image, backing, fault)
+        await self._needed("blockdev-add", {**options, "node-name": f"target{disk}"})
+
+    def target_options(
+        self,
+        image: str,
+        backing: Sequence[str] | str,
+        fault: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The options of a job's target.
 
         :param backing: the images below it, from the top; or the name of the node below it
         :param fault: a rule of blkdebug's ``inject-error``, for writes
         """
-        target = f"target{disk}"
         below = backing if isinstance(backing, str) else self._nested(backing)
         qcow2 = {
             "driver": "qcow2",
@@ -250,17 +259,9 @@ class PointsChain:
             "backing": below,
         }
         if fault is None:
-            options: dict[str, Any] = {**qcow2, "node-name": target}
-        else:
-            rules = [{**fault, "event": "none", "iotype": io} for io in ("write", "write-zeroes")]
-            options = {
-                "driver": "blkdebug",
-                "node-name": target,
-                "image": qcow2,
-                "inject-error": rules,
-                **_UNMAP,
-            }
-        await self._needed("blockdev-add", options)
+            return qcow2
+        rules = [{**fault, "event": "none", "iotype": io} for io in ("write", "write-zeroes")]
+        return {"driver": "blkdebug", "image": qcow2, "inject-error": rules, **_UNMAP}
 
     def _nested(self, images: Sequence[str]) -> dict[str, Any] | None:
         if not images:

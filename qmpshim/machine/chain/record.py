@@ -123,5 +123,5 @@ def without_directory(value: Any, directory: Path) -> Any:
         case list():
             return [without_directory(one, directory) for one in value]
         case str():
-            return value.removeprefix(f"{directory}/")
+            return value.replace(f"{directory}/", "")  # also within a name that begins "json:"
     return value

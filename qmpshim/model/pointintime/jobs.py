@@ -74,10 +74,12 @@ class JobSpec:
 
     :ivar disk: number of the source disk
     :ivar slow: it is throttled so that it does not end by itself while there is much to copy
-    :ivar fault: its target fails with ENOSPC: once, or with ``report`` always
+    :ivar fault: its target fails: always where that ends the job, else once
     :ivar manual: neither finalized nor dismissed by itself
-    :ivar drive: it is a ``drive-backup`` with ``mode=existing``, which opens its target by its file
-        and is the same job else (``do_backup_common`` in blockdev.c)
+    :ivar drive: it is a ``drive-backup`` with ``mode=existing``, which opens its target itself, by
+        its file or, where that fails, by options in its name, and is the same job else
+        (``do_backup_common`` in blockdev.c)
+    :ivar errno: with which its target fails
     """
 
     disk: int
@@ -89,6 +91,12 @@ class JobSpec:
     manual: bool = False
     copying: Copying = Copying()
     drive: bool = False
+    errno: int = ENOSPC
+
+    @property
+    def fails(self) -> bool:
+        """Whether an error of its target ends it."""
+        return self.fault is not None and self.fault.at(self.errno) is OnError.REPORT
 
     @property
     def throttled(self) -> bool:
@@ -167,12 +175,12 @@ class BackupJob:
     @property
     def may_fail(self) -> bool:
         """Whether its target's fault may end it."""
-        return self.spec.fault is OnError.REPORT and bool(self.may)
+        return self.spec.fails and bool(self.may)
 
     @property
     def must_fail(self) -> bool:
         """Whether its target's fault has to."""
-        return self.spec.fault is OnError.REPORT and bool(self.must)
+        return self.spec.fails and bool(self.must)
 
     def end(self, ending: Ending, bitmap: Bitmap | None) -> None:
         """It has ended: what becomes of its bitmap (``backup_cleanup_sync_bitmap``)."""

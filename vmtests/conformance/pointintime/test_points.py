@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from errno import EIO, ENOSPC
+from itertools import product
 from typing import Any
 
 import pytest
@@ -33,6 +35,7 @@ from vmtests.support.points import (
     CHECK,
     FINISH,
     MUTANTS,
+    TOGETHER,
     CopiesAfterT0,
     GranuleNotMarked,
     PointMutant,
@@ -274,7 +277,7 @@ def test_drive_backup_opens_its_target_where_there_is_such_a_command(
 
 
 def test_some_jobs_of_a_workload_are_of_drive_backup() -> None:
-    """None whose target fails; and the rest of a workload is as without them."""
+    """Some of them with a target that fails; and the rest of a workload is as without them."""
     found = [
         job
         for operation in PointsWorkload(PointsWorkflow.PUSH, SPEC, 1).take(2000)
@@ -283,7 +286,10 @@ def test_some_jobs_of_a_workload_are_of_drive_backup() -> None:
     ]
     drives = [job for job in found if job.drive]
     assert len(found) / 5 < len(drives) < len(found) / 2
-    assert not any(job.fault for job in drives) and {job.sync for job in drives} > {Sync.TOP}
+    assert {job.sync for job in drives} > {Sync.TOP}
+    assert {(job.fault, job.errno) for job in drives} == {
+        (None, ENOSPC), *product(OnError, (ENOSPC, EIO)),
+    }  # fmt: skip
     smaller = PointOperation(1, PointKind.BACKUP, actions=(drives[0],)).smaller()
     assert [one.actions for one in smaller] == [(replace(drives[0], drive=False),)]
     pulls = PointsWorkload(PointsWorkflow.PULL, SPEC, 1).take(500)
@@ -352,6 +358,38 @@ def test_a_grouped_job_is_cancelled_with_one_that_fails(
     result = run(qemu_build, workspace, case(both, write(0, disk=1), CHECK))
     assert result.divergence is None, str(result.divergence)
     assert result.targets == {"failed": 1, "cancelled": 1}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("drive", [False, True], ids=["blockdev-backup", "drive-backup"])
+@pytest.mark.parametrize(
+    ("policy", "errno", "ends"),
+    [
+        (OnError.REPORT, ENOSPC, {"failed": 1, "cancelled": 1}),
+        (OnError.REPORT, EIO, {"failed": 1, "cancelled": 1}),
+        (OnError.IGNORE, EIO, {"completed": 2}),
+        (OnError.STOP, EIO, {"completed": 2}),
+        (OnError.ENOSPC, ENOSPC, {"completed": 2}),
+        (OnError.ENOSPC, EIO, {"failed": 1, "cancelled": 1}),
+    ],
+)
+def test_one_target_of_two_disks_fails(
+    policy: OnError,
+    errno: int,
+    ends: dict[str, int],
+    drive: bool,
+    failing: int,
+    each_build: Build,
+    workspace: Workspace,
+) -> None:
+    """Where the job stops it waits for a resume, and its partner for it (``finish`` resumes)."""
+    jobs = [JobSpec(disk, Sync.FULL, drive=drive) for disk in range(2)]
+    jobs[failing] = replace(jobs[failing], fault=policy, errno=errno)
+    finish = replace(FINISH, disk=failing)
+    operations = case(replace(TOGETHER, actions=tuple(jobs)), finish, CHECK)
+    result = run(each_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == ends
 
 
 def test_a_killed_qemu_leaves_inconsistent_bitmaps(qemu_build: Build, workspace: Workspace) -> None:
