@@ -102,8 +102,8 @@ def assessed(found: Iterable[SeenFinding]) -> str:
 
 
 def avoiding(found: Iterable[SeenFinding]) -> str:
-    """The command that shows how to avoid the worst, ``""``: none has a write-up, or matters."""
-    bad = worst(one for one in found if one.confirmed and one.entry)
+    """The command that shows how to avoid the worst, ``""`` where that is not known."""
+    bad = worst(one for one in found if one.confirmed)
     return f"qmpshim findings show {bad.entry.name}" if bad and bad.entry else ""
 
 

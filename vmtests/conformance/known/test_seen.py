@@ -93,6 +93,15 @@ def test_what_is_not_explained_counts_for_the_uses_that_it_was_found_in() -> Non
     assert known.meaning and {*worst_by_use([known])} == {*known.meaning.affects} != {*new.uses}
 
 
+def test_how_another_finding_is_avoided_is_no_answer() -> None:
+    """The worst has no write-up: what is known of a lesser one would mislead."""
+    known = of(write_up("overlapping-writes-part-voting-disks"))
+    new = SeenFinding(Verdict.ISOLATION, "new data", contract=True)
+    assert new.severity.rank < known.severity.rank
+    assert "new data" in assessed([known, new]) and avoiding([known])
+    assert not avoiding([known, new])
+
+
 def test_what_did_not_show_itself_every_time_is_kept_apart() -> None:
     """It makes nothing unreliable, and nothing green."""
     flaky = SeenFinding(Verdict.CONTENT, "now and then", contract=True, confirmed=False)
