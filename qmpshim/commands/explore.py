@@ -61,8 +61,8 @@ def add(commands: Any) -> None:
         "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
         f"secondary disk in qcow2; `{ALL}`: fixed sequences of commands and I/O, {ALL}/NAME one of "
         "them; --list shows all, those outside of what QEMU's documents allow as `robustness`. By "
-        f"default the {ALL} ones, then those of --strength 2, with faults and all I/O in samples, "
-        "for 60s; with --model all",
+        f"default the {ALL} ones, then `alone` and --strength 2, with faults and all I/O in "
+        "samples, for 60s; with --model all",
     )
     exploring.add_argument(
         "--strength",

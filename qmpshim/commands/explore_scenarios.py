@@ -7,6 +7,7 @@ import argparse
 from qmpshim.commands.console import Listed
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import cases_named
+from qmpshim.conformance.explore.scenario_sets import SETS
 from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     described,
@@ -35,10 +36,11 @@ def chosen_scenarios(args: argparse.Namespace) -> list[RealScenario]:
     """The scenarios that the options mean."""
     if args.scenario is not None:
         return [] if cases_named(args.scenario) else real_scenarios(args.scenario)
-    strength = args.strength or _STRENGTH
-    if strength > len(DIMENSIONS):
+    if args.strength is None:
+        return [*SETS["alone"](), *array(_STRENGTH, args.seed)]
+    if args.strength > len(DIMENSIONS):
         raise InputError(f"--strength is 1 to {len(DIMENSIONS)}, the dimensions that there are")
-    return list(array(strength, args.seed))
+    return list(array(args.strength, args.seed))
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Directed]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qmpshim.conformance.explore.scenarios import C, RealScenario, check_scenario, is_sensible
@@ -55,25 +55,24 @@ _LETTERS = {
     "pull": "WVDZRHA",
     "votes": "RPGMEFT",
 }
-_NOT_IN_PAIRS = "KLN"
+_CLIENTS_GONE = "KL"
+_NOT_IN_PAIRS = f"{_CLIENTS_GONE}N"
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
 _PAST = (operation("primary_write", C + 64, 32), operation("guest_write", C + 16, 8))
 # What the bitmap of a push chain names: a part of the first and of the last cluster.
 _DIRTY = (operation("primary_write", 64, 32), operation("primary_write", 2 * C + 64, 32))
 
 
+def _possible(form: str) -> str:
+    """The letters of all that a chain can do."""
+    operations = TOPOLOGIES[form].operations
+    return "".join(letter for letter in LETTERS if LETTERS[letter].name in operations)
+
+
 def _letters(form: str) -> str:
     """The letters of the pairs of a chain: what it can do, where no choice of them is made."""
-    if form in _LETTERS:
-        return _LETTERS[form]
-    can = (letter for letter in LETTERS if LETTERS[letter].name in TOPOLOGIES[form].operations)
-    return "".join(letter for letter in can if letter not in _NOT_IN_PAIRS)
-
-
-def _more(form: str) -> str:
-    """The letters of a chain that are not in pairs."""
-    operations = TOPOLOGIES[form].operations
-    return "".join(letter for letter in _NOT_IN_PAIRS if LETTERS[letter].name in operations)
+    can = (letter for letter in _possible(form) if letter not in _NOT_IN_PAIRS)
+    return _LETTERS.get(form) or "".join(can)
 
 
 def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
@@ -88,6 +87,22 @@ def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
         setup = tuple(op for op in _PAST if op.name in topology.operations)
     prefix = "" if form == "replication" else f"{form}-"
     return RealScenario(prefix + "".join(letters), ops, setup, form, size, contract=contract)
+
+
+def alone(form: str = "replication") -> list[RealScenario]:
+    """Each operation by itself, for what a request of it does that fails; also on qcow2 disks."""
+    letters = (letter for letter in _possible(form) if letter not in _CLIENTS_GONE)
+    found = [one for letter in letters if is_sensible(one := _scenario((letter,), form))]
+    return [*found, *_on_qcow2(found)]
+
+
+def _on_qcow2(scenarios: Sequence[RealScenario]) -> list[RealScenario]:
+    """Those of them that can have a secondary disk in qcow2, with one."""
+    return [
+        replace(one, name=_QCOW2 + one.name, secondary="qcow2")
+        for one in scenarios
+        if "qcow2" in one.topology.formats
+    ]
 
 
 def pairs(form: str = "replication") -> list[RealScenario]:
@@ -109,7 +124,7 @@ def disconnections() -> list[RealScenario]:
         for form in TOPOLOGIES
         for client, letters in (("K", "WVZHD"), ("L", "RPGFTU"))
         for letter in letters
-        if letter in _letters(form) and client in _more(form)
+        if letter in _letters(form) and client in _possible(form)
     ]
 
 
@@ -158,6 +173,7 @@ def _all() -> list[RealScenario]:
 
 
 SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
+    "alone": lambda: [s for form in TOPOLOGIES for s in alone(form)],
     "pairs": lambda: [s for form in TOPOLOGIES for s in pairs(form)],
     "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
     "follow-ups": follow_ups,
@@ -177,10 +193,10 @@ def named(name: str) -> list[RealScenario]:
     :raises InputError: it stands for none
     """
     if name.startswith(_QCOW2):
-        plain = [s for s in named(name.removeprefix(_QCOW2)) if "qcow2" in s.topology.formats]
-        if not plain:
+        made = _on_qcow2(named(name.removeprefix(_QCOW2)))
+        if not made:
             raise InputError(f"no scenario {name!r}: such a chain has raw disks only")
-        return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
+        return made
     if name in SETS:
         return SETS[name]()
     for scenario in follow_ups():
@@ -190,8 +206,7 @@ def named(name: str) -> list[RealScenario]:
     for other in TOPOLOGIES:
         if other != form and name.startswith(f"{other}-"):
             form, letters = other, name[len(other) + 1 :]
-    known = _letters(form) + _more(form)
-    if not letters or not all(letter in known for letter in letters):
+    if not letters or not set(letters) <= {*_possible(form)}:
         there_are = [*SETS, *(one.name for one in _all())]
         raise InputError(no_such("scenario", name, there_are, "qmpshim explore --scenario list"))
     scenario = _scenario(tuple(letters), form)

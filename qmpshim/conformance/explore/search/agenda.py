@@ -14,7 +14,7 @@ from typing import Any
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.progress import Board
-from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
+from qmpshim.conformance.explore.search.search import EACH, Sample, ScenarioTask
 from qmpshim.conformance.explore.search.settings import Settings
 
 PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
@@ -34,7 +34,8 @@ class Agenda:
         self._scenarios, self._explore, self._board = scenarios, explore, board
         self._mixed = settings.mixed
         self._order = sorted(
-            range(len(scenarios)), key=lambda n: (settings.turn(scenarios[n]), shape(scenarios[n]))
+            range(len(scenarios)),
+            key=lambda n: (settings.turn(scenarios[n]), *_place(scenarios[n])),
         )
         self._sampled: dict[int, ScenarioResult] = {}
         self._latest: dict[int, ScenarioResult] = {}
@@ -48,8 +49,7 @@ class Agenda:
         """Spend so many seconds, on those first that were not reached before."""
         end = time.monotonic() + budget
         if new := [n for n in self._order if not self._reached(n)]:
-            chosen = samples(task, self._mixed)
-            sampling = replace(task, budget=budget * _SAMPLING, samples=chosen)
+            sampling = replace(sampled(task, self._mixed), budget=budget * _SAMPLING)
             self._sampled.update(zip(new, self._run(sampling, new), strict=True))
         task = replace(task, errnos=() if self._mixed else task.errnos)
         while (left := end - time.monotonic()) >= WORTH_IT * budget and (short := self.unfinished):
@@ -68,13 +68,25 @@ class Agenda:
         return results
 
 
-def samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
-    """What is tried of each scenario at first; faults and all I/O have their share."""
+def sampled(task: ScenarioTask, mixed: bool) -> ScenarioTask:
+    """As *task*, with what is tried of each scenario at first; faults and all I/O have their share.
+
+    Of an operation by itself each I/O fails once: that takes few schedules, since hardly any two
+    I/Os of it go on at the same time.
+    """
     plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
     faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
     if mixed:
-        return plain, faulty, Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
-    return (plain, faulty) if task.errnos else (plain,)
+        of_all_io = Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
+        alone = of_all_io[0], Sample(EACH, faults=True, all_io=True)
+        return replace(task, samples=(plain, faulty, *of_all_io), samples_alone=alone)
+    samples = (plain, faulty) if task.errnos else (plain,)
+    return replace(task, samples=samples, samples_alone=samples)
+
+
+def _place(scenario: RealScenario) -> tuple[Any, ...]:
+    """Operations by themselves come first, they are soon done; then those of one shape."""
+    return len(scenario.ops) > 1, shape(scenario)
 
 
 def shape(scenario: RealScenario) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from qmpshim.model.check.cause import Phase
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 
+EACH = -1  # schedules of a sample: each I/O fails once
 _REPETITIONS = 3  # times that an exploration is repeated because it could not be followed
 
 
@@ -36,6 +37,7 @@ class ScenarioTask:
     :ivar budget: seconds that are shared out among the scenarios
     :ivar deadline: when all of them have ended, by time.monotonic(), whatever QEMU does
     :ivar samples: take these instead of all schedules
+    :ivar samples_alone: and these of a scenario of one operation
     """
 
     build: Build
@@ -48,12 +50,18 @@ class ScenarioTask:
     all_io: bool = False
     deadline: float | None = None
     samples: tuple[Sample, ...] = ()
+    samples_alone: tuple[Sample, ...] = ()
+
+    def samples_of(self, scenario: RealScenario) -> tuple[Sample, ...]:
+        """What is taken of a scenario instead of all schedules."""
+        return self.samples_alone if len(scenario.ops) == 1 else self.samples
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Schedules by chance.
 
+    :ivar schedules: how many; :data:`EACH` with faults: one for each I/O, which fails
     :ivar faults: in each of them an I/O fails that was seen before in the scenario
     :ivar all_io: every request is held, qcow2's own among them
     """
@@ -61,6 +69,15 @@ class Sample:
     schedules: int
     faults: bool = False
     all_io: bool = False
+
+    def plans(self, ios: Iterable[IoId], errnos: Sequence[int], rng: random.Random) -> list[Plan]:
+        """What is to fail in its schedules, of the I/Os that were seen before."""
+        if not self.faults:
+            return [{}]
+        if self.schedules == EACH:
+            return _faults(ios, errnos[:1])
+        possible = _faults(ios, errnos)
+        return rng.sample(possible, min(self.schedules, len(possible)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,14 +312,10 @@ def sample_scenario(
     run.result.cut_short = True
     ios: dict[bool, set[IoId]] = {False: set(), True: set()}  # that can fail, by all_io
     rng = random.Random(f"{task.seed} {scenario.name}")
-    for number, sample in enumerate(task.samples):
+    for number, sample in enumerate(task.samples_of(scenario)):
         if run.late:
             break
-        plans: list[Plan] = [{}]
-        if sample.faults:
-            possible = _faults(ios[sample.all_io], run.errnos)
-            plans = rng.sample(possible, min(sample.schedules, len(possible)))
-        for plan in plans:
+        for plan in sample.plans(ios[sample.all_io], run.errnos, rng):
             if number and seconds is not None and run.seconds > seconds:
                 break
             system = run.system(plan, sample.all_io)

@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
 from qmpshim.conformance.explore.report.findings import group
 from qmpshim.conformance.explore.report.report import SOAK, ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.agenda import samples, shape
+from qmpshim.conformance.explore.search.agenda import sampled, shape
 from qmpshim.conformance.explore.search.confirmed import Confirmed
 from qmpshim.conformance.explore.search.progress import Board, Progress
 from qmpshim.conformance.explore.search.search import ScenarioTask
@@ -171,7 +171,7 @@ class _Soak:
         points = self._points.take(BATCH * self._jobs)
         scenarios = sorted(map(scenario_of, points), key=shape)
         self._board.total += len(scenarios)
-        results = self._run(replace(self._task, samples=samples(self._task, True)), scenarios)
+        results = self._run(sampled(self._task, True), scenarios)
         if why := why_none(results):
             raise BuildError(f"{self._task.build.name}: {why}")
         if self.time_left():
