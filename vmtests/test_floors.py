@@ -91,28 +91,47 @@ def test_every_package_has_a_layer() -> None:
     assert layers >= {"errors", "model", "machine", "conformance", "cli"}
 
 
-def of_packages(source: str, module: str) -> list[str]:
-    """What a single module of conformance imports of its packages, as ``line: name``."""
-    beside = module.rpartition(".")[0]
-    packages = {path.parent.name for path in (PACKAGE / "conformance").glob("*/__init__.py")}
+CONFORMANCE = PACKAGE / "conformance"
+PACKAGES = tuple(path.parent.name for path in CONFORMANCE.glob("*/__init__.py"))
+HIGHEST = ("check", "assess")  # of the packages of conformance: the others need neither
+
+
+def faults_of_conformance(source: str, module: str) -> list[str]:
+    """What a module of conformance imports from above itself there, as ``line: name``.
+
+    Single modules stand below all packages.
+    """
+    own = module.split(".")[2]
+    above = HIGHEST if own in PACKAGES else PACKAGES
+    if own in HIGHEST:
+        above = HIGHEST[HIGHEST.index(own) + 1 :]
     return [
         f"{line}: {target}"
         for line, target in imports(source, module)
-        if target.startswith(f"{beside}.") and target.split(".")[2] in packages
+        if target.startswith("qmpshim.conformance.") and target.split(".")[2] in above
     ]
 
 
-@pytest.mark.parametrize("path", [*(PACKAGE / "conformance").glob("*.py")], ids=name_of)
-def test_single_modules_of_conformance_stand_below_its_packages(path: Path) -> None:
-    assert of_packages(path.read_text(), name_of(path)) == []
+@pytest.mark.parametrize("path", [*CONFORMANCE.rglob("[!_]*.py")], ids=name_of)
+def test_what_is_low_in_conformance_needs_nothing_above(path: Path) -> None:
+    assert faults_of_conformance(path.read_text(), name_of(path)) == []
 
 
-def test_what_a_single_module_imports_of_a_package_is_found() -> None:
-    source = (
-        "from qmpshim.conformance.uses import Use\nfrom qmpshim.conformance.explore import faults"
-    )
-    found = of_packages(source, "qmpshim.conformance.document")
-    assert found == ["2: qmpshim.conformance.explore.faults"]
+@pytest.mark.parametrize(
+    ("module", "package", "found"),
+    [
+        ("document", "explore", True),
+        ("document", "uses", False),
+        ("pair.checks", "check.case", True),
+        ("pair.checks", "known.folder", False),
+        ("check.case", "pair.plan", False),
+        ("check.case", "assess.trials", True),
+        ("assess.trials", "check.case", False),
+    ],
+)
+def test_what_is_needed_from_above_is_found(module: str, package: str, found: bool) -> None:
+    source = f"from qmpshim.conformance.{package} import something"
+    assert bool(faults_of_conformance(source, f"qmpshim.conformance.{module}")) is found
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,24 @@
-"""Carries out the guest scenarios: restores a guest, builds the chain, judges, keeps the evidence.
-
-:func:`run` is the kind ``guest`` of `qmpshim check`; :func:`run_scenario` is for everyone else.
-"""
+"""Carries out guest scenarios: restores a guest, builds the chain, judges, keeps the evidence."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.compare.divergence import Divergence, Ending
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
-from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
+from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
-from qmpshim.conformance.known.folder import known_directed, summary
-from qmpshim.conformance.uses import uses_of
+from qmpshim.conformance.known.folder import known_directed
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
+from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, MachineError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.guest import image as guest_image
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.files import copy_tree
@@ -139,67 +132,3 @@ def known_cause(found: Divergence, build: Build) -> str:
         if written.covers(found.verdict, crash_cause(name, found.ending), version):
             return f"directed/{name}"
     return ""
-
-
-def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """Kind ``guest``: ``scenario``, ``device``, ``iothread``, ``cache``, ``aio``, ``seed``.
-
-    :raises BuildError: this build cannot do it
-    :raises InputError: the case's arguments are wrong
-    """
-    began = time.monotonic()
-    given = dict(case.arguments)
-    name, seed = given.pop("scenario", "mixed"), given.pop("seed", 1)
-    if name not in SCENARIOS:
-        raise InputError(f"{case.name}: no guest scenario {name!r}: {', '.join(SCENARIOS)}")
-    try:
-        attachment = Attachment(**given)
-    except TypeError as error:
-        raise InputError(f"{case.name}: {error}") from error
-    keep = directory / "guest"
-    refuse(build, attachment)
-    outcome = asyncio.run(
-        run_scenario(SCENARIOS[name], build, guest_image.build(), attachment, seed, keep=keep)
-    )
-    found = outcome.divergence
-    words = command_line(outcome, seed)
-    findings = () if found is None else (finding(outcome, words, str(found)),)
-    return CaseOutcome(
-        Status.DIVERGED if found is not None and not outcome.known else Status.OK,
-        f"{name}: {outcome.figures['operations']} operations",
-        findings,
-        outcome.figures,
-        round(time.monotonic() - began, 3),
-    )
-
-
-def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
-    """The outcome's divergence for a report.
-
-    :param words: the command that shows it again
-    """
-    found, written = outcome.divergence, summary(outcome.known)
-    assert found is not None
-    return CaseFinding(
-        found.verdict,
-        outcome.known or f"guest {outcome.scenario.name}: {found.verdict} in {found.where}",
-        text,
-        found.predicted,
-        found.observed,
-        known=outcome.known,
-        replay=words,
-        details={"logs": "guest"} | ({"written": written} if written else {}),
-        uses=uses_of("replication"),
-    )
-
-
-def command_line(outcome: GuestOutcome, seed: int) -> str:
-    """The command that runs this again."""
-    attachment = outcome.attachment
-    flags = [f"--device {attachment.device}"] if attachment.device != "virtio-blk" else []
-    flags += ["--iothread"] * attachment.iothread
-    flags += [f"--cache {attachment.cache}"] if attachment.cache != "unsafe" else []
-    flags += [f"--aio {attachment.aio}"] if attachment.aio != "threads" else []
-    return " ".join(
-        ["qmpshim guest check", outcome.scenario.name, *flags, f"--seed {seed} --keep DIRECTORY"]
-    )

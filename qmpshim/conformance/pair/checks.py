@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.pair import bundle as pair_bundle
@@ -16,7 +14,6 @@ from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
-from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import Pair
@@ -112,61 +109,6 @@ def _keep(
     elif keep is not None:
         pair_bundle.keep(keep / ("colo" if plan.colo else "blocks"), run.directory)
     return None
-
-
-def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """Carry out a case of kind ``pair``: its arguments are a plan's fields.
-
-    ``accel`` may be ``auto``: see :func:`best_accel`.
-
-    :raises BuildError: this build cannot take part in a pair
-    """
-    began = time.monotonic()
-    arguments = dict(case.arguments)
-    if arguments.get("accel", "auto") == "auto":
-        arguments["accel"] = best_accel((build, build), arguments.get("guest", "boot"))
-    plan = PairPlan.from_json(arguments)
-    outcome, bundle = asyncio.run(run_plan(plan, (build, build), directory, known=known_pairs()))
-    findings = case_findings(outcome, bundle, directory)
-    new = [finding for finding in findings if not finding.known]
-    return CaseOutcome(
-        Status.DIVERGED if new else Status.OK,
-        summary(outcome),
-        findings,
-        {
-            "checkpoints": outcome.checkpoints,
-            "writes": outcome.writes,
-            "bytes compared": outcome.compared,
-            **outcome.figures,
-        },
-        time.monotonic() - began,
-    )
-
-
-def case_findings(
-    outcome: PairOutcome, bundle: Path | None, directory: Path
-) -> tuple[CaseFinding, ...]:
-    """What was found, for a report.
-
-    :param bundle: where the evidence is, in *directory*
-    """
-    return tuple(
-        CaseFinding(
-            finding.divergence.verdict,
-            str(finding.cause),
-            f"{finding.divergence.where}: {finding.divergence.observed}",
-            finding.divergence.predicted,
-            finding.divergence.observed,
-            finding.contract,
-            finding.known,
-            trace=tuple(outcome.steps),
-            bundle=str(bundle.relative_to(directory)) if bundle else "",
-            replay=ShownBy.BUNDLE,
-            details={"autopsy": list(finding.post_mortem)},
-            uses=USES_OF_PAIR,
-        )
-        for finding in outcome.findings
-    )
 
 
 def summary(outcome: PairOutcome) -> str:

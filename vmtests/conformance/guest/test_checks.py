@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.runners.guest import guest as run
 from qmpshim.conformance.check.runners.known import directed
-from qmpshim.conformance.guest.checks import run, run_scenario
+from qmpshim.conformance.guest.checks import run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork

@@ -15,6 +15,7 @@ from qmpshim.conformance.bundles.workload_case import CASE, write_json
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.runners.arguments import only
 from qmpshim.conformance.check.runners.explore import schedule_finding
+from qmpshim.conformance.check.runners.pair import case_findings
 from qmpshim.conformance.check.runners.verify import workload_finding
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.findings import Finding
@@ -22,7 +23,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.bundle_kinds import kind_of
 from qmpshim.conformance.pair.bundle import PairCase
-from qmpshim.conformance.pair.checks import case_findings, run_plan, summary
+from qmpshim.conformance.pair.checks import run_plan, summary
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.machine.builds.build import Build
 

@@ -24,8 +24,8 @@ KINDS: dict[str, str] = {
     "directed": "qmpshim.conformance.check.runners.known:directed",
     "known": "qmpshim.conformance.check.runners.known:known",
     "bundle": "qmpshim.conformance.check.runners.bundle:bundle",
-    "guest": "qmpshim.conformance.guest.checks:run",
-    "pair": "qmpshim.conformance.pair.checks:run",
+    "guest": "qmpshim.conformance.check.runners.guest:guest",
+    "pair": "qmpshim.conformance.check.runners.pair:pair",
     "protocol": "qmpshim.conformance.check.runners.protocol:run",
 }
 #: Cases of the shipped quick suite that floors above this one bring in.
