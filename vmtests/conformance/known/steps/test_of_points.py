@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
 SPEC = PointsSpec(SIZE)
 FULL = JobSpec(0, Sync.FULL)
 SLOW = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
+INCREMENTAL = JobSpec(0, Sync.INCREMENTAL, "a", BitmapMode.ON_SUCCESS)
 INCREMENT = ("target0-2.qcow2", "target0-1.qcow2")
 RESTART, KILL = PointOperation(1, PointKind.RESTART), PointOperation(1, PointKind.KILL)
 READ = PointOperation(1, PointKind.READ, 0, 0, 8)
@@ -172,6 +174,16 @@ CASES: dict[str, tuple[tuple[PointOperation, ...], Evidence, Evidence]] = {
         JobSilent("job0"),
         JobSilent("job1"),
     ),
+    "an error of a target that is opened by its options": (
+        case(replace(FULL, fault=OnError.REPORT, errno=EIO, drive=True)),
+        JobSilent("job0"),
+        JobSilent("job1"),
+    ),
+    "a target that failed once, opened by its options": (
+        case(add(), FULL, write(0), replace(INCREMENTAL, fault=OnError.IGNORE, drive=True)),
+        InFiles(INCREMENT, 0, ((3, 8),)),
+        InFiles(INCREMENT, 0, ((4, 8),)),
+    ),
     "bitmaps": (
         case(add(), add("b")),
         BitmapNames("disk0", ("a", "b")),
@@ -197,7 +209,7 @@ CASES: dict[str, tuple[tuple[PointOperation, ...], Evidence, Evidence]] = {
             add(),
             FULL,
             write(CLUSTER),
-            JobSpec(0, Sync.INCREMENTAL, "a", BitmapMode.ON_SUCCESS),
+            INCREMENTAL,
             FINISH,
         ),
         InFiles(INCREMENT, CLUSTER, ((3, 8), (BASE_OWNER, 8))),
