@@ -175,12 +175,14 @@ def _in_directory(value: Any, directory: Path) -> Any:
     """A command's arguments with the files' whole names: the reverse of what records them."""
     match value:
         case dict():
-            return {
-                key: str(directory / one) if key == "filename" else _in_directory(one, directory)
-                for key, one in value.items()
-            }
+            return {key: _in_directory(one, directory) for key, one in value.items()}
         case list():
             return [_in_directory(one, directory) for one in value]
+        case str() if value.startswith("json:"):
+            options = _in_directory(json.loads(value.removeprefix("json:")), directory)
+            return f"json:{json.dumps(options)}"
+        case str() if value.endswith((".qcow2", ".raw", ".sock")):
+            return str(directory / value)
     return value
 
 
