@@ -10,7 +10,7 @@ from dataclasses import replace
 from qmpshim.conformance.explore.scenarios import C, RealScenario, check_scenario, is_sensible
 from qmpshim.errors import InputError, no_such
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.model.operations import Operation, operation
+from qmpshim.model.operations import Operation, Verb, operation
 
 # The letters of the quick set. Two clusters; everything overlaps with everything.
 LETTERS: dict[str, Operation] = {
@@ -57,7 +57,8 @@ _LETTERS = {
 }
 _CLIENTS_GONE = "KL"
 _NOT_IN_PAIRS = f"{_CLIENTS_GONE}N"
-# What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
+# What a command or a flush by itself finds: a copied cluster in the hidden disk, a written one in
+# the active disk.
 _PAST = (operation("primary_write", C + 64, 32), operation("guest_write", C + 16, 8))
 # What the bitmap of a push chain names: a part of the first and of the last cluster.
 _DIRTY = (operation("primary_write", 64, 32), operation("primary_write", 2 * C + 64, 32))
@@ -83,7 +84,7 @@ def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
     size = 2 * C
     if topology.backs_up:  # two clusters apart are dirty: they are copied side by side
         setup, size = _DIRTY, 3 * C
-    elif any(op.reconfigures for op in ops):
+    elif any(op.reconfigures for op in ops) or (len(ops) == 1 and ops[0].verb is Verb.FLUSH):
         setup = tuple(op for op in _PAST if op.name in topology.operations)
     prefix = "" if form == "replication" else f"{form}-"
     return RealScenario(prefix + "".join(letters), ops, setup, form, size, contract=contract)

@@ -71,14 +71,17 @@ class Agenda:
 def sampled(task: ScenarioTask, mixed: bool) -> ScenarioTask:
     """As *task*, with what is tried of each scenario at first; faults and all I/O have their share.
 
-    Of an operation by itself each I/O fails once: that takes few schedules, since hardly any two
-    I/Os of it go on at the same time.
+    Of an operation by itself each I/O fails once, and the power after each step: that takes few
+    schedules, since hardly any two I/Os of it go on at the same time.
     """
     plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
     faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
     if mixed:
         of_all_io = Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
-        alone = of_all_io[0], Sample(EACH, faults=True, all_io=True)
+        alone = (
+            Sample(1, all_io=True, crash_points=task.crash_points_alone),
+            Sample(EACH, faults=True, all_io=True),
+        )
         return replace(task, samples=(plain, faulty, *of_all_io), samples_alone=alone)
     samples = (plain, faulty) if task.errnos else (plain,)
     return replace(task, samples=samples, samples_alone=samples)

@@ -46,7 +46,7 @@ class Confirmed:
                 task.build,
                 self._minimise,
                 task.errnos,
-                task.crash_points,
+                task.crash_points_alone,  # where it is about a crash
                 task.all_io or finding.all_io,
                 end_of(len(fresh) - number),
             )

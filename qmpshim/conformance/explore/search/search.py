@@ -10,7 +10,7 @@ from errno import ENOSPC
 from functools import cached_property
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
+from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
 from qmpshim.conformance.explore.harness.choices import Cut, IoId
@@ -52,6 +52,12 @@ class ScenarioTask:
     samples: tuple[Sample, ...] = ()
     samples_alone: tuple[Sample, ...] = ()
 
+    @property
+    def crash_points_alone(self) -> CrashPoints:
+        """Those of an operation by itself: where none are chosen, those of a loss of power."""
+        chosen = self.crash_points
+        return CrashPoints(How.POWER_LOSS) if chosen.how is How.NONE else chosen
+
     def samples_of(self, scenario: RealScenario) -> tuple[Sample, ...]:
         """What is taken of a scenario instead of all schedules."""
         return self.samples_alone if len(scenario.ops) == 1 else self.samples
@@ -64,11 +70,13 @@ class Sample:
     :ivar schedules: how many; :data:`EACH` with faults: one for each I/O, which fails
     :ivar faults: in each of them an I/O fails that was seen before in the scenario
     :ivar all_io: every request is held, qcow2's own among them
+    :ivar crash_points: look at the images as these have it; None: as the task has it
     """
 
     schedules: int
     faults: bool = False
     all_io: bool = False
+    crash_points: CrashPoints | None = None
 
     def plans(self, ios: Iterable[IoId], errnos: Sequence[int], rng: random.Random) -> list[Plan]:
         """What is to fail in its schedules, of the I/Os that were seen before."""
@@ -184,13 +192,16 @@ class _ScenarioRun:
     def _checker(self) -> LinearizabilityChecker:
         return LinearizabilityChecker(self.scenario, behaviour_of(self._task.version))
 
-    def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
+    def system(
+        self, plan: Plan, all_io: bool, crash_points: CrashPoints | None = None
+    ) -> _ReportingSystem:
         """The scenario as a system that can be explored, once."""
+        points = self._task.crash_points if crash_points is None else crash_points
         return _ReportingSystem(
             self._pool,
             self.scenario,
             injection=Injection(plan=plan),
-            checks=Checks(linearizability=self._checker, each_step=self._task.crash_points.check),
+            checks=Checks(linearizability=self._checker, each_step=points.check),
             all_io=all_io,
             report=self._report,
             outcomes=self._outcomes,
@@ -306,7 +317,7 @@ def sample_scenario(
 ) -> ScenarioResult:
     """Take the task's samples of one scenario; parameters and errors as :func:`explore_scenario`.
 
-    Where the time is over the later samples are left out, but not the first.
+    Where the time is over the later samples are left out, but not the first, nor those of each I/O.
     """
     run = _ScenarioRun(pool, scenario, task, tick)
     run.result.cut_short = True
@@ -316,9 +327,10 @@ def sample_scenario(
         if run.late:
             break
         for plan in sample.plans(ios[sample.all_io], run.errnos, rng):
-            if number and seconds is not None and run.seconds > seconds:
+            late = seconds is not None and run.seconds > seconds
+            if number and late and sample.schedules != EACH:
                 break
-            system = run.system(plan, sample.all_io)
+            system = run.system(plan, sample.all_io, sample.crash_points)
             budget = Budget(None, 1 if plan else sample.schedules)
             explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30))
             ios[sample.all_io] |= set(system.ios)
