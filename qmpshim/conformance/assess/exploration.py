@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import AnyFinding, ExploreReport, ScenarioResult
-from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
+from qmpshim.conformance.explore.scenario_sets import alone, disconnections, pairs
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.progress import Progress
@@ -38,7 +38,7 @@ _REPORTED = tuple(
     for verb in ("write", "write_fua", "zero", "discard")
 )
 _STRENGTH = 2
-FAILING = 0.15  # of the budget, in which I/Os of the pairs fail
+FAILING = 0.15  # of the budget, in which I/Os fail
 LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 
@@ -81,8 +81,8 @@ class Explored:
 def scenarios_of(use: Use) -> list[RealScenario]:
     """What is explored for a use; empty: there is no check.
 
-    The pairs of operations of its chains, and what of a covering array of strength 2 over the
-    scenario space is of these chains.
+    The operations of its chains, each by itself and in pairs, and what of a covering array of
+    strength 2 over the scenario space is of these chains.
     """
     if use is Use.NBD_EXPORT:
         found = disconnections() + [one for name in _REPORTED for one in scenarios_called(name)]
@@ -90,7 +90,7 @@ def scenarios_of(use: Use) -> list[RealScenario]:
         found += [one for one in array(_STRENGTH) if does(one.ops, *own)]
         return [one for one in found if one.form in ("backup", "fleecing")]
     chains = tuple(chain for chain, uses in USES.items() if use in uses)
-    found = [one for chain in chains for one in pairs(chain)]
+    found = [one for chain in chains for one in (*alone(chain), *pairs(chain))]
     found += [one for one in array(_STRENGTH) if one.form in chains]
     wanted = _WANTED.get(use)
     return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
@@ -202,7 +202,7 @@ def _with_failing_io(
     progress: Callable[[Progress], None] | None,
     found: list[Finding],
 ) -> None:
-    """Explore where I/Os of the pairs fail, or of all if none is one.
+    """Explore where I/Os fail: of single operations and pairs, or of all if none is one.
 
     :param found: what is found, confirmed or not, is put there, also where it is interrupted
     """
@@ -210,11 +210,11 @@ def _with_failing_io(
     def keep(report: ExploreReport) -> None:
         found.extend([*report.findings, *report.unconfirmed])
 
-    pairs_alone = [one for one in scenarios if not _of_space(one)]
+    named = [one for one in scenarios if not _of_space(one)]
     try:
         report = explore_real(
             build,
-            pairs_alone or scenarios,
+            named or scenarios,
             settings=Settings(faults=(EIO,), turn=lambda one: one.name not in urgent),
             bounds=bounds,
             known=WrittenUp(known_findings()),

@@ -93,3 +93,19 @@ def test_what_only_a_failing_io_shows_is_explored(
     found = explore_uses(qemu_build, [use], 15.0, 2)[use].seen
     assert any(one.known.startswith("primary-") for one in found), found
     assert len({(one.verdict, one.described) for one in found}) == len(found)
+
+
+def test_each_request_of_an_operation_by_itself_fails(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush that the primary's own disk refuses: its only request there."""
+    monkeypatch.setattr(exploration, "DIRECTED", ())
+    monkeypatch.setattr(exploration, "FAILING", 0.8)
+    ones = {one.name: one for one in scenarios_of(Use.COLO_PRIMARY)}
+    flush = ones["primary-F"]
+    assert len(flush.ops) == 1
+    monkeypatch.setattr(exploration, "scenarios_of", lambda use: [flush])
+    found = explore_uses(qemu_build, [Use.COLO_PRIMARY], 10.0, 1)[Use.COLO_PRIMARY].seen
+    assert any(
+        one.known.startswith(("primary-", "flush-fails", "forwarded-flush")) for one in found
+    )

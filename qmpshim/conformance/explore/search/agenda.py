@@ -74,17 +74,17 @@ def sampled(task: ScenarioTask, mixed: bool) -> ScenarioTask:
     Of an operation by itself each I/O fails once, and the power after each step: that takes few
     schedules, since hardly any two I/Os of it go on at the same time.
     """
-    plain = Sample(PLAIN_SAMPLES, all_io=task.all_io)
-    faulty = Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io)
+    samples = [Sample(PLAIN_SAMPLES, all_io=task.all_io)]
+    if not task.errnos:
+        return replace(task, samples=tuple(samples), samples_alone=tuple(samples))
+    samples.append(Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io))
     if mixed:
-        of_all_io = Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
-        alone = (
-            Sample(1, all_io=True, crash_points=task.crash_points_alone),
-            Sample(EACH, faults=True, all_io=True),
-        )
-        return replace(task, samples=(plain, faulty, *of_all_io), samples_alone=alone)
-    samples = (plain, faulty) if task.errnos else (plain,)
-    return replace(task, samples=samples, samples_alone=samples)
+        samples += [Sample(1, all_io=True), Sample(1, faults=True, all_io=True)]
+    alone = (
+        Sample(1, all_io=True, crash_points=task.crash_points_alone),
+        Sample(EACH, faults=True, all_io=True),
+    )
+    return replace(task, samples=tuple(samples), samples_alone=alone)
 
 
 def _place(scenario: RealScenario) -> tuple[Any, ...]:
