@@ -174,9 +174,9 @@ def _all() -> list[RealScenario]:
 
 
 SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
-    "alone": lambda: [s for form in TOPOLOGIES for s in alone(form)],
     "pairs": lambda: [s for form in TOPOLOGIES for s in pairs(form)],
     "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
+    "alone": lambda: [s for form in TOPOLOGIES for s in alone(form)],
     "follow-ups": follow_ups,
     "vanishing": disconnections,
     "twice": twice,
