@@ -71,7 +71,7 @@ class Outcome:
 
 def names_to_try() -> list[str]:
     """The scenarios and directed cases by which mutants are looked for."""
-    sets = ("pairs", "follow-ups", "vanishing", "twice", "qcow2-pairs")
+    sets = ("alone", "pairs", "follow-ups", "vanishing", "twice", "qcow2-pairs")
     scenarios = [one for name in sets for one in named(name)]
     scenarios += array(_STRENGTH)
     return [one.name for one in scenarios] + [_DIRECTED + case.name for case in DIRECTED]
