@@ -17,6 +17,7 @@ from qmpshim.conformance.explore.directed import (
     jobs,
     large,
     monitor,
+    overlays,
     primary,
     ranges,
     replication,
@@ -137,6 +138,7 @@ _FLEECING = (Use.FLEECING,)
 _NBD = (Use.NBD_EXPORT,)
 _EXPORT = (Use.NBD_EXPORT, Use.FLEECING)
 _VOTES = (Use.QUORUM,)
+_OVERLAYS = (Use.COLO_SECONDARY, Use.SYNC_NONE_BACKUP, Use.FLEECING)
 _QUORUM = (Use.QUORUM, Use.COLO_PRIMARY)
 
 DIRECTED: tuple[Directed, ...] = (
@@ -209,6 +211,11 @@ DIRECTED: tuple[Directed, ...] = (
     Directed("bitmap-grows", ranges.resized, form="push", affects=_BITMAPS),
     Directed("write-waits-for-copies", ranges.waits_for_all, form="backup", size=3 * SIZE),
     Directed("reads-wait-for-copy", ranges.reads_beside_copy, form="backup", size=2 * SIZE),
+    Directed(
+        "writes-of-one-cluster", overlays.writes_of_one_cluster, form="push", affects=_OVERLAYS
+    ),
+    Directed("discard-of-all", overlays.discard_of_all, form="push", affects=_OVERLAYS),
+    Directed("allocation-fails", overlays.failed_allocation, form="push", affects=_OVERLAYS),
     Directed("quorum-flush-fails", monitor.flush_error, form="primary", affects=_QUORUM),
     Directed("quorum-fails", monitor.failed_quorum, form="primary", affects=_QUORUM),
     Directed("quorum-votes", votes.most_votes, form="push", affects=_VOTES),
