@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from qmpshim.conformance.explore.scenarios import C, RealScenario, check_scenario, is_sensible
@@ -91,19 +91,9 @@ def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
 
 
 def alone(form: str = "replication") -> list[RealScenario]:
-    """Each operation by itself, for what a request of it does that fails; also on qcow2 disks."""
+    """Each operation by itself, for what a request of it does that fails."""
     letters = (letter for letter in _possible(form) if letter not in _CLIENTS_GONE)
-    found = [one for letter in letters if is_sensible(one := _scenario((letter,), form))]
-    return [*found, *_on_qcow2(found)]
-
-
-def _on_qcow2(scenarios: Sequence[RealScenario]) -> list[RealScenario]:
-    """Those of them that can have a secondary disk in qcow2, with one."""
-    return [
-        replace(one, name=_QCOW2 + one.name, secondary="qcow2")
-        for one in scenarios
-        if "qcow2" in one.topology.formats
-    ]
+    return [one for letter in letters if is_sensible(one := _scenario((letter,), form))]
 
 
 def pairs(form: str = "replication") -> list[RealScenario]:
@@ -194,10 +184,10 @@ def named(name: str) -> list[RealScenario]:
     :raises InputError: it stands for none
     """
     if name.startswith(_QCOW2):
-        made = _on_qcow2(named(name.removeprefix(_QCOW2)))
-        if not made:
+        plain = [s for s in named(name.removeprefix(_QCOW2)) if "qcow2" in s.topology.formats]
+        if not plain:
             raise InputError(f"no scenario {name!r}: such a chain has raw disks only")
-        return made
+        return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
     if name in SETS:
         return SETS[name]()
     for scenario in follow_ups():

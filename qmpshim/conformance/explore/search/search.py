@@ -208,10 +208,11 @@ class _ScenarioRun:
         )
 
     def explore(
-        self, system: _ReportingSystem, mode: Mode, budget: Budget, seed: int
+        self, system: _ReportingSystem, mode: Mode, budget: Budget, seed: int, apart: bool = True
     ) -> Exploration | None:
         """Explore *system* and add what came of it to the result.
 
+        :param apart: take the chain apart in the end, since no more comes of it
         :returns: None: it ended early, since the deadline passed or the build cannot do it
         :raises NotStarted: QEMU does not even start
         """
@@ -219,7 +220,7 @@ class _ScenarioRun:
         in_time = False
         try:
             explored = explore(system, mode, budget, stop=False, seed=seed)
-            in_time = _went_back(system)
+            in_time = _went_back(system, apart)
         except BuildError as error:
             never = self._pool.machine is None and self._pool.resets["fresh"] == 1
             if isinstance(error, NotStarted) and never:
@@ -290,7 +291,7 @@ def explore_scenario(
         if remaining is not None:
             remaining /= 3 if task.errnos and not plan else len(plans) + 1
         system = run.system(plan, task.all_io)
-        explored = run.explore(system, task.mode, Budget(remaining), task.seed)
+        explored = run.explore(system, task.mode, Budget(remaining), task.seed, not plans)
         if explored is None:
             result.exhaustive, result.cut_short = False, not result.skipped
             break
@@ -326,23 +327,25 @@ def sample_scenario(
     for number, sample in enumerate(task.samples_of(scenario)):
         if run.late:
             break
-        for plan in sample.plans(ios[sample.all_io], run.errnos, rng):
+        plans = sample.plans(ios[sample.all_io], run.errnos, rng)
+        for left, plan in zip(reversed(range(len(plans))), plans, strict=True):
             late = seconds is not None and run.seconds > seconds
             if number and late and sample.schedules != EACH:
                 break
             system = run.system(plan, sample.all_io, sample.crash_points)
             budget = Budget(None, 1 if plan else sample.schedules)
-            explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30))
+            apart = sample.schedules != EACH or not left
+            explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30), apart)
             ios[sample.all_io] |= set(system.ios)
             if explored is None:
                 return run.end()
     return run.end()
 
 
-def _went_back(system: RealSystem) -> bool:
+def _went_back(system: RealSystem, apart: bool) -> bool:
     """Go back to the beginning, and return whether there was time for that."""
     try:
-        system.leave()
+        system.leave(apart)
     except OutOfBudget:
         return False
     return True
