@@ -49,6 +49,8 @@ def test_whatever_request_of_an_operation_fails_is_tried(qemu_build: Build) -> N
     )
     # In the end it is exhausted without faults, which is one more.
     assert mixed.schedules == every.schedules + 1 > 6, (mixed, every)
+    # The power was lost after each step of the one in which nothing failed.
+    assert mixed.looks.count > every.looks.count == 0
 
 
 def test_an_operation_by_itself_comes_first(qemu_build: Build) -> None:
