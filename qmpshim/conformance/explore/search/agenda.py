@@ -14,10 +14,11 @@ from typing import Any
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.progress import Board
-from qmpshim.conformance.explore.search.search import EACH, Sample, ScenarioTask
+from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
 from qmpshim.conformance.explore.search.settings import Settings
 
 PLAIN_SAMPLES, FAULTY_SAMPLES = 3, 2  # schedules of a scenario's samples
+SAMPLES_OF_EACH_IO = 40  # few operations have more I/Os: of clusters of 512 bytes some hundred
 WORTH_IT = 0.1  # of a budget: with less nothing is begun
 _SAMPLING = 0.9  # of a budget, at most
 
@@ -82,7 +83,7 @@ def sampled(task: ScenarioTask, mixed: bool) -> ScenarioTask:
         samples += [Sample(1, all_io=True), Sample(1, faults=True, all_io=True)]
     alone = (
         Sample(1, all_io=True, crash_points=task.crash_points_alone),
-        Sample(EACH, faults=True, all_io=True),
+        Sample(SAMPLES_OF_EACH_IO, faults=True, each_io=True, all_io=True),
     )
     return replace(task, samples=tuple(samples), samples_alone=alone)
 

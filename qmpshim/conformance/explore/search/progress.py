@@ -19,6 +19,7 @@ TICK = 0.2  # seconds between two words of progress
 class Progress:
     """How far an exploration is.
 
+    :ivar scenarios: that were explored, if not to the end, or cannot be; :ivar of: all of them
     :ivar schedules: executions so far, :ivar distinct: outcomes of scenarios so far
     :ivar verdicts: schedules that ended with each verdict
     :ivar sightings: what went wrong in them
@@ -83,13 +84,14 @@ class Board:
         self._last = now
         verdicts: Counter[str] = Counter()
         explored, live = [*self._before.values(), *self.done], list(self.live.values())
+        reached = {one.name for one in explored if one.schedules or one.skipped}
         sightings = [one for result in explored for one in result.sightings]
         sightings += [one for scenario in live for one in scenario.sightings]
         for sighting in sightings:
             verdicts[sighting.violation.kind.value] += sighting.count
         self._progress(
             Progress(
-                len(self.done),
+                len(reached),
                 self.total,
                 sum(one.schedules for one in explored) + sum(one.schedules for one in live),
                 sum(one.distinct for one in self.done) + sum(one.distinct for one in live),

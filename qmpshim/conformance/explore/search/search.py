@@ -26,7 +26,6 @@ from qmpshim.model.check.cause import Phase
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 
-EACH = -1  # schedules of a sample: each I/O fails once
 _REPETITIONS = 3  # times that an exploration is repeated because it could not be followed
 
 
@@ -67,14 +66,17 @@ class ScenarioTask:
 class Sample:
     """Schedules by chance.
 
-    :ivar schedules: how many; :data:`EACH` with faults: one for each I/O, which fails
+    :ivar schedules: how many at most
     :ivar faults: in each of them an I/O fails that was seen before in the scenario
+    :ivar each_io: each I/O fails in one of them, in the first way of those that there are, and
+        they are all taken, even if the time is over
     :ivar all_io: every request is held, qcow2's own among them
     :ivar crash_points: look at the images as these have it; None: as the task has it
     """
 
     schedules: int
     faults: bool = False
+    each_io: bool = False
     all_io: bool = False
     crash_points: CrashPoints | None = None
 
@@ -82,9 +84,7 @@ class Sample:
         """What is to fail in its schedules, of the I/Os that were seen before."""
         if not self.faults:
             return [{}]
-        if self.schedules == EACH:
-            return _faults(ios, errnos[:1])
-        possible = _faults(ios, errnos)
+        possible = _faults(ios, errnos[:1] if self.each_io else errnos)
         return rng.sample(possible, min(self.schedules, len(possible)))
 
 
@@ -330,11 +330,11 @@ def sample_scenario(
         plans = sample.plans(ios[sample.all_io], run.errnos, rng)
         for left, plan in zip(reversed(range(len(plans))), plans, strict=True):
             late = seconds is not None and run.seconds > seconds
-            if number and late and sample.schedules != EACH:
+            if number and late and not sample.each_io:
                 break
             system = run.system(plan, sample.all_io, sample.crash_points)
             budget = Budget(None, 1 if plan else sample.schedules)
-            apart = sample.schedules != EACH or not left
+            apart = not (sample.each_io and left)
             explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30), apart)
             ios[sample.all_io] |= set(system.ios)
             if explored is None:

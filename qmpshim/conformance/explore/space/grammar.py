@@ -34,8 +34,8 @@ _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "j
              "job_resume", "job_speed")  # fmt: skip
 _BACKUPS = tuple(verb.value for verb in BACKUPS)
 _BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
-_UNPLACED = frozenset((*_COMMANDS, "job_cancel", *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush",
-                       "guest_flush", "primary_vanish", "guest_vanish"))  # fmt: skip
+_UNPLACED = frozenset((NONE, *_COMMANDS, "job_cancel", *_BACKUPS, *_BITMAP_COMMANDS, "guest_flush",
+                       "primary_flush", "primary_vanish", "guest_vanish"))  # fmt: skip
 _FORMS = ("replication", "backup", "fleecing", "primary", "push", "pull", "votes")
 
 #: Requests that beside a backup job only the first operation is: two of them are exchanged at will.
@@ -81,6 +81,8 @@ _THIRD: Mapping[str, tuple[str, int | None]] = {
     "start_then_primary_write": ("primary_write", 1),
     "start_then_stop": ("stop", 1),
 }
+#: What finds nothing to do by itself.
+BESIDE_ANOTHER = frozenset(("status", "job_cancel", "job_resume", "primary_vanish", "guest_vanish"))
 #: Operations that push has as a third one only, after the second.
 _OF_SECOND = frozenset(("job_resume", "job_cancel"))
 
@@ -230,7 +232,7 @@ DIMENSIONS = (
         "first",
         ("primary_write", "primary_write_fua", "primary_zero", "primary_zero_no_hole",
          "primary_zero_fast", "primary_discard", "guest_read", "guest_write", "guest_write_fua",
-         "guest_zero", "guest_discard"),
+         "guest_zero", "guest_discard", NONE),
     ),
     Dimension(
         "second",
@@ -254,6 +256,10 @@ DIMENSIONS = (
     Dimension("bitmap", tuple(_BITMAPS)),
     Dimension("disks", tuple(_DISKS)),
 )  # fmt: skip
+
+
+def _is_by_itself(second: str, third: str, relation: str) -> bool:
+    return (third, relation) == (NONE, "equals") and second not in BESIDE_ANOTHER
 
 
 def _third_fits(form: str, third: str) -> bool:
@@ -325,7 +331,7 @@ SPACE = Space(
     (
         Constraint(
             ("form", "first"),
-            lambda form, first: first in OPERATIONS[form],
+            lambda form, first: first in OPERATIONS[form] | {NONE},
             "the chain has no export or command for the first operation",
         ),
         Constraint(
@@ -416,6 +422,11 @@ SPACE = Space(
             ("form", "cluster"),
             lambda form, cluster: form not in _WITHOUT_QCOW2 or cluster == "64k",
             "the chain has no qcow2 image",
+        ),
+        Constraint(
+            ("first", "second", "third", "relation"),
+            lambda first, *others: first != NONE or _is_by_itself(*others),
+            "an operation by itself has something to do and no other operation beside it",
         ),
         Constraint(
             ("second", "relation"),
@@ -519,16 +530,18 @@ def _bitmap(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
     """The scenario of a point of the space, as JSON.
 
-    Where there are two disks, the second operation is on the other one, and a third one that does
-    not come after the first.
+    Without a first operation the second is by itself. Where there are two disks, the second
+    operation is on the other one, and a third one that does not come after the first.
     """
     edges = _boundaries(point)
     a, b, c, d = (edges[n] for n in RELATIONS[point["relation"]])
-    ops: list[dict[str, Any]] = [{"do": point["first"], "at": [a, b - a]}]
-    ops.append({"do": point["second"]})
     other = size(point) if point["disks"] != "one" else 0
-    if point["second"] not in _UNPLACED:
-        ops[1]["at"] = [other + c, d - c]
+    placed = (("first", [a, b - a]), ("second", [other + c, d - c]))
+    ops: list[dict[str, Any]] = [
+        {"do": point[which]} | ({} if point[which] in _UNPLACED else {"at": at})
+        for which, at in placed
+        if point[which] != NONE
+    ]
     if point["third"] != NONE:
         ops.append(_third(point, a, b))
         if "at" in ops[2] and ops[2].get("after") != 0:

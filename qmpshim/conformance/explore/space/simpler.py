@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
-from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS, NONE, SPACE
 from qmpshim.conformance.explore.space.naming import point_if_named, scenario_of
 from qmpshim.errors import InputError
 from qmpshim.model.operations import operation
@@ -61,7 +61,8 @@ def _point(scenario: RealScenario) -> Point | None:
 
 def _plainer(point: Point, name: str) -> str:
     if name in ("first", "second"):
-        return operation(point[name]).plain.name  # another operation is another scenario
+        # Another operation is another scenario.
+        return NONE if point[name] == NONE else operation(point[name]).plain.name
     return SPACE.dimension(name).default
 
 

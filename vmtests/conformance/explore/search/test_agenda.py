@@ -10,7 +10,7 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.explore.scenario_sets import LETTERS, alone, named
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.search import EACH, Sample
+from qmpshim.conformance.explore.search.search import Sample
 from qmpshim.conformance.explore.search.settings import FAULTS, Bounds, Settings
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import TOPOLOGIES
@@ -31,10 +31,12 @@ def test_each_operation_of_a_chain_comes_alone(form: str) -> None:
 
 def test_each_io_fails_once() -> None:
     ios = [IoId(0, "hidden", verb, "0+128") for verb in ("read", "write", "flush")]
-    plans = Sample(EACH, faults=True).plans(ios, FAULTS, random.Random(1))
+    plans = Sample(9, faults=True, each_io=True).plans(ios, FAULTS, random.Random(1))
     assert sorted(plans, key=str) == sorted(({io: EIO} for io in ios), key=str)
+    some = Sample(2, faults=True, each_io=True).plans(ios, FAULTS, random.Random(1))
+    assert len(some) == 2 and all(plan in plans for plan in some)
     assert len(Sample(2, faults=True).plans(ios, FAULTS, random.Random(1))) == 2
-    assert Sample(EACH).plans(ios, FAULTS, random.Random(1)) == [{}]
+    assert Sample(9, each_io=True).plans(ios, FAULTS, random.Random(1)) == [{}]
 
 
 def test_whatever_request_of_an_operation_fails_is_tried(qemu_build: Build) -> None:

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
-from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, RELATIONS, SPACE
+from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, NONE, RELATIONS, SPACE
 from qmpshim.conformance.explore.space.naming import (
     array,
     name_of,
@@ -69,6 +69,8 @@ def test_letters_are_no_names_of_points() -> None:
         ("primary_write+guest_dirty_bitmap,form=backup", "no bitmap is offered"),
         ("primary_write+guest_dirty_bitmap,form=fleecing,bitmap=ends", "second=guest_dirty_bitmap"),
         ("primary_write+guest_read,bitmap=ends", "neither a filter .* nor a job"),
+        ("none+checkpoint,third=then_guest_read", "by itself"),
+        ("none+guest_vanish", "something to do"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_what_is_wrong(name: str, wrong: str) -> None:
@@ -131,6 +133,14 @@ def test_a_disk_can_end_inside_a_granule(disk: str, cluster: str) -> None:
     assert point is not None
     assert grammar.size(point) % grammar.granule(point)
     assert cluster == "512" or disk == "half" or grammar.size(point) % CLUSTERS[cluster]
+
+
+def test_an_operation_can_be_by_itself(pairs_of_space: Sequence[Point]) -> None:
+    scenario = scenario_of(point_named("none+guest_write,cluster=512,history=active"))
+    assert [op.name for op in scenario.ops] == ["guest_write"]
+    assert [op.name for op in scenario.setup] == ["guest_write"]
+    alone = {point["second"] for point in pairs_of_space if point["first"] == NONE}
+    assert alone == {*SPACE.dimension("second").values} - grammar.BESIDE_ANOTHER
 
 
 def test_what_outdoes_the_documents_is_robustness() -> None:
