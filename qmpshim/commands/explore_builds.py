@@ -17,12 +17,13 @@ from qmpshim.conformance.document import BUDGET
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
+from qmpshim.conformance.explore.report.recognition import recogniser
 from qmpshim.conformance.explore.report.report import ExploreReport, render, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
+from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version

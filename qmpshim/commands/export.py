@@ -10,9 +10,8 @@ from qmpshim.commands.console import OK, Console
 from qmpshim.commands.options import json_option
 from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.known.bundle_kinds import load_bundle
-from qmpshim.conformance.known.tracker import script_of, script_of_bundle
+from qmpshim.conformance.known.tracker import script_of, script_of_bundle, script_of_schedule
 from qmpshim.errors import InputError
 
 
@@ -42,7 +41,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
         case = load_bundle(args.bundle) if entry is None else entry.case
         if not isinstance(case, Finding):
             raise InputError(f"{args.bundle} has no schedule of `explore`, which alone takes --nbd")
-        script = export_script(case, breakpoints=False)
+        script = script_of_schedule(case, breakpoints=False)
     else:
         script = script_of_bundle(args.bundle) if entry is None else script_of(entry)
     args.document.result = {"bundle": str(args.bundle), "nbd": args.nbd, "script": script}

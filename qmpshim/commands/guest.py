@@ -13,8 +13,9 @@ from qmpshim.commands.chosen_builds import chosen_build
 from qmpshim.commands.console import DIVERGED, OK, Console, Listed, show_list
 from qmpshim.commands.options import build_options, json_option, list_option
 from qmpshim.commands.results import check_directory
-from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario
+from qmpshim.conformance.guest.run import GuestOutcome, refuse, run_scenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
+from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.guest import guest
@@ -127,7 +128,9 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
             console.progress(f"{name}: {SCENARIOS[name].about}")
             keep = args.keep / name if args.keep else None
             outcome = await run_scenario(
-                SCENARIOS[name], build, image, attachment, args.seed, keep=keep
+                *(SCENARIOS[name], build, image, attachment, args.seed),
+                known=known_directed(),
+                keep=keep,
             )
             outcomes.append(outcome.to_json())
             worst = max(worst, _show(outcome, console))

@@ -15,10 +15,10 @@ from qmpshim.commands.parser import count, seconds, takes_name
 from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
+from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import (
     GUESTS,
     MOMENTS,
@@ -27,6 +27,7 @@ from qmpshim.conformance.pair.plan import (
     PairOutcome,
     PairPlan,
 )
+from qmpshim.conformance.pair.run_plan import run_plan, summary
 from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds

@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.bundle_kinds import load_bundle
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.pair.bundle import PairCase
-from qmpshim.conformance.pair.checks import run_plan, summary
+from qmpshim.conformance.pair.run_plan import run_plan, summary
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.errors import name_errnos
 from qmpshim.machine.builds.build import Build, read_version

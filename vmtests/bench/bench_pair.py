@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.pair.checks import best_accel, run_plan
 from qmpshim.conformance.pair.colo import ColoRun
 from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.conformance.pair.run_plan import run_plan
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.host.workspace import Workspace
 

@@ -10,8 +10,8 @@ import pytest
 
 from qmpshim.conformance.finding_words import classified
 from qmpshim.conformance.known.folder import write_up
-from qmpshim.conformance.pair.checks import summary
 from qmpshim.conformance.pair.plan import Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair.run_plan import summary
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import ROOT, CommandLine
 

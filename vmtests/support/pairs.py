@@ -22,8 +22,8 @@ from qmpshim.conformance.compare.evidence import (
     Unsound,
 )
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair.run_plan import run_plan
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import NEVER, Pair
 from qmpshim.machine.images.qcow2 import Qcow2Reader

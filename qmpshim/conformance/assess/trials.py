@@ -34,8 +34,8 @@ from qmpshim.conformance.known.matching import (
 from qmpshim.conformance.known.meaning import SEVERITY_OF
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
-from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.pair.run_plan import run_plan
 from qmpshim.conformance.uses import Use, uses_of
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build, read_version

@@ -2,7 +2,7 @@
 
 They start with a guest at its prompt and a chain on which nothing was started, and end with
 :class:`~qmpshim.conformance.guest.work.GuestDiverged` when the model predicts otherwise.
-:mod:`qmpshim.conformance.guest.checks` runs them.
+:mod:`qmpshim.conformance.guest.run` runs them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.recognition import recogniser
 from qmpshim.conformance.known.bundle_kinds import kind_of
 from qmpshim.conformance.known.matching import (
     AnyOperation,
@@ -18,7 +19,6 @@ from qmpshim.conformance.known.matching import (
     ExplorerWriteUp,
     PairWriteUp,
     WorkloadWriteUp,
-    recogniser,
 )
 from qmpshim.conformance.known.meaning import Trigger
 from qmpshim.conformance.known.write_ups import DIRECTORY, Version, WriteUp, common
@@ -72,6 +72,20 @@ def recognised(findings: Iterable[Finding], version: Version) -> dict[str, Findi
     for finding in findings:
         found.setdefault(recognise(finding), finding)
     return found
+
+
+def crash_words(finding: Finding) -> list[str]:
+    """The last words of QEMUs that crash as in *finding*, as its write-ups have them.
+
+    :returns: regular expressions, for the words differ between builds
+    """
+    return [
+        pattern.detail.pattern
+        for one in known_findings()
+        if one.covers(finding, finding.version)
+        for pattern in one.causes
+        if pattern.matches(finding.cause)
+    ]
 
 
 def known_directed() -> dict[str, DirectedWriteUp]:

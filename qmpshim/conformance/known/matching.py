@@ -9,7 +9,7 @@ the form of the chain, the operations it needs and the I/Os that fail.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -233,15 +233,6 @@ def check_shown(case: AnyCase, found: Divergence) -> None:
     """
     if not _until(found, case.operations):
         raise ValueError("it has no operation up to what it shows")
-
-
-def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[Finding], str]:
-    """Return the id of what a finding on QEMU *version* is, ``""`` if it is not written up."""
-
-    def recognise(finding: Finding) -> str:
-        return next((one.id for one in known if one.covers(finding, version)), "")
-
-    return recognise
 
 
 def pair_write_up(path: Path, value: dict[str, Any], case: PairCase) -> PairWriteUp:

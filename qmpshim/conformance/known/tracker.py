@@ -10,6 +10,7 @@ from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script, takes_linux
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.known.bundle_kinds import drafts, load_bundle
+from qmpshim.conformance.known.folder import crash_words
 from qmpshim.conformance.known.matching import ExplorerWriteUp, WorkloadWriteUp
 from qmpshim.conformance.known.meaning import TO_WRITE, Upstream
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
@@ -49,8 +50,17 @@ def script_of(entry: WriteUp) -> str:
         # The script has to hold requests on each version that the finding was seen on.
         seen = (features_of(tuple(map(int, v.split(".")))) for v in entry.meaning.seen)
         drains = checkpoints and any(one.checkpoint_drains for one in seen)
-        return export_script(finding, breakpoints=not drains)
+        return script_of_schedule(finding, breakpoints=not drains)
     return steps_script(entry.title, _written_steps(entry))
+
+
+def script_of_schedule(finding: Finding, breakpoints: bool = True) -> str:
+    """The script of a schedule; one that crashes knows the words of builds beside its own, too.
+
+    :param breakpoints: as of :func:`export_script`
+    :raises InputError: it showed nothing wrong
+    """
+    return export_script(finding, breakpoints, crash_words(finding))
 
 
 def script_of_bundle(bundle: Path) -> str:
@@ -59,7 +69,7 @@ def script_of_bundle(bundle: Path) -> str:
     :raises InputError: it shows nothing wrong, or what it shows has to be looked for by hand
     """
     if isinstance(case := load_bundle(bundle), Finding):
-        return export_script(case)
+        return script_of_schedule(case)
     content, steps = drafts(bundle)
     if TO_WRITE in steps:
         raise InputError(

@@ -14,6 +14,7 @@ from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.known.folder import known_findings
+from qmpshim.conformance.known.tracker import script_of_schedule
 from qmpshim.machine.builds.build import Build
 from vmtests.support.gibberish import gibberish
 from vmtests.support.reproducer import Reproducer, known
@@ -81,6 +82,6 @@ def test_a_script_that_was_written_in_gibberish_ends_as_it_should(
     reproducer: Reproducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gibberish(monkeypatch):
-        script = export_script(known("snapshot-read-returns-new-data"))
+        script = script_of_schedule(known("snapshot-read-returns-new-data"))
     assert "gibberish" in script
     assert reproducer(script)[0] == 1

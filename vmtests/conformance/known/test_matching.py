@@ -17,6 +17,7 @@ from qmpshim.conformance.explore.harness.choices import Cut, Fail, RealChoice, i
 from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
+from qmpshim.conformance.explore.report.recognition import recogniser
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import (
     known_directed,
@@ -26,7 +27,7 @@ from qmpshim.conformance.known.folder import (
     read_all,
     write_up,
 )
-from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
+from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import Exit, HostError, InputError

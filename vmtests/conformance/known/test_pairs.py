@@ -8,12 +8,12 @@ import pytest
 
 from qmpshim.commands.pair import seen_in
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.known import accelerator
+from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.known.seen import assessed
 from qmpshim.conformance.known.write_ups import Version
-from qmpshim.conformance.pair import checks
-from qmpshim.conformance.pair.checks import best_accel
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -135,8 +135,8 @@ def test_the_accelerator_is_the_write_ups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, other = (replace(Build.system(), name=str(number)) for number in (0, 1))
-    monkeypatch.setattr(checks, "has_kvm", lambda: kvm)
-    monkeypatch.setattr(checks, "read_version", lambda build: (versions[int(build.name)], ""))
+    monkeypatch.setattr(accelerator, "has_kvm", lambda: kvm)
+    monkeypatch.setattr(accelerator, "read_version", lambda build: (versions[int(build.name)], ""))
     assert best_accel((one, other), guest) == accel
 
 

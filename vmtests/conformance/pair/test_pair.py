@@ -13,11 +13,11 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners.pair import pair as run
+from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs, read
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.pair.bundle import PairCase
-from qmpshim.conformance.pair.checks import best_accel
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version

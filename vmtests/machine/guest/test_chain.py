@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.guest.checks import known_cause, refuse, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
+from qmpshim.conformance.guest.run import known_cause, refuse, run_scenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.known.folder import known_directed
@@ -93,10 +93,11 @@ def test_a_disk_with_an_iothread_does_so_too(
     except BuildError as error:
         pytest.skip(str(error))
     found = run_workload(each_build, image, workspace, attachment).divergence
-    known = known_directed()["iothread-client-leaves"]
+    directed = known_directed()
+    known = directed["iothread-client-leaves"]
     dies = known.concerns(read_version(each_build)[0])
     assert (found is not None) == dies, str(found)
-    assert found is None or known_cause(found, each_build) == known.id, str(found)
+    assert found is None or known_cause(found, each_build, directed) == known.id, str(found)
 
 
 class DriveBackup(ProgramChain):
@@ -167,5 +168,6 @@ def test_a_scenario_goes_as_predicted(
 def test_a_scenario_goes_as_predicted_on_each_build(
     name: str, each_build: Build, image: GuestImage
 ) -> None:
-    outcome = asyncio.run(run_scenario(SCENARIOS[name], each_build, image, Attachment()))
+    running = run_scenario(SCENARIOS[name], each_build, image, Attachment(), known={})
+    outcome = asyncio.run(running)
     assert outcome.divergence is None, str(outcome.divergence)

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.bundle_kinds import kind_of
 from qmpshim.conformance.pair.bundle import PairCase
-from qmpshim.conformance.pair.checks import run_plan, summary
+from qmpshim.conformance.pair.run_plan import run_plan, summary
 from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.machine.builds.build import Build
 

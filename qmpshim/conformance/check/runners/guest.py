@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario
+from qmpshim.conformance.guest.run import GuestOutcome, refuse, run_scenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
-from qmpshim.conformance.known.folder import summary
+from qmpshim.conformance.known.folder import known_directed, summary
 from qmpshim.conformance.uses import uses_of
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
@@ -34,9 +34,11 @@ def guest(build: Build, case: Case, directory: Path) -> CaseOutcome:
         raise InputError(f"{case.name}: {error}") from error
     keep = directory / "guest"
     refuse(build, attachment)
-    outcome = asyncio.run(
-        run_scenario(SCENARIOS[name], build, guest_image.build(), attachment, seed, keep=keep)
+    known = known_directed()
+    running = run_scenario(
+        SCENARIOS[name], build, guest_image.build(), attachment, seed, known=known, keep=keep
     )
+    outcome = asyncio.run(running)
     found = outcome.divergence
     words = _command_line(outcome, seed)
     findings = () if found is None else (_finding(outcome, words, str(found)),)

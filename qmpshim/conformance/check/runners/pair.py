@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
+from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
+from qmpshim.conformance.pair.run_plan import run_plan, summary
 from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.machine.builds.build import Build
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
 from qmpshim.conformance.explore.directed.machine import CaseMachine
+from qmpshim.conformance.explore.report.recognition import ExplainsCase
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.conformance.uses import Use
 from qmpshim.errors import BuildError, InputError, NotStarted, OptionMissing, name_errnos, no_such
 from qmpshim.machine.builds.build import Build, read_version
@@ -142,7 +142,7 @@ def cases_named(word: str) -> list[Directed]:
 def run_cases(
     build: Build,
     result: DirectedResult,
-    known: Mapping[str, DirectedWriteUp],
+    known: Mapping[str, ExplainsCase],
     deadline: float | None = None,
     progress: Callable[[str], None] = lambda case: None,
     jobs: int = 1,
@@ -172,7 +172,7 @@ class _Runs:
         self,
         build: Build,
         result: DirectedResult,
-        known: Mapping[str, DirectedWriteUp],
+        known: Mapping[str, ExplainsCase],
         deadline: float | None,
         progress: Callable[[str], None],
     ) -> None:

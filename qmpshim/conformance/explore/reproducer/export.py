@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import pprint
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,10 +24,7 @@ from typing import Any
 from qmpshim.conformance.explore.harness.choices import Cut, Fail, Start, failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.symptoms import (
-    arrivals,
-    symptom_of,
-)
+from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.build import marking, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
@@ -59,10 +56,13 @@ _WITH_LINUX = """QEMU-SYSTEM-BINARY QEMU-IMG KERNEL INITRAMFS
 The last two are a small Linux whose program writes to its disk: `qmpshim guest build` makes it."""
 
 
-def export_script(finding: Finding, breakpoints: bool = True) -> str:
+def export_script(
+    finding: Finding, breakpoints: bool = True, crash_words: Sequence[str] = ()
+) -> str:
     """The reproducer's text, a Python program: run it with the QEMU binary as its argument.
 
     :param breakpoints: False: hold the requests by NBD even where blkdebug can
+    :param crash_words: as of :func:`~.symptoms.symptom_of`
     :raises InputError: the finding is a schedule that showed nothing wrong
     """
     if finding.verdict is None:
@@ -91,7 +91,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "setup": [[op.name, op.start, op.count] for op in scenario.setup],
         "ops": [[op.name, op.start, op.count] for op in scenario.ops],
         "trace": finding.lines,
-        "sign": symptom_of(finding),
+        "sign": symptom_of(finding, crash_words),
         "allocation": finding.allocation,
     }
     steps = blkdebug_steps(finding) if breakpoints else None

@@ -44,6 +44,7 @@ A symptom is a dictionary with a ``kind``, which the templates know (``templates
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from qmpshim.conformance.compare.evidence import Allocated, Held
@@ -68,7 +69,6 @@ from qmpshim.conformance.explore.reproducer.point_symptoms import (
     target_symptom,
     way_of,
 )
-from qmpshim.conformance.known.folder import known_findings
 from qmpshim.model.answers import ANY_ERROR, REPLICATION_ERROR, admitted, answer_to_json
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
@@ -76,13 +76,17 @@ from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
 
 
-def symptom_of(finding: Finding) -> Symptom:
-    """What the reproducer of a finding looks for."""
+def symptom_of(finding: Finding, crash_words: Sequence[str] = ()) -> Symptom:
+    """What the reproducer of a finding looks for.
+
+    :param crash_words: regular expressions for the last words of a QEMU that crashes, one for each
+        way that builds have of it; empty: as in the finding
+    """
     cause = finding.cause
     if cause.kind.after_crash and finding.verdict in (Verdict.CRASH, Verdict.HANG):
         return UNKNOWN
     if finding.verdict is Verdict.CRASH:
-        return _crash(finding)
+        return _crash(finding, crash_words)
     if cause.kind is CauseKind.SETUP_FAILS:
         return {"kind": "setup", "operation": cause.subject, "answer": cause.detail}
     if cause.phase is Phase.SETUP:
@@ -157,16 +161,9 @@ def _seen_as_data(finding: Finding) -> Symptom:
     return {**found, **way_of(finding)}
 
 
-def _crash(finding: Finding) -> Symptom:
-    """How QEMU ends, where, and with which words; a write-up has the words of other builds."""
+def _crash(finding: Finding, words: Sequence[str]) -> Symptom:
+    """How QEMU ends, where, and with which words."""
     cause = finding.cause
-    ways = [
-        pattern.detail.pattern
-        for one in known_findings()
-        if one.covers(finding, finding.version)
-        for pattern in one.causes
-        if pattern.matches(cause)
-    ]
     phases = ["setup"] if cause.phase is Phase.SETUP else ["steps", "end"]
     if cause.phase is Phase.EXECUTION and _unanswered(finding):
         phases = ["steps"]
@@ -175,7 +172,7 @@ def _crash(finding: Finding) -> Symptom:
         "phases": phases,
         "steps": len(finding.schedule),
         "status": None if finding.ending is None else finding.ending.status,
-        "cause": "|".join(ways) or re.escape(cause.detail),
+        "cause": "|".join(words) or re.escape(cause.detail),
     }
 
 

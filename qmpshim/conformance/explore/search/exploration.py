@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
 from qmpshim.conformance.explore.harness.history import Sighting
+from qmpshim.conformance.explore.report.recognition import recogniser
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.agenda import WORTH_IT, Agenda
@@ -23,7 +24,6 @@ from qmpshim.conformance.explore.search.progress import Board, Progress
 from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.search.workers import in_processes, in_this_process, on_cluster
-from qmpshim.conformance.known.matching import recogniser
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode

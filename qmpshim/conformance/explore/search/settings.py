@@ -9,8 +9,8 @@ from errno import EIO, ENOSPC
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.harness.choices import Cut
+from qmpshim.conformance.explore.report.recognition import ExplainsCase, ExplainsFinding
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.known.matching import DirectedWriteUp, ExplorerWriteUp
 from qmpshim.model.explore.explorer import Mode
 
 #: What a held I/O may end with instead.
@@ -71,5 +71,5 @@ class WrittenUp:
     :ivar directed: of directed cases, by their names
     """
 
-    findings: Sequence[ExplorerWriteUp] = ()
-    directed: Mapping[str, DirectedWriteUp] = field(default_factory=dict)
+    findings: Sequence[ExplainsFinding] = ()
+    directed: Mapping[str, ExplainsCase] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from qmpshim.conformance.bundles.case_file import strings
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
 from qmpshim.conformance.explore.report.findings import group
+from qmpshim.conformance.explore.report.recognition import ExplainsFinding, recogniser
 from qmpshim.conformance.explore.report.report import SOAK, ExploreReport, ScenarioResult, why_none
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.agenda import sampled, shape
@@ -26,7 +27,6 @@ from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.workers import in_processes, in_this_process
 from qmpshim.conformance.explore.space.naming import scenario_of
 from qmpshim.conformance.explore.space.random_points import RandomPoints
-from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import BuildError, InputError, decoding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import write_file
@@ -98,7 +98,7 @@ def soak_real(
     seed: int = 0,
     budget: float | None = None,
     jobs: int = 1,
-    known: Sequence[ExplorerWriteUp] = (),
+    known: Sequence[ExplainsFinding] = (),
     state: SoakState | None = None,
     keep: Callable[[SoakState], None] = lambda state: None,
     progress: Callable[[Progress], None] | None = None,
@@ -141,7 +141,7 @@ class _Soak:
         budget: float | None,
         jobs: int,
         progress: Callable[[Progress], None] | None,
-        known: Sequence[ExplorerWriteUp],
+        known: Sequence[ExplainsFinding],
         state: SoakState,
     ) -> None:
         self.state = state

@@ -36,6 +36,7 @@ from qmpshim.conformance.explore.scenario_sets import LETTERS
 from qmpshim.conformance.explore.scenarios import C, RealScenario, scenario_from_json
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.tracker import script_of_schedule
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import BuildError, Exit, InputError, NoSuchBuild
 from qmpshim.machine.builds.build import Build, read_version
@@ -100,7 +101,7 @@ def test_what_was_found_is_seen_without_qmpshim(
     one: ExplorerWriteUp, qemu_build: Build, reproducer: Reproducer
 ) -> None:
     """On each build a script sees what `qmpshim replay` sees there."""
-    script = export_script(known(one.id), breakpoints=not drains(qemu_build))
+    script = script_of_schedule(known(one.id), breakpoints=not drains(qemu_build))
     assert "qmpshim" not in script.split("import", 1)[1].replace(repr(known(one.id).build), "")
     status, output = reproducer(script)
     try:
@@ -116,7 +117,7 @@ def test_what_was_found_is_seen_without_qmpshim(
 
 def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reproducer) -> None:
     """It is seen, or the script says why it cannot be, and does not lock up."""
-    script = export_script(known("checkpoint-then-overlapping-write-aborts"))
+    script = script_of_schedule(known("checkpoint-then-overlapping-write-aborts"))
     assert "driver=blkdebug" in script
     status, output = reproducer(script)
     if read_version(qemu_build)[0] >= (7, 0):
@@ -275,13 +276,13 @@ def test_a_mended_build_is_good(name: str, tmp_path: Path, reproducer: Reproduce
     except NoSuchBuild as error:
         pytest.skip(str(error))
     write_programs(build, tmp_path)
-    script = export_script(known("snapshot-read-returns-new-data"))
+    script = script_of_schedule(known("snapshot-read-returns-new-data"))
     status, output = reproducer(script, str(tmp_path / "qemu-system-x86_64"))
     assert status == NOT_SEEN and output.endswith("which are all\nnot seen\n"), output
 
 
 def test_nothing_that_has_to_fail_comes(qemu_build: Build, reproducer: Reproducer) -> None:
-    script = export_script(known("failed-secondary-not-in-status"))
+    script = script_of_schedule(known("failed-secondary-not-in-status"))
     script = script.replace("TIMERS = 5", "TIMERS = 1")
     script = script.replace("'secondary read 0+128'", "'secondary read 7+128'")
     status, output = reproducer(script)
@@ -292,7 +293,7 @@ def test_nothing_that_has_to_fail_comes(qemu_build: Build, reproducer: Reproduce
 @pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"], ["sh", "/no/such/qemu-img"]])
 def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> None:
     """One line, and nothing left behind."""
-    status, output = reproducer(export_script(known("failover-reports-io-error")), *words)
+    status, output = reproducer(script_of_schedule(known("failover-reports-io-error")), *words)
     assert status == UNTESTED
     assert (
         output.startswith(f"no program {words[-1]} that can be run; usage: ")
@@ -322,7 +323,7 @@ def test_a_qemu_that_cannot_start(
     qemu = tmp_path / "qemu"
     qemu.write_text(f"#!/bin/sh\n{START[name][0]}\n")
     qemu.chmod(0o755)
-    status, output = reproducer(export_script(known(case)), str(qemu), "qemu-img")
+    status, output = reproducer(script_of_schedule(known(case)), str(qemu), "qemu-img")
     how = "QEMU ended, not as it is looked for: before anything was done it "
     assert (status, output) == (UNTESTED, f"{how}{START[name][1]}\n")
 
@@ -332,12 +333,12 @@ def test_a_temporary_directory_with_an_odd_name(
     odd: str, qemu_build: Build, reproducer: Reproducer
 ) -> None:
     """The way of the breakpoints and the other one: it makes no difference."""
-    script = export_script(known(CRASH))
+    script = script_of_schedule(known(CRASH))
     if not read_version(qemu_build)[0] >= CHECKPOINT_ASSERTS:
         pytest.skip("it would need a finding that every version has")
     place = reproducer.temporary / odd
     place.mkdir()
-    for one in (script, export_script(known(CRASH), breakpoints=False)):
+    for one in (script, script_of_schedule(known(CRASH), breakpoints=False)):
         status, output = reproducer.end(reproducer.start(one, temporary=place), place)
         assert status == SEEN, output
     place.rmdir()
@@ -349,7 +350,7 @@ def test_a_full_disk(breakpoints: bool, reproducer: Reproducer) -> None:
     mount = 'mount -t tmpfs -o size=64k none "$TMPDIR" || exit 99; "$@"'
     root = [] if os.geteuid() == 0 else ["--map-root-user"]
     before = ["unshare", "--mount", *root, "sh", "-c", mount, "sh"]
-    script = export_script(known(CRASH), breakpoints=breakpoints)
+    script = script_of_schedule(known(CRASH), breakpoints=breakpoints)
     status, output = reproducer.end(reproducer.start(script, before=before))
     if status in (1, 99) and ("unshare" in output or "mount" in output):
         pytest.skip(f"this user cannot mount a small disk: {output.strip()}")
@@ -376,7 +377,7 @@ def test_another_assertion_at_the_same_step(
     qemu = tmp_path / "qemu"
     qemu.write_text(OTHER_WORDS.format(python=sys.executable))
     qemu.chmod(0o755)
-    status, output = reproducer(export_script(known(CRASH)), str(qemu), "qemu-img")
+    status, output = reproducer(script_of_schedule(known(CRASH)), str(qemu), "qemu-img")
     assert status == UNTESTED, output
     assert re.search(
         r"\nQEMU ended, not as it is looked for: after step 4 of 4 it was killed by SIGABRT: .*"
@@ -418,7 +419,7 @@ def test_its_own_end_at_another_step(
 )
 def test_a_qemu_that_leaves_in_the_middle(case: str, reproducer: Reproducer) -> None:
     """It ends well, with status 0, when it should not end at all: nothing was seen then."""
-    script = export_script(known(case))
+    script = script_of_schedule(known(case))
     script = script.replace("\nset_up()\n", "\nset_up()\nqemu.terminate()\nqemu.wait()\n")
     status, output = reproducer(script)
     assert status == UNTESTED, output
@@ -428,14 +429,14 @@ def test_a_qemu_that_leaves_in_the_middle(case: str, reproducer: Reproducer) -> 
 
 def test_a_breakpoint_that_is_never_reached(qemu_build: Build, reproducer: Reproducer) -> None:
     """Not seen, but nothing was held either: no answer."""
-    script = export_script(known(CRASH)).replace("'read_aio'", "'l1_grow_alloc_table'")
+    script = script_of_schedule(known(CRASH)).replace("'read_aio'", "'l1_grow_alloc_table'")
     status, output = reproducer(script)
     assert status == UNTESTED, output
     assert output.endswith("not seen, but this build takes another way\n")
 
 
 def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
-    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    script = script_of_schedule(known("failover-reports-io-error"), breakpoints=False)
     step = "        take(step)\n"
     assert step in script
     process = reproducer.start(script.replace(step, f"{step}        time.sleep(60)\n"))
@@ -452,7 +453,7 @@ def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
 
 def test_what_an_end_brings_about_is_not_printed(reproducer: Reproducer) -> None:
     """Another thread meets files that are gone, say, while the script gives up."""
-    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    script = script_of_schedule(known("failover-reports-io-error"), breakpoints=False)
     late = "\nset_up()\nwhile not enders:\n    time.sleep(0.001)\nraise ValueError\n"
     status, output = reproducer(
         script.replace("\nset_up()\n", late).replace("LIMIT = 180", "LIMIT = 3")
@@ -471,7 +472,7 @@ def test_what_an_end_brings_about_is_not_printed(reproducer: Reproducer) -> None
 )
 def test_what_fails_while_a_script_ends_is_not_seen(harm: str, reproducer: Reproducer) -> None:
     """Python itself ends with 1 where its hook for errors fails, which would be SEEN."""
-    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    script = script_of_schedule(known("failover-reports-io-error"), breakpoints=False)
     script = script.replace("\nset_up()\n", f"\nset_up()\n{harm}\nraise ValueError\n")
     assert "raise ValueError" in script
     status, output = reproducer(script)

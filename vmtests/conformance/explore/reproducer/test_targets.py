@@ -26,6 +26,7 @@ from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import scenarios_called
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.conformance.known.tracker import script_of_schedule
 from qmpshim.machine.builds.build import EMULATOR, Build, read_version
 from qmpshim.machine.builds.programs import write_programs
 from qmpshim.machine.chain.gated import GatedMachine
@@ -195,7 +196,7 @@ def test_what_a_script_looks_for_and_what_is_left_to_its_reader(cause: Cause, si
 
 def test_a_script_sees_how_a_job_ends(reproducer: Reproducer) -> None:
     """And not where the job goes on, or the operations end otherwise."""
-    script = export_script(known("backup-top-fails-at-first-error"))
+    script = script_of_schedule(known("backup-top-fails-at-first-error"))
     assert reproducer(script)[0] == SEEN
     for right, wrong, status in (
         ("'ending': 'failed'", "'ending': 'cancelled'", NOT_SEEN),

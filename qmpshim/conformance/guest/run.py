@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 from qmpshim.conformance.compare.divergence import Divergence, Ending
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.explore.directed.cases import crash_cause
+from qmpshim.conformance.explore.report.recognition import ExplainsCase
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
-from qmpshim.conformance.known.folder import known_directed
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, MachineError
 from qmpshim.machine.builds.build import Build, read_version
@@ -59,11 +59,13 @@ async def run_scenario(
     attachment: Attachment,
     seed: int = 1,
     *,
+    known: Mapping[str, ExplainsCase],
     chain: Callable[..., ProgramChain] = ProgramChain,
     keep: Path | None = None,
 ) -> GuestOutcome:
     """Run a scenario on a fresh chain under a guest.
 
+    :param known: what is written up of directed cases, by case
     :param chain: the class that builds the chain; mutants come in here
     :param keep: where logs and images go when something was found
     :raises BuildError: the build cannot do it
@@ -98,7 +100,7 @@ async def run_scenario(
                 copy_tree(workspace.path, keep, "*.sock", "*.copy")
             await rig.close()
     if outcome.divergence is not None:
-        outcome.known = known_cause(outcome.divergence, build)
+        outcome.known = known_cause(outcome.divergence, build, known)
     return outcome
 
 
@@ -120,7 +122,7 @@ def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     return Divergence.of_error(error, "guest", work.number, "an answer")
 
 
-def known_cause(found: Divergence, build: Build) -> str:
+def known_cause(found: Divergence, build: Build, known: Mapping[str, ExplainsCase]) -> str:
     """The id of the written-up finding that this is, or ``""``.
 
     What a directed case shows in its own way a guest may show, too.
@@ -128,7 +130,7 @@ def known_cause(found: Divergence, build: Build) -> str:
     if found.ending is None:
         return ""
     version = read_version(build)[0]
-    for name, written in known_directed().items():
+    for name, written in known.items():
         if written.covers(found.verdict, crash_cause(name, found.ending), version):
             return f"directed/{name}"
     return ""

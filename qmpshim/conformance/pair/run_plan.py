@@ -1,4 +1,4 @@
-"""The pair checks: runs a plan, names what is known, bundles what was found."""
+"""Runs a plan, names what is known, bundles what was found."""
 
 from __future__ import annotations
 
@@ -6,38 +6,32 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
-from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
+from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
 from qmpshim.errors import HostError
-from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.builds.build import Build
 from qmpshim.machine.colo.pair import Pair
-from qmpshim.machine.guest.guest import has_kvm
 from qmpshim.machine.host.workspace import Workspace
 
+Version = tuple[int, ...]
 
-def best_accel(builds: tuple[Build, Build], guest: str) -> str:
-    """The accelerator under which COLO has a chance on these builds.
 
-    It is ``kvm``, if this host has it, where a finding is written up that needs ``tcg`` and no
-    more: a primary of before 11.0 that deadlocks (``colo-primary-deadlocks-under-tcg``).
+class ExplainsPair(Protocol):
+    """A write-up of what pairs show; they are in :mod:`qmpshim.conformance.known`."""
 
-    :param builds: of the primary and of the secondary
-    :param guest: one of :data:`~qmpshim.conformance.pair.plan.GUESTS`
-    """
-    plan = PairPlan(guest=guest, accel="tcg")
-    one, other = (read_version(build)[0] for build in builds)
-    bad = any(
-        known.accel == "tcg" and known.contract and known.may_come(plan, versions)
-        for known in known_pairs()
-        for versions in ((one, other), (other, one))  # the survivor may be a primary later
-    )
-    return "kvm" if bad and has_kvm() else "tcg"
+    @property
+    def id(self) -> str:
+        """What a finding's ``known`` is when it is this."""
+
+    def covers(
+        self, finding: PairFinding, plan: PairPlan, versions: tuple[Version, Version]
+    ) -> bool:
+        """Whether *finding* is this one, on a primary and a secondary of these *versions*."""
 
 
 async def run_plan(
@@ -45,7 +39,7 @@ async def run_plan(
     builds: tuple[Build, Build],
     bundles: Path,
     *,
-    known: Sequence[PairWriteUp] = (),
+    known: Sequence[ExplainsPair] = (),
     progress: Progress | None = None,
     keep: Path | None = None,
     make: Callable[..., Pair] = Pair,
@@ -76,7 +70,7 @@ def _keep(
     run: PairRun,
     builds: tuple[Build, Build],
     bundles: Path,
-    known: Sequence[PairWriteUp],
+    known: Sequence[ExplainsPair],
     keep: Path | None,
 ) -> Path | None:
     """Name what is known, and bundle what was found; where the bundle is."""

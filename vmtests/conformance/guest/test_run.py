@@ -17,8 +17,8 @@ import pytest
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners.guest import guest as run
 from qmpshim.conformance.check.runners.known import directed
-from qmpshim.conformance.guest.checks import run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
+from qmpshim.conformance.guest.run import run_scenario
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.errors import BuildError, HostError, InputError
@@ -99,7 +99,7 @@ def test_what_goes_wrong_with_the_machine_is_a_verdict(
     does: object, verdict: Verdict, text: str, image: GuestImage, qemu_build: Build
 ) -> None:
     scenario = GuestScenario("made", "", does)  # type: ignore[arg-type]
-    outcome = asyncio.run(run_scenario(scenario, qemu_build, image, Attachment()))
+    outcome = asyncio.run(run_scenario(scenario, qemu_build, image, Attachment(), known={}))
     assert outcome.divergence is not None
     assert outcome.divergence.verdict is verdict
     assert text in outcome.divergence.observed
@@ -148,7 +148,7 @@ def test_a_full_host_disk_is_no_finding(
     room = 0 if full else 1 << 20
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=room, f_frsize=4096))
     scenario = GuestScenario("made", "", does)
-    running = run_scenario(scenario, qemu_build, image, Attachment(), chain=chain)
+    running = run_scenario(scenario, qemu_build, image, Attachment(), known={}, chain=chain)
     if full:
         with pytest.raises(HostError, match="is full: free some space"):
             asyncio.run(running)
