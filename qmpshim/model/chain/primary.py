@@ -92,15 +92,19 @@ class PrimaryChain:
         else:
             yield from own
 
-    def side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
-        """Do both; an error of the guest's own disk is raised, whatever the result of the other.
+    def side_by_side(self, own: Co[None], other: Co[int], masks: KnownDefect) -> Co[None]:
+        """Do both; where the guest's own disk fails an error is raised, whatever the other does.
 
-        :param masks: the defect by which it is not
+        Of two that differ it is the other's (``quorum_get_vote_winner``: the last child that has
+        one of those with most votes).
+
+        :param other: has its errno, 0 where it succeeds
+        :param masks: the defect by which an error of the guest's own disk is not raised
         """
-        others: list[bool] = []
+        errnos: list[int] = []
 
         def beside() -> Co[None]:
-            others.append((yield from other))
+            errnos.append((yield from other))
 
         both = AioTaskPool()
         yield from both.start(own)
@@ -108,24 +112,26 @@ class PrimaryChain:
         try:
             yield from both.wait_all()
         except ModelIOError:
-            if masks not in self.behaviour.known or not all(others):
+            if errnos != [0]:
+                raise ModelIOError(errnos[0]) from None
+            if masks not in self.behaviour.known:
                 raise
 
-    def forward(self, write: Co[None]) -> Co[bool]:
-        """Whether the filter returns success: it always does."""
+    def forward(self, write: Co[None]) -> Co[int]:
+        """What the filter returns: success, always."""
         try:
             yield from write
         except ModelIOError:
             self.error = True  # case 2
-        return True
+        return 0
 
-    def _flush_secondary(self) -> Co[bool]:
-        """Whether it succeeds."""
+    def _flush_secondary(self) -> Co[int]:
+        """Its errno, 0 where it succeeds."""
         try:
             yield from self.secondary.flush()
-        except ModelIOError:
-            return False
-        return True
+        except ModelIOError as error:
+            return error.errno
+        return 0
 
     # -- the commands ------------------------------------------------------------------------------
 

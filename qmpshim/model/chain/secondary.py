@@ -333,10 +333,21 @@ class Chain:
         yield
 
     def guest_flush(self) -> Co[None]:
-        """A flush of the filter flushes all of its writable children, or up to 5.2 its file."""
+        """A flush of the filter flushes all of its writable children, or up to 5.2 its file.
+
+        Backing files come first, and all are flushed, whichever fails (``bdrv_co_flush``).
+
+        :raises ModelIOError: the first error
+        """
         reached = self.top if self.behaviour.filter_flushes_all else self.top[:1]
-        for image in reached:
-            yield from image.flush()
+        first: ModelIOError | None = None
+        for image in reversed(reached):
+            try:
+                yield from image.flush()
+            except ModelIOError as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
         """Read *images* from the first to the last, each falling through where unallocated."""

@@ -15,7 +15,12 @@ import qmpshim
 from qmpshim.codec import decode, encode
 from qmpshim.conformance.bundles.case_file import integers, strings
 from qmpshim.conformance.compare.evidence import Evidence
-from qmpshim.conformance.explore.harness.choices import RealChoice, choice_from_json, choice_to_json
+from qmpshim.conformance.explore.harness.choices import (
+    RealChoice,
+    choice_from_json,
+    choice_to_json,
+    failures,
+)
 from qmpshim.conformance.explore.harness.events import (
     Event,
     event_from_json,
@@ -100,6 +105,11 @@ class Finding:
         return self.replays[1] > 0
 
     @property
+    def several_failed(self) -> bool:
+        """Whether several I/Os fail in its schedule."""
+        return len(failures(self.schedule)) > 1
+
+    @property
     def described(self) -> str:
         """Its verdict and what is wrong, for people: errnos have names."""
         return f"{self.verdict}: {name_errnos(self.text)}"
@@ -126,6 +136,12 @@ class Finding:
         parts = [f"needs {', '.join(self.needs)}"] if self.needs else []
         parts += [f"may need {', '.join(self.may_need)}"] if self.may_need else []
         return "; ".join(parts)
+
+    def joined(self, other: Finding) -> Finding:
+        """Both, which turned out to be one: that which was confirmed, with all scenarios."""
+        best = max(self, other, key=lambda one: one.confirmed)
+        names = tuple(dict.fromkeys((*self.scenarios, *other.scenarios)))
+        return replace(best, count=self.count + other.count, scenarios=names)
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`finding_from_json` reads it."""
@@ -248,15 +264,15 @@ def group(
     """One finding for each verdict and cause; contract scenarios speak for it if there are any.
 
     What is known and what is not are not one, though they have the same cause: that is decided
-    for each sighting.
+    for each sighting. Nor is one that several failures led to: which of them matter is not known.
 
     :param known: the id of the known finding that this is, or ``""``
     """
-    groups: dict[tuple[Verdict, Cause, str], list[Finding]] = {}
+    groups: dict[tuple[Verdict, Cause, str, bool], list[Finding]] = {}
     for sighting in sightings:
         finding = _alone(sighting)
         finding = replace(finding, known=known(finding))
-        key = (sighting.violation.kind, finding.cause, finding.known)
+        key = (sighting.violation.kind, finding.cause, finding.known, finding.several_failed)
         groups.setdefault(key, []).append(finding)
     findings = []
     for same in groups.values():

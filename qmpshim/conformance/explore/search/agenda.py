@@ -78,12 +78,12 @@ def sampled(task: ScenarioTask, mixed: bool) -> ScenarioTask:
     samples = [Sample(PLAIN_SAMPLES, all_io=task.all_io)]
     if not task.errnos:
         return replace(task, samples=tuple(samples), samples_alone=tuple(samples))
-    samples.append(Sample(FAULTY_SAMPLES, faults=True, all_io=task.all_io))
+    samples.append(Sample(FAULTY_SAMPLES, faults=1, all_io=task.all_io))
     if mixed:
-        samples += [Sample(1, all_io=True), Sample(1, faults=True, all_io=True)]
+        samples += [Sample(1, all_io=True), Sample(1, faults=1, all_io=True)]
     alone = (
         Sample(1, all_io=True, crash_points=task.crash_points_alone),
-        Sample(SAMPLES_OF_EACH_IO, faults=True, each_io=True, all_io=True),
+        Sample(SAMPLES_OF_EACH_IO, faults=1, each_io=True, all_io=True),
     )
     return replace(task, samples=tuple(samples), samples_alone=alone)
 

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 
-_Key = tuple[Verdict | None, Cause, str]
+_Key = tuple[Verdict | None, Cause, str, bool]
 
 
 class Confirmed:
@@ -41,7 +41,7 @@ class Confirmed:
         fresh.sort(key=lambda one: (bool(one.known), -one.count))
         task = self._task
         for number, finding in enumerate(fresh):
-            self._done[_key(finding)] = confirm(
+            small = confirm(
                 finding,
                 task.build,
                 self._minimise,
@@ -50,14 +50,21 @@ class Confirmed:
                 task.all_io or finding.all_io,
                 end_of(len(fresh) - number),
             )
+            if finding.several_failed and not small.several_failed:
+                small = replace(small, known=small.known or self._recognise(small))
+            self._done[_key(finding)] = small
 
     def findings(self, sightings: Sequence[Sighting]) -> list[Finding]:
         """What these sightings are: new things first, each as it was confirmed, if it was."""
-        found = []
+        found: dict[_Key, Finding] = {}
         for one in group(sightings, self._recognise):
             done = self._done.get(_key(one), one)
-            found.append(replace(done, count=one.count, scenarios=one.scenarios))
-        return sorted(found, key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
+            done = replace(done, count=one.count, scenarios=one.scenarios)
+            key = _key(done)
+            found[key] = found[key].joined(done) if key in found else done
+        return sorted(
+            found.values(), key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause))
+        )
 
     def _is_fresh(self, finding: Finding) -> bool:
         """Whether it was not tried, or only in a scenario that keeps to no document."""
@@ -66,4 +73,4 @@ class Confirmed:
 
 
 def _key(finding: Finding) -> _Key:
-    return finding.verdict, finding.cause, finding.known
+    return finding.verdict, finding.cause, finding.known, finding.several_failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
-from qmpshim.conformance.explore.harness.choices import Cut, IoId
+from qmpshim.conformance.explore.harness.choices import CUTS, Cut, IoId
 from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
@@ -67,7 +68,7 @@ class Sample:
     """Schedules by chance.
 
     :ivar schedules: how many at most
-    :ivar faults: in each of them an I/O fails that was seen before in the scenario
+    :ivar faults: so many I/Os fail in each of them, of those seen before in the scenario
     :ivar each_io: each I/O fails in one of them, in the first way of those that there are, and
         they are all taken, even if the time is over
     :ivar all_io: every request is held, qcow2's own among them
@@ -75,7 +76,7 @@ class Sample:
     """
 
     schedules: int
-    faults: bool = False
+    faults: int = 0
     each_io: bool = False
     all_io: bool = False
     crash_points: CrashPoints | None = None
@@ -85,6 +86,8 @@ class Sample:
         if not self.faults:
             return [{}]
         possible = _faults(ios, errnos[:1] if self.each_io else errnos)
+        if self.faults > 1:
+            possible = _together(possible, self.faults)
         return rng.sample(possible, min(self.schedules, len(possible)))
 
 
@@ -359,6 +362,19 @@ def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[Plan]:
         for errno in errnos
         if errno != ENOSPC or name.verb not in ("read", "status")
     ]
+
+
+def _together(faults: Sequence[Plan], many: int) -> list[Plan]:
+    """So many of these at once, of different I/Os.
+
+    Where connections are made again QEMU waits for a disk that is gone: one of both kinds of cut.
+    """
+    plans = []
+    for some in itertools.combinations(faults, many):
+        plan = {io: errno for one in some for io, errno in one.items()}
+        if len(plan) == many and not set(plan.values()) >= CUTS:
+            plans.append(plan)
+    return plans
 
 
 def _collect(system: RealSystem, found: dict[SightingKey, Sighting]) -> None:

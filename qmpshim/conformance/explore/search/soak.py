@@ -1,8 +1,9 @@
 """``explore --mode soak``: random scenarios of the space, without end.
 
-They come in batches. Each scenario of a batch is sampled, with faults and with all I/O held by
-share; those that gave the most are explored for a few seconds; and what was seen for the first time
-is confirmed before the next batch begins. A file can hold how far it is, to go on with.
+They come in batches. Each scenario of a batch is sampled, with a failing I/O, with two and with all
+I/O held by share; those that gave the most are explored for a few seconds; and what was seen for
+the first time is confirmed before the next batch begins. A file can hold how far it is, to go on
+with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.agenda import sampled, shape
 from qmpshim.conformance.explore.search.confirmed import Confirmed
 from qmpshim.conformance.explore.search.progress import Board, Progress
-from qmpshim.conformance.explore.search.search import ScenarioTask
+from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
 from qmpshim.conformance.explore.search.workers import in_processes, in_this_process
 from qmpshim.conformance.explore.space.naming import scenario_of
 from qmpshim.conformance.explore.space.random_points import RandomPoints
@@ -129,6 +130,15 @@ def soak_real(
     return soak.report()
 
 
+def _sampled(task: ScenarioTask) -> ScenarioTask:
+    """What is tried of each scenario at first, schedules in which two I/Os fail among it."""
+    task = sampled(task, True)
+    if not task.errnos:
+        return task
+    two = (Sample(1, faults=2), Sample(1, faults=2, all_io=True))
+    return replace(task, samples=task.samples + two, samples_alone=task.samples_alone + two)
+
+
 class _Soak:
     """A soak under way.
 
@@ -171,7 +181,7 @@ class _Soak:
         points = self._points.take(BATCH * self._jobs)
         scenarios = sorted(map(scenario_of, points), key=shape)
         self._board.total += len(scenarios)
-        results = self._run(sampled(self._task, True), scenarios)
+        results = self._run(_sampled(self._task), scenarios)
         if why := why_none(results):
             raise BuildError(f"{self._task.build.name}: {why}")
         if self.time_left():

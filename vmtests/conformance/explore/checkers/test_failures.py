@@ -7,7 +7,7 @@ schedules without that are found to be as they should.
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EIO
+from errno import EIO, ENOSPC
 
 import pytest
 
@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.violation import RealViolation
@@ -35,10 +35,13 @@ from qmpshim.model.answers import (
     io_error,
 )
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.chain.secondary import Chain
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
+from qmpshim.model.runtime.coroutines import Co
 from vmtests.support.failing import (
     Misbehaving,
     Swallowing,
@@ -218,3 +221,28 @@ def test_what_was_judged_in_part_is_in_the_report() -> None:
     assert report.to_json()["scenarios"][0]["judged_in_part"] == 2
     result.in_part = 0
     assert "in part" not in render(report)
+
+
+def flush_the_top_first(chain: Chain) -> Co[None]:
+    for image in chain.top:
+        yield from image.flush()
+
+
+@pytest.mark.kills("failures")
+def test_of_two_flushes_that_fail_the_backing_files_error_is_answered(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are flushed first (``bdrv_co_flush``); up to 5.2 the active disk alone is."""
+    plan = {io_id(0, "secondary flush"): Cut.FOR_GOOD, io_id(0, "hidden flush"): ENOSPC}
+
+    def answers() -> set[Cause]:
+        system = RealSystem(pool, one("F"), injection=Injection(plan=plan))
+        explore(system, Mode.STATEFUL, Budget(schedules=1), stop=False)
+        if io_id(0, "hidden flush") not in system.ios:
+            pytest.skip("this QEMU flushes the active disk alone")
+        return {cause for _, cause in system.found if cause.kind is CauseKind.WRONG_ANSWER}
+
+    assert not answers()
+    monkeypatch.setattr(Chain, "guest_flush", flush_the_top_first)
+    (cause,) = answers()
+    assert cause.subject == "guest_flush"

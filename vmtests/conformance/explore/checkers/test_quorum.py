@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from errno import EIO, ENOSPC
 from typing import Any
 
 import pytest
@@ -92,6 +93,17 @@ def explored_second(
     return system
 
 
+def with_failures(pool: QemuPool, scenario: RealScenario, **errnos: int) -> RealSystem:
+    """One execution, in which the flushes of some disks fail, by disk."""
+    plan = {io_id(len(scenario.ops) - 1, f"{disk} flush"): errno for disk, errno in errnos.items()}
+    system = RealSystem(pool, scenario, injection=Injection(plan=plan))
+    system.reset()
+    while left := system.enabled():
+        system.take(left[0])
+    system.finish()
+    return system
+
+
 # -- the model -------------------------------------------------------------------------------------
 
 
@@ -101,7 +113,7 @@ class ForwardsNothing(PrimaryChain):
 
 
 class HidesItsError(PrimaryChain):
-    def forward(self, write: Co[None]) -> Co[bool]:
+    def forward(self, write: Co[None]) -> Co[int]:
         answer = yield from super().forward(write)
         self.error = False
         return answer
@@ -153,7 +165,7 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
 class Masks(PrimaryChain):
     """Case 1 as QEMU has it."""
 
-    def side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
+    def side_by_side(self, own: Co[None], other: Co[int], masks: KnownDefect) -> Co[None]:
         try:
             yield from super().side_by_side(own, other, masks)
         except ModelIOError:
@@ -168,6 +180,27 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
     assert not explored_second(pool, FLUSHED, "primary flush").found
     silent = "guest_write says success after a refused primary write"
     assert causes(explored(pool, single(WRITE), fails=OWN)) == {silent}
+
+
+class TakesAllErrorsForEio(PrimaryChain):
+    def side_by_side(self, own: Co[None], other: Co[int], masks: KnownDefect) -> Co[None]:
+        def taken() -> Co[int]:
+            return EIO if (yield from other) else 0
+
+        yield from super().side_by_side(own, taken(), masks)
+
+
+@pytest.mark.parametrize(("primary", "secondary"), [(EIO, ENOSPC), (ENOSPC, EIO)])
+def test_of_two_flushes_that_fail_the_last_disks_error_is_answered(
+    primary: int, secondary: int, pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many votes for each (``quorum_get_vote_winner``)."""
+    errnos = {"primary": primary, "secondary": secondary}
+    assert not with_failures(pool, FLUSHED, **errnos).found
+    monkeypatch.setattr(sequential, "PrimaryChain", TakesAllErrorsForEio)
+    found = causes(with_failures(pool, FLUSHED, **errnos))
+    wrong = "guest_flush answers errno 28, after a failed primary flush"
+    assert found == ({wrong} if secondary == ENOSPC else set())
 
 
 # -- the disks under QEMU --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from errno import EIO
 
 import pytest
 
-from qmpshim.conformance.explore.harness.choices import IoId
+from qmpshim.conformance.explore.harness.choices import Cut, IoId
 from qmpshim.conformance.explore.scenario_sets import LETTERS, alone, named
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.search import Sample
@@ -31,12 +31,20 @@ def test_each_operation_of_a_chain_comes_alone(form: str) -> None:
 
 def test_each_io_fails_once() -> None:
     ios = [IoId(0, "hidden", verb, "0+128") for verb in ("read", "write", "flush")]
-    plans = Sample(9, faults=True, each_io=True).plans(ios, FAULTS, random.Random(1))
+    plans = Sample(9, faults=1, each_io=True).plans(ios, FAULTS, random.Random(1))
     assert sorted(plans, key=str) == sorted(({io: EIO} for io in ios), key=str)
-    some = Sample(2, faults=True, each_io=True).plans(ios, FAULTS, random.Random(1))
+    some = Sample(2, faults=1, each_io=True).plans(ios, FAULTS, random.Random(1))
     assert len(some) == 2 and all(plan in plans for plan in some)
-    assert len(Sample(2, faults=True).plans(ios, FAULTS, random.Random(1))) == 2
+    assert len(Sample(2, faults=1).plans(ios, FAULTS, random.Random(1))) == 2
     assert Sample(9, each_io=True).plans(ios, FAULTS, random.Random(1)) == [{}]
+
+
+def test_two_ios_fail_in_one_schedule() -> None:
+    """Not where one disk is gone for good and another one's connection is made again."""
+    ios = [IoId(0, image, "write", "0+128") for image in ("secondary", "hidden", "active")]
+    plans = Sample(99, faults=2).plans(ios, (EIO, *Cut), random.Random(1))
+    assert len(plans) == 3 * (3 * 3 - 2) == len({tuple(sorted(plan.items())) for plan in plans})
+    assert all(len(plan) == 2 and not {*plan.values()} >= {*Cut} for plan in plans)
 
 
 def test_whatever_request_of_an_operation_fails_is_tried(qemu_build: Build) -> None:

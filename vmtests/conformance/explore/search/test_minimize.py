@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
-from errno import EIO
+from errno import EIO, ENOSPC
 
 import pytest
 
-from qmpshim.conformance.explore.harness.choices import failures
+from qmpshim.conformance.explore.harness.choices import failures, io_id
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.report.recognition import recogniser
 from qmpshim.conformance.explore.report.report import render
 from qmpshim.conformance.explore.scenario_sets import named
+from qmpshim.conformance.explore.search.confirmed import Confirmed
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import show_again
+from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.conformance.explore.space import simpler
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
+from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import CauseKind
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 
 _WAY = ("form", "fleecing"), ("first", "guest_discard"), ("second", "primary_write")
 
@@ -73,6 +82,25 @@ def test_a_finding_names_what_its_scenario_needs(qemu_build: Build) -> None:
     assert finding.scenario.size == 3 * 128 + 64 and finding.scenario.cluster == 128
     assert not finding.scenario.setup and not finding.scenario.options
     assert len(finding.scenario.ops) == 1
+
+
+def test_a_failure_that_does_not_matter_is_left_out(qemu_build: Build) -> None:
+    """And what one of two failures suffices for is known by that one."""
+    (scenario,) = named("primary-GF")
+    plan = {io_id(0, "primary write 0+128"): EIO, io_id(1, "secondary flush"): ENOSPC}
+    with closing(QemuPool(qemu_build)) as pool:
+        system = RealSystem(pool, scenario, injection=Injection(plan=plan))
+        explore(system, Mode.RANDOM, Budget(schedules=8), stop=False)
+        seen = [*system.found.values()]
+    both = [one for one in seen if len(failures(one.schedule)) == 2]
+    version = read_version(qemu_build)[0]
+    task = ScenarioTask(qemu_build, version, Mode.RANDOM, (EIO, ENOSPC), None, 0)
+    confirmed = Confirmed(task, True, recogniser(known_findings(), version))
+    assert [one.known for one in confirmed.findings(both)] == [""]
+    confirmed.confirm(both, lambda left: None)
+    (found,) = confirmed.findings(both)
+    assert found.known == "primary-error-masked" and found.confirmed
+    assert [step.io.image for step in failures(found.schedule)] == ["primary"]
 
 
 def test_another_scenario_has_its_failing_request_elsewhere(qemu_build: Build) -> None:
