@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.finding_words import KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
-from qmpshim.conformance.known.seen import SeenFinding, assessed
+from qmpshim.conformance.known.seen import assessed, seen
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import slug
@@ -158,23 +158,10 @@ def _explore_build(
             console.line(f"replay it: {directed_command(case.case.id, build)}")
         console.line()
         console.prose(_summary(report), DIVERGED if report.diverged else OK)
-        seen = _seen_in(report)
-        show_assessed(assessed(seen), seen, console)
+        found = [seen(one) for one in report.all_findings if one.verdict is not None]
+        show_assessed(assessed(found), found, console)
 
     show(work(build, on_progress, known, show))
-
-
-def _seen_in(report: ExploreReport) -> list[SeenFinding]:
-    """What was found, as `assess` knows it."""
-    return [
-        SeenFinding(
-            *(one.verdict, one.described, one.contract, one.known),
-            confirmed=one.confirmed,
-            uses=one.uses,
-        )
-        for one in report.all_findings
-        if one.verdict is not None
-    ]
 
 
 def _summary(report: ExploreReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.finding_words import KNOWN_FAIL, classified
 from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.seen import SeenFinding, assessed
+from qmpshim.conformance.known.seen import SeenFinding, assessed, seen
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import (
     GUESTS,
@@ -28,7 +29,6 @@ from qmpshim.conformance.pair.plan import (
     PairPlan,
 )
 from qmpshim.conformance.pair.run_plan import run_plan, summary
-from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
@@ -209,20 +209,14 @@ def _show(
         state = "DIVERGED" + (f" ({KNOWN_FAIL})" if known else "")
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
     console.prose(text, DIVERGED if failing else OK)
-    seen = seen_in(outcome)
-    show_assessed(assessed(seen), seen, console)
+    found = seen_in(outcome)
+    show_assessed(assessed(found), found, console)
 
 
 def seen_in(outcome: PairOutcome) -> list[SeenFinding]:
     """What was found, with its write-ups also where the run was strict: as `assess` knows it."""
     plan = outcome.plan
-    return [
-        SeenFinding(
-            one.divergence.verdict,
-            str(one.cause),
-            one.contract,
-            one.known or next((k.id for k in known_pairs() if k.shown_by(one, plan)), ""),
-            uses=USES_OF_PAIR,
-        )
-        for one in outcome.findings
-    ]
+    shown = (
+        (one, [k.id for k in known_pairs() if k.shown_by(one, plan)]) for one in outcome.findings
+    )
+    return [seen(replace(one, known=one.known or "".join(ids[:1]))) for one, ids in shown]

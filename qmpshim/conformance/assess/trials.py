@@ -330,7 +330,7 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
     if one in shown_ones:
         return trials
     if others:
-        wrong = [other.divergence.verdict for other in others if other.contract]
+        wrong = [other.verdict for other in others if other.contract]
         worst = min(wrong, key=lambda verdict: SEVERITY_OF[verdict].rank, default=None)
         why = "; ".join(str(other.cause) for other in others)
         causes = frozenset(other.cause for other in others)

@@ -95,6 +95,11 @@ class CaseFinding:
     uses: tuple[Use, ...] = ()
 
     @property
+    def described(self) -> str:
+        """One line for people."""
+        return self.title
+
+    @property
     def key(self) -> str:
         """What makes findings in other cases, builds and runs the same one."""
         return self.known or f"{self.verdict.value}: {self.cause}"

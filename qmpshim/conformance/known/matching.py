@@ -170,9 +170,7 @@ class PairWriteUp(WriteUp):
 
     def shown_by(self, finding: PairFinding, plan: PairPlan) -> bool:
         """As :meth:`covers`, whatever the versions are."""
-        return self._fits(plan) and self.explains(
-            finding.divergence.verdict, finding.cause, finding.contract
-        )
+        return self._fits(plan) and self.explains(finding.verdict, finding.cause, finding.contract)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

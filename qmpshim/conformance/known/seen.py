@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Meaning, Severity
@@ -21,6 +22,47 @@ class Standing(StrEnum):
     CONDITIONAL = "known, and serious only outside ordinary use"
     UNEXPLAINED = "not explained"
     NOT_RELIABLE = "not reliable"
+
+
+class Found(Protocol):
+    """What commands find, each in a class of its own, as far as it matters here."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What kind of violation it is."""
+
+    @property
+    def described(self) -> str:
+        """What is wrong, one line for people."""
+
+    @property
+    def contract(self) -> bool:
+        """Whether it was seen within QEMU's documents."""
+
+    @property
+    def known(self) -> str:
+        """The id of its write-up, or ``""``."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it showed itself again, every time."""
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Those that what it was found in stands for."""
+
+
+def seen(found: Found) -> SeenFinding:
+    """What a finding comes to for a user.
+
+    :raises ValueError: it shows nothing wrong
+    """
+    if found.verdict is None:
+        raise ValueError(f"{found.described} shows nothing wrong")
+    return SeenFinding(
+        *(found.verdict, found.described, found.contract, found.known),
+        *(found.confirmed, found.uses),
+    )
 
 
 @dataclass(frozen=True, slots=True)

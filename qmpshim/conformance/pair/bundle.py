@@ -143,7 +143,7 @@ class Shown:
 
     def shown_by(self, finding: PairFinding) -> bool:
         """Whether *finding* is the same."""
-        return (finding.divergence.verdict, finding.cause) == (self.verdict, self.cause)
+        return (finding.verdict, finding.cause) == (self.verdict, self.cause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ from typing import Any
 
 from qmpshim.codec import decode
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.uses import USES_OF_PAIR, Use
 from qmpshim.errors import InputError
 from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.pair import PairSpec
 from qmpshim.machine.guest import image as guest_image
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 MIB = 1 << 20
@@ -122,6 +124,26 @@ class PairFinding:
     contract: bool = True
     known: str = ""
     post_mortem: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What kind of violation it is."""
+        return self.divergence.verdict
+
+    @property
+    def described(self) -> str:
+        """What is wrong, one line."""
+        return str(self.cause)
+
+    @property
+    def confirmed(self) -> bool:
+        """A run of a pair takes too long to be done again: what it shows counts."""
+        return True
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of QEMU that a pair stands for."""
+        return USES_OF_PAIR
 
 
 @dataclass(slots=True)

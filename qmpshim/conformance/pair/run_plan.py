@@ -89,7 +89,7 @@ def _keep(
         pair_bundle.note_command(member.directory, member.qemu.argv)
     if outcome.findings:
         name = "colo" if plan.colo else "blocks"
-        verdict = outcome.findings[0].divergence.verdict
+        verdict = outcome.findings[0].verdict
         try:
             return pair_bundle.save(
                 bundles / f"pair-{name}-{verdict}",

@@ -18,7 +18,7 @@ from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.finding_words import CANNOT_BE_TESTED, KNOWN_FAIL
 from qmpshim.conformance.known.folder import known_directed, known_findings, summary
-from qmpshim.conformance.known.seen import SeenFinding, assessed
+from qmpshim.conformance.known.seen import SeenFinding, assessed, seen
 from qmpshim.conformance.known.write_ups import WriteUp
 
 
@@ -188,15 +188,6 @@ class Comparison:
                 for one in self.gone
             ],
         }
-
-
-def seen(finding: CaseFinding) -> SeenFinding:
-    """A finding as what it means to a user goes by it."""
-    return SeenFinding(
-        *(finding.verdict, finding.title, finding.contract, finding.known),
-        confirmed=finding.confirmed,
-        uses=finding.uses,
-    )
 
 
 def headline(comparison: Comparison) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline, seen
+from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
 from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.html_page import page_of
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.meaning import Meaning
-from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, worst_by_use
+from qmpshim.conformance.known.seen import SeenFinding, Standing, seen, standing, worst_by_use
 from qmpshim.conformance.uses import Use
 from qmpshim.errors import name_errnos
 

@@ -11,7 +11,6 @@ from qmpshim.conformance.known.accelerator import best_accel
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run_plan import run_plan, summary
-from qmpshim.conformance.uses import USES_OF_PAIR
 from qmpshim.machine.builds.build import Build
 
 
@@ -53,7 +52,7 @@ def case_findings(
     """
     return tuple(
         CaseFinding(
-            finding.divergence.verdict,
+            finding.verdict,
             str(finding.cause),
             f"{finding.divergence.where}: {finding.divergence.observed}",
             finding.divergence.predicted,
@@ -64,7 +63,7 @@ def case_findings(
             bundle=str(bundle.relative_to(directory)) if bundle else "",
             replay=ShownBy.BUNDLE,
             details={"autopsy": list(finding.post_mortem)},
-            uses=USES_OF_PAIR,
+            uses=finding.uses,
         )
         for finding in outcome.findings
     )
