@@ -209,14 +209,14 @@ def _show(
         state = "DIVERGED" + (f" ({KNOWN_FAIL})" if known else "")
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
     console.prose(text, DIVERGED if failing else OK)
-    found = seen_in(outcome)
-    show_assessed(assessed(found), found, console)
+    seen_ones = seen_in(outcome)
+    show_assessed(assessed(seen_ones), seen_ones, console)
 
 
 def seen_in(outcome: PairOutcome) -> list[SeenFinding]:
     """What was found, with its write-ups also where the run was strict: as `assess` knows it."""
-    plan = outcome.plan
-    shown = (
-        (one, [k.id for k in known_pairs() if k.shown_by(one, plan)]) for one in outcome.findings
-    )
-    return [seen(replace(one, known=one.known or "".join(ids[:1]))) for one, ids in shown]
+    plan, found = outcome.plan, []
+    for one in outcome.findings:
+        shown = (known.id for known in known_pairs() if known.shown_by(one, plan))
+        found.append(seen(replace(one, known=one.known or next(shown, ""))))
+    return found
