@@ -67,6 +67,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "assess",
         help="can I rely on this build? by use, with reasons",
+        description="Answers for each use of QEMU's block layer: RELIABLE, NOT RELIABLE or CANNOT "
+        "TELL, with the reasons, what follows from them and how to avoid them. It takes some two "
+        "minutes a build.",
         epilog=_EPILOG,
     )
     build_options(parser, machine=False, several=True)

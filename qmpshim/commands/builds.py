@@ -24,7 +24,12 @@ _NAME = "a build by its name in `qmpshim builds list`"
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    building = commands.add_parser("builds", help="manage the QEMU builds to test")
+    building = commands.add_parser(
+        "builds",
+        help="manage the QEMU builds to test",
+        description="Names QEMU builds, so that other commands take them by --build, and fetches "
+        "Debian's, without root and with nothing installed.",
+    )
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all registered builds and the system's")
     # Without a FILE, as it once was: to stdout.

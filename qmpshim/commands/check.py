@@ -89,6 +89,8 @@ def add(commands: Any) -> None:
     checking = commands.add_parser(
         "check",
         help="run a suite of checks on several builds, and compare",
+        description="Runs the cases of a suite on each build, known defects among them, and "
+        "compares the builds with each other and with a baseline.",
         epilog=_EPILOG,
     )
     choosing = checking.add_argument(

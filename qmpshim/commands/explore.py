@@ -50,7 +50,12 @@ _BUDGET = 60.0  # seconds, for what is explored by default
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     exploring = commands.add_parser(
-        "explore", help="take every interleaving of small scenarios, on a real QEMU or in the model"
+        "explore",
+        help="take every interleaving of small scenarios, on a real QEMU or in the model",
+        description="Holds each request of QEMU's to its disks and takes the orders in which "
+        "they can end: all that a scenario has, or within a budget those first that find the "
+        "most. Each result has to be one that the model allows. What is not is made small, seen "
+        "again on fresh QEMUs and kept as a bundle.",
     )
     build_options(exploring, machine=False, several=True)
     exploring.add_argument(

@@ -18,7 +18,11 @@ from qmpshim.errors import InputError
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     exporting = commands.add_parser(
-        "export", help="write a finding as a script that needs no qmpshim"
+        "export",
+        help="write a finding as a script that needs no qmpshim",
+        description="Writes a Python script that shows a finding with QEMU and nothing else, for "
+        "a bug tracker or for `git bisect run`. It ends with 1 where it sees the defect, 0 where "
+        "not, 125 where it cannot tell.",
     )
     bundle_argument(
         exporting, "a directory that explore, verify, check, pair or a session kept, or its file"

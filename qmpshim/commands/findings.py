@@ -35,7 +35,12 @@ _NAME = "of a finding, as `qmpshim findings list` shows it"
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("findings", help="the defects of QEMU that are written up")
+    parser = commands.add_parser(
+        "findings",
+        help="the defects of QEMU that are written up",
+        description="What is known to go wrong in QEMU: what happens, when and why, in which "
+        "versions, what it means, how it is avoided, and how to see it.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all of them, the worst first")
     choosing = listing.add_argument(

@@ -26,7 +26,13 @@ from qmpshim.machine.host.workspace import dies_with_owner
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    building = commands.add_parser("guest", help="the small Linux that the guest checks boot")
+    building = commands.add_parser(
+        "guest",
+        help="the small Linux that the guest checks boot",
+        description="A small Linux, made of Debian's packages, that uses its disk while "
+        "checkpoints are taken and the primary writes: what it sees has to be what the model "
+        "predicts.",
+    )
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
     making = actions.add_parser("build", help="make it of Debian's packages, or show where it is")
     making.add_argument(

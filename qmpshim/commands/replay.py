@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "replay",
         help="show a bundle's divergence again",
+        description="Does what a bundle or a write-up holds once more, on any build.",
         epilog="Exit status: 1 where the bundle's divergence shows itself (any, if the bundle is "
         "one of a run that showed none), 0 where all went as predicted, 125 where neither can "
         "be concluded: another divergence came first, the build does other I/O than the schedule "

@@ -25,7 +25,11 @@ from qmpshim.shim.endpoint.listener import Address
 def add(commands: Any) -> None:
     """Add both commands to the parser."""
     server = commands.add_parser(
-        "serve", help="a QMP endpoint in front of a real QEMU that also answers for the model"
+        "serve",
+        help="a QMP endpoint in front of a real QEMU that also answers for the model",
+        description="Passes commands, answers and events on between QMP clients and a QEMU. "
+        "Where that has a chain of disks that the model knows, it follows them, and answers "
+        "commands of its own (x-shim-status, x-shim-verify and more) about what it sees.",
     )
     server.add_argument(
         "--listen",
@@ -51,7 +55,10 @@ def add(commands: Any) -> None:
     server.set_defaults(run=_serve)
 
     shell = commands.add_parser(
-        "shell", help="an interactive QMP client with completion and commands for the chain"
+        "shell",
+        help="an interactive QMP client with completion and commands for the chain",
+        description="Completes commands and arguments by the QEMU's own schema, shows events as "
+        "they come, and has commands of its own for the chain of disks.",
     )
     shell.add_argument(
         "address",

@@ -22,7 +22,11 @@ from qmpshim.shim.stress import Figures, check_shim, stress
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     stressing = commands.add_parser(
-        "stress", help="load a shim: many short-lived, malformed and stuck clients"
+        "stress",
+        help="load a shim: many short-lived, malformed and stuck clients",
+        description="Connects many clients to a shim: short-lived ones, ones that send what is "
+        "no QMP, ones that read nothing; and looks whether the others are served as they should "
+        "be.",
     )
     stressing.add_argument(
         "address",

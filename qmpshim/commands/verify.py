@@ -37,7 +37,11 @@ Outcome = VerifyOutcome[Any, Any, Any]
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     verifying = commands.add_parser(
-        "verify", help="compare a real QEMU with the model under a random workload"
+        "verify",
+        help="compare a real QEMU with the model under a random workload",
+        description="Does random operations to the disks of a real QEMU and to the model, and "
+        "compares answers, data, allocation and status. A divergence is made small and kept as a "
+        "bundle, which `qmpshim replay` shows again.",
     )
     build_options(verifying, several=True)
     verifying.add_argument(

@@ -52,6 +52,11 @@ def test_help(parser: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch) 
     assert chosen_twice(parser) == []
 
 
+def test_the_help_of_a_command_begins_with_what_it_does() -> None:
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert [name for name, one in commands.choices.items() if not one.description] == []
+
+
 def named(parser: argparse.ArgumentParser) -> list[str]:
     """The commands of a parser, in the order of its help."""
     (below,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
