@@ -130,7 +130,8 @@ class Bare:
             if (job, status) in self._events:
                 self._events.remove((job, status))
                 return True
-            there = (await self._chain.jobs()).get(job, "null")
+            jobs = await self._chain.qemu.execute("query-jobs")
+            there = {one["id"]: one["status"] for one in jobs}.get(job, "null")
             return not events and _COURSE.index(there) > wanted
 
         await self._chain.qemu.until(has_come, f"{job} does not become {status}")

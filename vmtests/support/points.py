@@ -121,7 +121,7 @@ class ClearedTooEarly(_AtStart):
 
     async def _forget(self, node: str, bitmap: str) -> None:
         names = {"node": node, "name": bitmap}
-        while await self.jobs():
+        while await self.qemu.execute("query-jobs"):
             pass
         await self.qemu.execute("block-dirty-bitmap-clear", names)
 

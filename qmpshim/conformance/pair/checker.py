@@ -97,7 +97,7 @@ class PairChecker:
         more = f" (and {count - 1} more sectors)" if count > 1 else ""
         at = f" in sector {sector} (byte {sector * SECTOR})"
         observed = f"{observed} there{more}"
-        return self._divergence(verdict, where, predicted + at, observed, evidence)
+        return self.divergence(verdict, where, predicted + at, observed, evidence)
 
     def disk_alone(
         self, path: Path, expected: Bytes, where: str, side: str
@@ -116,14 +116,14 @@ class PairChecker:
         where = f"{node} disk"
         overlay, broken = read_overlay(map_file(member.image(node)))
         if broken is not None:
-            yield self._divergence(
+            yield self.divergence(
                 Verdict.CORRUPTION, where, broken.predicted, broken.observed, Unsound(node)
             )
         if overlay is None:
             return
         predicted = self.model.allocation(node)
         if wrong := wrong_allocation(predicted, overlay.allocation, self.model.cluster):
-            yield self._divergence(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
+            yield self.divergence(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
         for piece in overlay.view.pieces():
             if piece.alloc is not Alloc.DATA or piece.data is None:
                 continue
@@ -142,7 +142,7 @@ class PairChecker:
                 )
                 return
 
-    def _divergence(
+    def divergence(
         self,
         verdict: Verdict,
         where: str,
@@ -150,6 +150,7 @@ class PairChecker:
         observed: str,
         evidence: Evidence | None = None,
     ) -> Divergence:
+        """What is wrong now, after the checkpoints that were taken so far."""
         checkpoint = self.model.checkpoints
         return Divergence(verdict, where, checkpoint, predicted, observed, evidence=evidence)
 

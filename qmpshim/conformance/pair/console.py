@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 from qmpshim.machine.colo.node import ColoNode
 
@@ -59,6 +60,11 @@ class GuestAccount(ABC):
     @abstractmethod
     def read(self) -> None:
         """Take in what has come since the last time."""
+
+    def take_over(self, other: Self, at: int) -> None:
+        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
+        other.read()
+        self.console.cut(at, other.console.begun)
 
     def state(self) -> str:
         """How a guest that does not go on is described."""

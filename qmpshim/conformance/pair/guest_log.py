@@ -10,7 +10,7 @@ from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.console import GuestAccount
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import PairWorkload
+from qmpshim.conformance.pair.workload import GuestWorkload
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
@@ -42,13 +42,11 @@ class GuestLog(GuestAccount):
                 self.complaints.append(line)
 
     def take_over(self, other: GuestLog, at: int) -> None:
-        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
-        other.read()
-        self.console.cut(at, other.console.begun)
+        super().take_over(other, at)
         self.written, self.complaints = [], []
 
 
-class BootWorkload(PairWorkload):
+class BootWorkload(GuestWorkload[GuestLog]):
     """The boot-sector guest in both machines."""
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
@@ -56,48 +54,27 @@ class BootWorkload(PairWorkload):
         guest = pair.spec.guest
         assert isinstance(guest, BootGuest)
         self.guest: BootGuest = guest
-        self._logs: dict[str, GuestLog] = {}
         self._first = 1  # the first number that the secondary's guest writes anew
         self._fed = 0  # how many of its writes the model has
-        self._cut = 0
 
-    async def join(self) -> None:
-        for member in self.pair.members:
-            self._logs.setdefault(member.name, GuestLog(member))
-        self._cut = 0
-
-    async def prepare(self) -> None:
-        """Nothing: it boots under COLO."""
-
-    @property
-    def _here(self) -> GuestLog:
-        return self._logs[self.pair.primary.name]
-
-    @property
-    def _there(self) -> GuestLog:
-        return self._logs[self.pair.secondary.name]
-
-    def secondary_stopped(self) -> None:
-        self._cut = self.pair.secondary.output_size()
+    def account_of(self, member: ColoNode) -> GuestLog:
+        return GuestLog(member)
 
     def taken_over(self) -> None:
-        self._there.take_over(self._here, self._cut)
-        last = max(self._here.written, default=0)
+        super().taken_over()
+        last = max(self.here.written, default=0)
         # A write can be on the disks before its guest has the answer: then it is not written again.
         done = last + 1 if self._on_disk(self.model.disk, last + 1) else last
         self._first = done + 1
         self._fed = 0
-
-    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
-        await self._reported(self._logs[member.name], count, seconds)
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)
 
     def update_model(self) -> None:
         # And the next write, if it is there: it was under way when the guest stopped.
-        self._there.read()
-        written = [number for number in self._there.written if number >= self._first]
+        self.there.read()
+        written = [number for number in self.there.written if number >= self._first]
         following = written[-1] + 1 if written else self._first
         for number in written[self._fed :]:
             self._wrote(number)
@@ -124,31 +101,24 @@ class BootWorkload(PairWorkload):
         return disk[at : at + BLOCK] == self.guest.block(number)
 
     def complaints(self) -> Iterable[Divergence]:
-        for log in self._logs.values():
+        for log in self._accounts.values():
             log.read()
             for line in log.complaints:
                 wrong = line.kind == "E"
-                yield Divergence(
+                yield self.checker.divergence(
                     Verdict.CONTENT if wrong else Verdict.ERROR_CONTRACT,
                     f"guest of the {log.member.name}",
-                    self.model.checkpoints,
                     f"write {line.number} reads back as written" if wrong else "writes succeed",
                     "it read something else" if wrong else f"write {line.number} failed",
-                    evidence=GuestReports(self.pair.role(log.member)),
+                    GuestReports(self.pair.role(log.member)),
                 )
-
-    async def promoted(self) -> None:
-        """Nothing: the guest goes on by itself."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     @property
     def at_checkpoint(self) -> int:
         return self._first - 1
 
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
-        log = self._logs[member.name]
+        log = self._accounts[member.name]
         log.read()
         last = max([promised, *log.written])
         disk = member.disk.read_bytes()
@@ -158,11 +128,10 @@ class BootWorkload(PairWorkload):
         lost = [number for number in newest.values() if not self._on_disk(disk, number)]
         self.checker.compared += len(newest) * BLOCK
         if lost:
-            yield Divergence(
+            yield self.checker.divergence(
                 Verdict.LOST_WRITE,
                 f"acknowledged writes on the disk of the {member.name}",
-                self.model.checkpoints,
                 f"write {lost[0]} of {last}, promised up to {promised}",
                 f"{len(lost)} of {len(newest)} blocks are not as they were acknowledged",
-                evidence=DiskLeft(self.pair.role(member)),
+                DiskLeft(self.pair.role(member)),
             )

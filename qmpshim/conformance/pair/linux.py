@@ -29,7 +29,7 @@ from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.console import GuestAccount
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import PairWorkload
+from qmpshim.conformance.pair.workload import GuestWorkload
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
 from qmpshim.errors import errno_words
 from qmpshim.machine.colo.linux_guest import LinuxGuest
@@ -89,9 +89,7 @@ class _Account(GuestAccount):
             self._differs(Verdict.PROTOCOL, self._program.operation(self.last + 1), str(error))
 
     def take_over(self, other: _Account, at: int) -> None:
-        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
-        other.read()
-        self.console.cut(at, other.console.begun)
+        super().take_over(other, at)
         self.last = self.inherited = other.last
         self._writes, self.owners, self.wrong = other.writes, other.owners.copy(), other.wrong
 
@@ -125,7 +123,7 @@ class _Account(GuestAccount):
             self.wrong = verdict, predicted or f"operation {due} succeeds", observed
 
 
-class LinuxWorkload(PairWorkload):
+class LinuxWorkload(GuestWorkload[_Account]):
     """The guest's program in both machines."""
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
@@ -134,21 +132,18 @@ class LinuxWorkload(PairWorkload):
         assert isinstance(guest, LinuxGuest)
         self.guest = guest
         self._program = _Program(guest)
-        self._accounts: dict[str, _Account] = {}
         self._terminal: asyncio.Task[None] | None = None
         self._last: LogEntry | None = None  # of the secondary's write log, that the model has
-        self._stopped: LogEntry | None = (
-            None  # the last before the guest was stopped to be replaced
-        )
-        self._cut = 0
+        #: The last before the guest was stopped to be replaced.
+        self._stopped: LogEntry | None = None
         self._begun = False
 
+    def account_of(self, member: ColoNode) -> _Account:
+        return _Account(member, self._program, self.guest.sectors)
+
     async def join(self) -> None:
-        for member in self.pair.members:
-            account = _Account(member, self._program, self.guest.sectors)
-            self._accounts.setdefault(member.name, account)
+        await super().join()
         self._last = self._stopped = None
-        self._cut = 0
 
     async def prepare(self) -> None:
         if self.guest.booting or self._begun:
@@ -163,7 +158,7 @@ class LinuxWorkload(PairWorkload):
         return list(log.entries(after=self._last, live=True))
 
     def secondary_stopped(self) -> None:
-        self._cut = self.pair.secondary.output_size()
+        super().secondary_stopped()
         # Whether it is replaced is not sure yet: the primary may die now.
         self._stopped = self._last
         for entry in self._entries():
@@ -171,8 +166,7 @@ class LinuxWorkload(PairWorkload):
 
     def taken_over(self) -> None:
         self._last = self._stopped  # a state that was given up wrote what came before
-        there = self._accounts[self.pair.secondary.name]
-        there.take_over(self._accounts[self.pair.primary.name], self._cut)
+        super().taken_over()
 
     async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
         if not self._begun:
@@ -180,11 +174,11 @@ class LinuxWorkload(PairWorkload):
             console_file = self.pair.primary.console
             await self.guest.prompt(console_file, _BOOT_LIMIT)
             self._terminal = await self.guest.begin(console_file)
-        await self._reported(self._accounts[member.name], count, seconds)
+        await super().write(member, count, seconds)
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)
-        if self._accounts[self.pair.secondary.name].inherited:
+        if self.there.inherited:
             await self.write(self.pair.secondary, 1)
 
     def update_model(self) -> None:
@@ -199,13 +193,8 @@ class LinuxWorkload(PairWorkload):
             if account.wrong is not None:
                 verdict, predicted, observed = account.wrong
                 where = f"guest of the {account.member.name}"
-                yield Divergence(
-                    *(verdict, where, self.model.checkpoints, predicted, observed),
-                    evidence=GuestReports(self.pair.role(account.member)),
-                )
-
-    async def promoted(self) -> None:
-        """Nothing: the guest goes on by itself."""
+                evidence = GuestReports(self.pair.role(account.member))
+                yield self.checker.divergence(verdict, where, predicted, observed, evidence)
 
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         yield from self.complaints()
@@ -227,14 +216,13 @@ class LinuxWorkload(PairWorkload):
             good[span] |= (have[span] == done).all(1)
         if not good.all():
             lost = np.flatnonzero(~good)
-            yield Divergence(
+            yield self.checker.divergence(
                 Verdict.LOST_WRITE,
                 f"acknowledged writes on the disk of the {member.name}",
-                self.model.checkpoints,
                 f"{describe_owner(int(owners[lost[0]]))} in sector {lost[0]}, "
                 f"after operation {last}",
                 f"{len(lost)} sectors are not as they were acknowledged",
-                evidence=DiskLeft(self.pair.role(member)),
+                DiskLeft(self.pair.role(member)),
             )
 
     def close(self) -> None:

@@ -304,44 +304,38 @@ class PairRun(ABC):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
         if write.done():
-            self.found(
-                [
-                    Divergence(
-                        Verdict.ERROR_CONTRACT,
-                        "guest of the primary",
-                        self.model.checkpoints,
-                        "no write is acknowledged while the secondary does not have it",
-                        "one was",
-                        evidence=AcknowledgedAlone(),
-                    )
-                ]
+            wrong = self.checker.divergence(
+                Verdict.ERROR_CONTRACT,
+                "guest of the primary",
+                "no write is acknowledged while the secondary does not have it",
+                "one was",
+                AcknowledgedAlone(),
             )
+            self.found([wrong])
 
     async def _reported(self) -> list[Divergence]:
         """The primary must report that its writes no longer arrive."""
         if await self.pair.primary.replication_error() is not None:
             return []
         return [
-            Divergence(
+            self.checker.divergence(
                 Verdict.ERROR_CONTRACT,
                 "query-xen-replication-status of the primary",
-                self.model.checkpoints,
                 "an error, since writes did not reach the secondary",
                 "no error",
-                evidence=ReplicationStatus("primary", error=True),
+                ReplicationStatus("primary", error=True),
             )
         ]
 
     async def _errors(self) -> list[Divergence]:
         """Neither side may report an error of replication."""
         return [
-            Divergence(
+            self.checker.divergence(
                 Verdict.ERROR_CONTRACT,
                 f"query-xen-replication-status of the {member.name}",
-                self.model.checkpoints,
                 "no error",
                 error,
-                evidence=ReplicationStatus(self.pair.role(member), error=False),
+                ReplicationStatus(self.pair.role(member), error=False),
             )
             for member in self.pair.members
             if (error := await member.replication_error()) is not None

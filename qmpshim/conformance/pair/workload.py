@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import GuestSees
@@ -28,6 +29,8 @@ from qmpshim.model.units import SECTOR
 
 _LONGEST = 256  # sectors a write
 
+Account = TypeVar("Account", bound=GuestAccount)
+
 
 class Stuck(MachineError):
     """A step of the pair did not end as it must: time for a post-mortem.
@@ -47,6 +50,8 @@ class Stuck(MachineError):
 class PairWorkload(ABC):
     """Writes on both sides, and knows what was acknowledged.
 
+    What has nothing to do at a step leaves out its method.
+
     :ivar model: fed with what the secondary's guest writes; another one after a failover
     """
 
@@ -56,36 +61,17 @@ class PairWorkload(ABC):
         self.model = model
         self.checker = checker
 
-    async def _reported(self, guest: GuestAccount, count: int, seconds: float) -> None:
-        """Wait until a guest has reported so many writes more; as :meth:`write`."""
-        member = guest.member
-        guest.read()
-        target = guest.writes + count
-        deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while guest.writes < target:
-            if time.monotonic() > deadline or not member.qemu.alive():
-                raise Stuck(
-                    f"guest of the {member.name}",
-                    f"{count} more writes ({target} in all)",
-                    Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), guest.state()),
-                )
-            await asyncio.sleep(0.01)
-            guest.read()
-
     @abstractmethod
     async def join(self) -> None:
         """Both sides are there (again): find the way to their disks."""
 
-    @abstractmethod
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027
         """COLO is about to begin: what the primary's guest does before."""
 
-    @abstractmethod
-    def secondary_stopped(self) -> None:
+    def secondary_stopped(self) -> None:  # noqa: B027
         """The secondary's guest stands still, its state is about to be overwritten."""
 
-    @abstractmethod
-    def taken_over(self) -> None:
+    def taken_over(self) -> None:  # noqa: B027
         """The secondary has the primary's state now."""
 
     @abstractmethod
@@ -100,16 +86,14 @@ class PairWorkload(ABC):
     async def write_both(self, count: int) -> None:
         """Have the primary's guest write so often, and the secondary's, too."""
 
-    @abstractmethod
-    def update_model(self) -> None:
+    def update_model(self) -> None:  # noqa: B027
         """Feed the model with the secondary's guest's writes; both sides stand still."""
 
     def complaints(self) -> Iterable[Divergence]:
         """What the guests themselves found wrong."""
         return ()
 
-    @abstractmethod
-    async def promoted(self) -> None:
+    async def promoted(self) -> None:  # noqa: B027
         """The secondary has taken over."""
 
     @abstractmethod
@@ -124,9 +108,57 @@ class PairWorkload(ABC):
         """What the last checkpoint promised to keep."""
         return 0
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of everything."""
+
+
+class GuestWorkload(PairWorkload, Generic[Account]):
+    """A guest in both machines; what it wrote is read off its console."""
+
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
+        super().__init__(plan, pair, model, checker)
+        self._accounts: dict[str, Account] = {}
+        self._cut = 0  # bytes that the secondary's guest had printed when it was stopped
+
+    @abstractmethod
+    def account_of(self, member: ColoNode) -> Account:
+        """What the guest of one side reports, from its beginning on."""
+
+    @property
+    def here(self) -> Account:
+        """What the primary's guest reported."""
+        return self._accounts[self.pair.primary.name]
+
+    @property
+    def there(self) -> Account:
+        """What the secondary's guest reported."""
+        return self._accounts[self.pair.secondary.name]
+
+    async def join(self) -> None:
+        for member in self.pair.members:
+            self._accounts.setdefault(member.name, self.account_of(member))
+        self._cut = 0
+
+    def secondary_stopped(self) -> None:
+        self._cut = self.pair.secondary.output_size()
+
+    def taken_over(self) -> None:
+        self.there.take_over(self.here, self._cut)
+
+    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
+        guest = self._accounts[member.name]
+        guest.read()
+        target = guest.writes + count
+        deadline = time.monotonic() + max(seconds, self.plan.limit)
+        while guest.writes < target:
+            if time.monotonic() > deadline or not member.qemu.alive():
+                raise Stuck(
+                    f"guest of the {member.name}",
+                    f"{count} more writes ({target} in all)",
+                    Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), guest.state()),
+                )
+            await asyncio.sleep(0.01)
+            guest.read()
 
 
 class ExportWorkload(PairWorkload):
@@ -148,15 +180,6 @@ class ExportWorkload(PairWorkload):
 
     def _client(self, socket: Path, export: str = "guest") -> NbdClient:
         return NbdClient(nbd_uri(export, socket), self.plan.limit, plain=True)
-
-    async def prepare(self) -> None:
-        """Nothing: there is no guest."""
-
-    def secondary_stopped(self) -> None:
-        """Nothing: what we write does not depend on any state."""
-
-    def taken_over(self) -> None:
-        """Nothing: what we write does not depend on any state."""
 
     def _places(self, count: int) -> Iterator[tuple[int, int]]:
         """Ranges (first sector, sectors): some sectors, some clusters, some at odd places."""
@@ -185,9 +208,6 @@ class ExportWorkload(PairWorkload):
         await self.write(self.pair.primary, count)
         await self.write(self.pair.secondary, max(1, count // 4))
 
-    def update_model(self) -> None:
-        """Nothing: the model has each write at once."""
-
     async def promoted(self) -> None:
         # Its NBD server was stopped with the primary's link: the guest has to come in again.
         member, path = self.pair.secondary, self.pair.secondary.directory / "again.sock"
@@ -214,13 +234,12 @@ class ExportWorkload(PairWorkload):
             if wrong := first_difference(data, expected):
                 at = wrong[0] * SECTOR
                 return [
-                    Divergence(
+                    self.checker.divergence(
                         Verdict.ISOLATION,
                         "secondary guest's view",
-                        self.model.checkpoints,
                         f"{describe_sector(expected[at : at + SECTOR])} at byte {offset + at}",
                         f"{describe_sector(data[at : at + SECTOR])} ({wrong[1]} sectors differ)",
-                        evidence=GuestSees(),
+                        GuestSees(),
                     )
                 ]
         return []

@@ -347,10 +347,6 @@ class PointsChain:
             found.append(JobEvent(job, status, data.get("action", "")))
         return found
 
-    async def jobs(self) -> dict[str, str]:
-        """The status of each job there is."""
-        return {job["id"]: job["status"] for job in await self.qemu.execute("query-jobs")}
-
     async def bitmaps(self) -> list[list[dict[str, Any]]]:
         """The bitmaps of each disk as ``query-named-block-nodes`` lists them."""
         nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})

@@ -16,7 +16,6 @@ from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.secondary import CommandError, Stage
 from qmpshim.model.disks.image import Owners, RawImage, owned
-from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelIOError
 
 
@@ -25,17 +24,14 @@ class PrimaryChain:
 
     :param size: virtual size in sectors
     :param behaviour: of this version of QEMU
-    :param memory: makes the containers that operations share
     :ivar error: a write could not be forwarded since replication was started
     """
 
-    def __init__(
-        self, size: int, behaviour: Behaviour | None = None, memory: StateContainers = PLAIN
-    ) -> None:
+    def __init__(self, size: int, behaviour: Behaviour | None = None) -> None:
         self.size = size
         self.behaviour = behaviour or Behaviour()
-        self.primary = RawImage("primary", size, memory)
-        self.secondary = RawImage("secondary", size, memory)
+        self.primary = RawImage("primary", size)
+        self.secondary = RawImage("secondary", size)
         self.stage = Stage.NONE
         self.error = False
 

@@ -21,7 +21,6 @@ from errno import EIO
 from typing import TypeVar
 
 from qmpshim.model.disks.image import Owners, RawImage, owned
-from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelIOError
 
 T = TypeVar("T", bound=Hashable)
@@ -33,19 +32,12 @@ class VotingDisks:
     :param names: of the disks, in the order in which QEMU goes through them
     :param size: virtual size in sectors
     :param threshold: how many have to agree, or to succeed
-    :param memory: makes the containers that operations share
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        size: int,
-        threshold: int,
-        memory: StateContainers = PLAIN,
-    ) -> None:
+    def __init__(self, names: Sequence[str], size: int, threshold: int) -> None:
         self.size = size
         self.threshold = threshold
-        self.disks = tuple(RawImage(name, size, memory) for name in names)
+        self.disks = tuple(RawImage(name, size) for name in names)
 
     def guest_read(self, start: int, count: int) -> Co[Owners]:
         """What most disks hold.
