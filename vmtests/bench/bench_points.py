@@ -56,6 +56,7 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb
 from qmpshim.model.units import SECTOR
+from vmtests.support.processes import peak_memory
 
 MiB, TiB = 1 << 20, 1 << 40
 OPERATIONS = 2000
@@ -312,12 +313,6 @@ def large_alone(workflow: PointsWorkflow) -> None:
         f"{workflow:8} 1 TiB with 64 MiB in it: {found['seconds']:.2f} s (wanted: 2), "
         f"peak memory {found['MiB']:.0f} MiB (wanted: 300)"
     )
-
-
-def peak_memory() -> float:
-    """Of this process, in MiB. Not ``ru_maxrss``: that begins with the size of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
@@ -32,6 +31,7 @@ from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
+from vmtests.support.processes import peak_memory
 
 MiB, GiB, TiB = 1 << 20, 1 << 30, 1 << 40
 OPERATIONS = 20_000
@@ -200,12 +200,6 @@ async def sparse_disk(setup: Setup, workspace: Workspace) -> None:
     finally:
         await session.close()
         await rig.close()
-
-
-def peak_memory() -> float:
-    """Of this process, in MiB. Not ``ru_maxrss``: that begins with the size of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def in_a_process_of_its_own() -> None:

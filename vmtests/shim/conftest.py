@@ -1,4 +1,4 @@
-"""Fixtures for clients of a shim."""
+"""Fixtures of a shim, for its clients and for its own tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.machine.builds.build import Build
+from vmtests.support.shim_harness import Process
 from vmtests.support.stand_in import SERVE, started
 
 
@@ -19,3 +21,11 @@ def address(tmp_path: Path, qemu_on_path: None) -> Iterator[Path]:
         assert process.stdout.readline()
         yield path
         process.terminate()
+
+
+@pytest.fixture
+def process(qemu_build: Build) -> Iterator[Process]:
+    """A QEMU that a shim can stand in front of."""
+    made = Process(qemu_build)
+    yield made
+    made.close()

@@ -7,13 +7,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qmpshim.errors import InputError, MachineError
-from qmpshim.machine.builds.build import Build
 from qmpshim.shim.endpoint.client import Client
 from qmpshim.shim.endpoint.listener import Address, Listener
 from qmpshim.shim.endpoint.server import Shim
@@ -21,13 +19,6 @@ from qmpshim.shim.endpoint.session import Answer, Command
 from qmpshim.shim.stress import Figures, connect, crowd, stress
 from vmtests.support.shim_harness import LIMIT, Loop, Process, start_shim
 from vmtests.support.waiting import wait_until
-
-
-@pytest.fixture
-def process(qemu_build: Build) -> Iterator[Process]:
-    made = Process(qemu_build)
-    yield made
-    made.close()
 
 
 def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Figures:

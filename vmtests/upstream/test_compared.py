@@ -18,6 +18,7 @@ from upstream_source import Tree, source_version
 from upstream_suites import FAIL, NOT_RUN, PASS, SPEAKS_QMP, Outcome, find_iotests, lacks
 
 from qmpshim.errors import InputError
+from vmtests.support.processes import lives
 from vmtests.support.waiting import wait_until
 
 
@@ -91,17 +92,10 @@ def test_what_a_test_leaves_is_ended(tmp_path: Path) -> None:
             where = {**os.environ, "PYTHONPATH": str(Path(upstream_suites.__file__).parent)}
             done = subprocess.run([sys.executable, "-c", code], env=where, check=False)
             assert done.returncode == -signal.SIGKILL
-            assert _lives(int(pid.read_text()))
+            assert lives(int(pid.read_text()))
             upstream_suites.end_leftovers()
         pids.append(int(pid.read_text()))
-    wait_until(lambda: not any(map(_lives, pids)))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until(lambda: not any(map(lives, pids)))
 
 
 def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
@@ -154,7 +148,7 @@ sys.exit(upstream.main())
     wait_until(lambda: pid.exists() and pid.read_text().strip() != "")
     runner.terminate()
     assert runner.wait(60.0) == 2
-    assert not _lives(int(pid.read_text()))
+    assert not lives(int(pid.read_text()))
 
 
 def test_which_iotests(tmp_path: Path) -> None:

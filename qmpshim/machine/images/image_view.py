@@ -35,53 +35,42 @@ class Piece(NamedTuple):
 
 
 class ImageView:
-    """The bytes that one image itself holds, as slices of its file; no backing file is looked at.
+    """The bytes that one qcow2 image itself holds, as slices of its file; not of its backing file.
 
     The tables are read once, here: look again with a new view after the image changed.
 
     :param image: the image file's bytes; kept, and copied only where clusters are compressed
-    :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes
     :raises ImageError: as :meth:`Qcow2Reader.parse` and :meth:`Qcow2Reader.clusters`
     :raises UnsupportedFeature: the same, and an external data file without *data*
     """
 
-    def __init__(
-        self, image: BytesLike, *, raw: bool = False, data: BytesLike | None = None
-    ) -> None:
+    def __init__(self, image: BytesLike, *, data: BytesLike | None = None) -> None:
+        qcow2 = Qcow2Reader.parse(image)
+        self.virtual_size, self.cluster_size = qcow2.virtual_size, qcow2.cluster_size
+        self.unit_size = qcow2.unit_size
         self._image = memoryview(image).cast("B")
-        self._runs: list[Run]
+        if qcow2.header.external_data:
+            if data is None:
+                raise UnsupportedFeature("an external data file that is out of reach")
+            self._image = memoryview(data).cast("B")
+        self._clusters = qcow2.clusters()
+        self._runs: list[Run] = list(qcow2.runs(self._clusters))
         self._extra_at = sys.maxsize
-        if raw:
-            self.virtual_size = self.cluster_size = self.unit_size = len(self._image)
-            self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
-            self._clusters = None
-        else:
-            qcow2 = Qcow2Reader.parse(image)
-            self.virtual_size, self.cluster_size = qcow2.virtual_size, qcow2.cluster_size
-            self.unit_size = qcow2.unit_size
-            if qcow2.header.external_data:
-                if data is None:
-                    raise UnsupportedFeature("an external data file that is out of reach")
-                self._image = memoryview(data).cast("B")
-            self._clusters = qcow2.clusters()
-            self._runs = list(qcow2.runs(self._clusters))
-            if self._clusters.decompressed:
-                self._extra_at = qcow2.extra_at
-                self._image = qcow2.with_decompressed(self._clusters)
+        if self._clusters.decompressed:
+            self._extra_at = qcow2.extra_at
+            self._image = qcow2.with_decompressed(self._clusters)
         self._starts = [run.offset for run in self._runs]
 
     @classmethod
-    def open(cls, path: str | Path, *, raw: bool = False) -> ImageView:
+    def open(cls, path: str | Path) -> ImageView:
         """As the constructor, on a file; the header names an external data file.
 
         :raises HostError: a file cannot be opened
         """
         image = map_file(path)
-        return cls(
-            image, raw=raw, data=None if raw else external_data(path, Qcow2Reader.parse(image))
-        )
+        return cls(image, data=external_data(path, Qcow2Reader.parse(image)))
 
     def runs(self, offset: int = 0, length: int | None = None) -> Iterator[Run]:
         """All of a range, in order and without gaps: UNALLOCATED runs included.
@@ -127,8 +116,8 @@ class ImageView:
         faster than to look at each piece; for large runs :meth:`pieces` is.
         """
         length = max(0, min(length, self.virtual_size - offset))
-        if self._clusters is None or not length:
-            return np.frombuffer(self._image[offset : offset + length], np.uint8)
+        if not length:
+            return np.zeros(0, np.uint8)
         size, found = self.unit_size, self._clusters
         first, last = offset // size, (offset + length - 1) // size
         here = slice(*np.searchsorted(found.index, (first, last + 1)))

@@ -24,6 +24,7 @@ from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from vmtests.support import misbehaving_gate
+from vmtests.support.processes import run
 
 nbd = pytest.importorskip("nbd")
 
@@ -75,21 +76,6 @@ class Chain:
                 return io
             self.steps.append(io)
             (how or self.gate.release)(io)
-
-
-async def run(*command: str | Path) -> str:
-    process = await asyncio.create_subprocess_exec(
-        "timeout",
-        "-k1",
-        "20",
-        *map(str, command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output = (await process.communicate())[0].decode()
-    assert process.returncode == 0, output
-    return output
 
 
 @contextlib.asynccontextmanager

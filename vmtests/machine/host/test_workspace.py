@@ -17,6 +17,7 @@ import pytest
 
 from qmpshim.errors import HostError
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from vmtests.support.processes import lives
 from vmtests.support.waiting import becomes_true
 
 OWNER = """\
@@ -45,13 +46,6 @@ def start(end: str) -> tuple[subprocess.Popen[str], Path, int]:
 def gone(path: Path, pid: int) -> bool:
     """Whether directory and process are gone, or go in time."""
     return becomes_true(lambda: not path.exists() and not lives(pid), 30.0)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_directory_of_ones_own() -> None:

@@ -15,7 +15,7 @@ from qmpshim.errors import HostError, ImageError, MachineHung
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.agreement import agree
-from qmpshim.machine.images.image_view import ImageView, through
+from qmpshim.machine.images.image_view import ImageView, RawFile, through
 from qmpshim.machine.images.libqcow import QcowReader
 from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader, Run
 from qmpshim.machine.images.qemu_img import CheckResult, MapExtent, qemu_img_check, qemu_img_map
@@ -71,15 +71,16 @@ def check_random_chain(directory: Path, seed: int, cluster: int, version: int) -
     hidden, active = layers
     base = {"driver": "raw", "file": {"driver": "file", "filename": str(secondary)}}
     expected = converted(qcow2_node(active, qcow2_node(hidden, base)), directory / "out")
-    chain = [ImageView.open(active), ImageView.open(hidden), ImageView.open(secondary, raw=True)]
+    top = ImageView.open(active)
+    chain = (top, ImageView.open(hidden), RawFile(secondary))
     assert flat(through(chain)) == expected
     for _ in range(10):
         start, length = dice.randrange(size), dice.randrange(size + 1000)
         wanted = expected[start : start + length]
         assert flat(through(chain, start, length)) == wanted
         own = QcowReader(map_file(active)).read(start, length)
-        assert flat(chain[0].pieces(start, length)) == own
-        assert chain[0].read(start, length).tobytes() == own
+        assert flat(top.pieces(start, length)) == own
+        assert top.read(start, length).tobytes() == own
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -109,7 +110,7 @@ def test_a_zero_cluster_hides_the_backing_file_in_its_header(tmp_path: Path) -> 
     )
     assert agree(top) == []
     expected = bytes(128 * KiB) + b"\6" * 64 * KiB + b"\7" * 832 * KiB
-    assert flat(through([ImageView.open(top), ImageView.open(base, raw=True)])) == expected
+    assert flat(through([ImageView.open(top), RawFile(base)])) == expected
     assert QcowReader(map_file(top)).read(128 * KiB, 128 * KiB) == b"\6" * 64 * KiB + bytes(
         64 * KiB
     )
@@ -164,7 +165,6 @@ def test_pieces_are_few_and_not_copied(path: Path) -> None:
     assert pieces[0].data[0] == 77
     (first, *_) = view.pieces()
     assert (first.offset, first.length) == (0, 128 * KiB)
-    assert [p.alloc for p in ImageView(b"x" * 512, raw=True).pieces()] == [DATA]
 
 
 def test_libqcow_refuses_in_one_line(path: Path) -> None:
@@ -389,11 +389,12 @@ def test_agree_looks_at_the_image_without_its_backing_chain(tmp_path: Path) -> N
 # -- long stretches ----------------------------------------------------------------------------
 
 
-def test_runs_of_a_range() -> None:
-    view = ImageView(b"", raw=True)
-    assert list(view.runs()) == []
-    view = ImageView(bytes(1000), raw=True)
-    assert list(view.runs(10, 20)) == [Run(10, 20, DATA, 10)]
+def test_runs_of_a_range(tmp_path: Path) -> None:
+    assert list(ImageView.open(make_image(tmp_path / "empty", 0)).runs()) == []
+    view = ImageView.open(make_image(tmp_path / "full", MiB, f"write -P 1 0 {MiB}"))
+    (whole,) = view.runs()
+    assert whole.host_offset is not None
+    assert list(view.runs(10, 20)) == [Run(10, 20, DATA, whole.host_offset + 10)]
 
 
 def test_comparing_in_order_and_at_random(tmp_path: Path) -> None:

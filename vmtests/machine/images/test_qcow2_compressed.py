@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.images.agreement import consult
-from qmpshim.machine.images.image_view import ImageView, through
+from qmpshim.machine.images.image_view import ImageView, RawFile, through
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.model.disks.image import Alloc
@@ -64,7 +64,7 @@ def test_reads_what_qemu_reads(tmp_path: Path, seed: int, options: dict[str, obj
     assert view.read(0, view.virtual_size).tobytes() == expected
     below = make_raw(path.with_suffix(".below"), view.virtual_size, 99)
     base = {"driver": "raw", "file": {"driver": "file", "filename": str(below)}}
-    assert flat(through([view, ImageView.open(below, raw=True)])) == converted(
+    assert flat(through([view, RawFile(below)])) == converted(
         qcow2_node(path, base), path.with_suffix(".converted")
     )
 

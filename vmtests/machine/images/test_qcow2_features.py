@@ -13,7 +13,7 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images import image_view, qcow2
 from qmpshim.machine.images.agreement import agree, consult
-from qmpshim.machine.images.image_view import ImageView, through
+from qmpshim.machine.images.image_view import ImageView, RawFile, through
 from qmpshim.machine.images.libqcow import QcowReader
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.images.qcow2_check import Severity, check
@@ -85,7 +85,7 @@ def differs(path: Path) -> list[str]:
         found.append("read")
     below = make_raw(path.with_suffix(".below"), view.virtual_size, 99)
     base = {"driver": "raw", "file": {"driver": "file", "filename": str(below)}}
-    if flat(through([view, ImageView.open(below, raw=True)])) != converted(
+    if flat(through([view, RawFile(below)])) != converted(
         qcow2_node(path, base), path.with_suffix(".converted")
     ):
         found.append("through")

@@ -34,13 +34,6 @@ Connect = Callable[[], Wire]
 
 
 @pytest.fixture
-def process(qemu_build: Build) -> Iterator[Process]:
-    made = Process(qemu_build)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def shim(loop: Loop, process: Process) -> Iterator[Shim]:
     made = start_shim(loop, process)
     yield made

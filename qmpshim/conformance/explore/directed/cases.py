@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.directed import (
@@ -127,6 +128,11 @@ def crash_cause(case: str, ending: Ending) -> Cause:
     return Cause(CauseKind.DIRECTED_ENDED, case, detail)
 
 
+#: Cases on the other chains.
+_push, _primary, _fleecing, _backup = (
+    partial(Directed, form=form) for form in ("push", "primary", "fleecing", "backup")
+)
+
 _ODD = 2 * SIZE + SECTOR  # bytes of a disk that ends inside a cluster
 _UNMAPS = (("filter", "discard", "unmap"),)
 _LONG = (("filter", "cbw-timeout", timeouts.LONG),)
@@ -169,135 +175,95 @@ DIRECTED: tuple[Directed, ...] = (
     Directed("job-progress", monitor.job_progress, affects=_BACKUP),
     Directed("sizes-stay", monitor.sizes_stay),
     Directed("write-threshold", monitor.write_threshold),
-    Directed("quorum-reads-first", monitor.first_child_is_read, form="primary"),
-    Directed("quorum-permissions", monitor.quorum_permissions, form="primary", affects=_QUORUM),
+    _primary("quorum-reads-first", monitor.first_child_is_read),
+    _primary("quorum-permissions", monitor.quorum_permissions, affects=_QUORUM),
     Directed("quorum-refused", monitor.quorum_refused, affects=_QUORUM),
     Directed("backup-refused", monitor.backup_refused, affects=_BACKUP),
     Directed("backup-source-error", jobs.errors_of_disks, affects=_BACKUP),
     Directed("backup-of-bitmap", jobs.bitmap_backup, affects=(*_BACKUP, Use.BITMAPS)),
-    Directed("backup-between-files", sources.files, form="push", affects=_BACKUP),
-    Directed(
-        "backup-keeps-failed-copies",
-        jobs.failed_copy_stays,
-        form="push",
-        size=2 * SIZE,
-        affects=_BACKUP,
-    ),
-    Directed(
-        "backup-of-overlay", sources.overlay_backup, form="push", size=2 * SIZE, affects=_BACKUP
-    ),
-    Directed(
-        "backup-in-small-transfers",
-        sources.small_transfers,
-        form="push",
-        size=2 * SIZE,
-        affects=_BACKUP,
-    ),
-    Directed("backup-compressed", sources.compressed_backup, form="push", size=2 * SIZE),
-    Directed(
+    _push("backup-between-files", sources.files, affects=_BACKUP),
+    _push("backup-keeps-failed-copies", jobs.failed_copy_stays, size=2 * SIZE, affects=_BACKUP),
+    _push("backup-of-overlay", sources.overlay_backup, size=2 * SIZE, affects=_BACKUP),
+    _push("backup-in-small-transfers", sources.small_transfers, size=2 * SIZE, affects=_BACKUP),
+    _push("backup-compressed", sources.compressed_backup, size=2 * SIZE),
+    _fleecing(
         "backup-of-snapshot",
         sources.snapshot_backup,
-        form="fleecing",
         size=2 * SIZE,
         affects=(*_BACKUP, Use.FLEECING),
     ),
-    Directed("copy-of-zeroes-in-part", ranges.zeroes_in_part, form="backup", size=_ODD),
-    Directed(
-        "copy-fills-clusters", ranges.whole_clusters, form="push", size=4 * SIZE, affects=_BACKUP
-    ),
-    Directed("neighbours-of-copy", ranges.neighbours, form="backup", size=2 * SIZE),
-    Directed("neighbours-of-snapshot", ranges.neighbours, form="fleecing", size=2 * SIZE),
-    Directed("discard-in-part", ranges.ragged_discard, form="push", affects=_EXPORT),
-    Directed("bitmap-grows", ranges.resized, form="push", affects=_BITMAPS),
-    Directed("write-waits-for-copies", ranges.waits_for_all, form="backup", size=3 * SIZE),
-    Directed("reads-wait-for-copy", ranges.reads_beside_copy, form="backup", size=2 * SIZE),
-    Directed(
-        "writes-of-one-cluster", overlays.writes_of_one_cluster, form="push", affects=_OVERLAYS
-    ),
-    Directed("discard-of-all", overlays.discard_of_all, form="push", affects=_OVERLAYS),
-    Directed("allocation-fails", overlays.failed_allocation, form="push", affects=_OVERLAYS),
-    Directed("quorum-flush-fails", monitor.flush_error, form="primary", affects=_QUORUM),
-    Directed("quorum-fails", monitor.failed_quorum, form="primary", affects=_QUORUM),
-    Directed("quorum-votes", votes.most_votes, form="push", affects=_VOTES),
-    Directed("quorum-votes-fail", votes.failed_votes, form="push", affects=_VOTES),
-    Directed("quorum-reads-next", votes.next_is_read, form="push", affects=_QUORUM),
-    Directed("quorum-rewrites", votes.rewritten, form="push", affects=_VOTES),
-    Directed("quorum-rewrite-fails", votes.rewrite_fails, form="push", affects=_VOTES),
-    Directed("quorum-rewrites-for-reader", votes.rewritten_for_reader, form="push", affects=_VOTES),
-    Directed(
-        "quorum-rewrite-beside-write", votes.write_beside_rewrite, form="push", affects=_VOTES
-    ),
-    Directed("quorum-changes-children", votes.changed_children, form="push", affects=_VOTES),
-    Directed("quorum-child-leaves", votes.child_leaves_beside_write, form="push", affects=_VOTES),
-    Directed("quorum-zeroes", votes.zeroes_by_votes, form="push", affects=_VOTES),
-    Directed("quorum-compares", votes.compared, form="push", affects=_VOTES),
-    Directed("parts-of-blocks", ranges.padded, form="push", affects=_EXPORT),
-    Directed("bitmap-names-edges", ranges.edges_of_bitmap, form="push", affects=_BITMAPS),
-    Directed("parts-of-blocks-read-fails", ranges.padded_read_fails, form="push", affects=_NBD),
-    Directed("parts-of-blocks-write-fails", ranges.padded_write_fails, form="push", affects=_NBD),
-    Directed("large-requests", large.requests, form="push", affects=(Use.NBD_EXPORT, Use.BITMAPS)),
-    Directed("large-requests-are-copied", large.copied, form="push", affects=_FLEECING),
-    Directed("bitmap-granularity", ranges.granularity, form="push", affects=_BITMAPS),
-    Directed("refused-enable-stops-bitmap", ranges.enabled_in_vain, form="push", affects=_BITMAPS),
-    Directed("bitmap-is-stored", ranges.stored_bitmap, form="push", affects=_BITMAPS),
-    Directed("fua-is-durable", ranges.durable_fua, form="push", affects=_EXPORT),
-    Directed("flush-is-durable", ranges.durable_flush, form="push", affects=_EXPORT),
-    Directed("flush-waits-for-flush", ranges.flushes_in_line, form="push", affects=_EXPORT),
-    Directed("throttled-job-obeys", jobs.throttled, form="push", affects=_BACKUP),
-    Directed(
-        "cancel-beside-lost-target", jobs.cancelled_beside_lost_target, form="push", affects=_BACKUP
-    ),
-    Directed("zeroes-are-detected", storage.detected_zeroes, form="push"),
-    Directed("snapshot-of-nothing", storage.snapshot_of_nothing, form="push"),
-    Directed("blkdebug-small-discard", storage.small_discard, form="push", affects=_NBD),
-    Directed("ejected-target", storage.ejected_target, form="push", affects=_BACKUP),
-    Directed("ejected-beside-requests", ejected.beside_requests, form="push", affects=_NBD),
-    Directed("ejected-beside-copy", ejected.beside_copy, form="push", affects=_FLEECING),
-    Directed(
-        "ejected-by-copy",
-        ejected.beside_copy_to_it,
-        form="push",
-        size=ejected.DISK,
-        affects=_FLEECING,
-    ),
+    _backup("copy-of-zeroes-in-part", ranges.zeroes_in_part, size=_ODD),
+    _push("copy-fills-clusters", ranges.whole_clusters, size=4 * SIZE, affects=_BACKUP),
+    _backup("neighbours-of-copy", ranges.neighbours, size=2 * SIZE),
+    _fleecing("neighbours-of-snapshot", ranges.neighbours, size=2 * SIZE),
+    _push("discard-in-part", ranges.ragged_discard, affects=_EXPORT),
+    _push("bitmap-grows", ranges.resized, affects=_BITMAPS),
+    _backup("write-waits-for-copies", ranges.waits_for_all, size=3 * SIZE),
+    _backup("reads-wait-for-copy", ranges.reads_beside_copy, size=2 * SIZE),
+    _push("writes-of-one-cluster", overlays.writes_of_one_cluster, affects=_OVERLAYS),
+    _push("discard-of-all", overlays.discard_of_all, affects=_OVERLAYS),
+    _push("allocation-fails", overlays.failed_allocation, affects=_OVERLAYS),
+    _primary("quorum-flush-fails", monitor.flush_error, affects=_QUORUM),
+    _primary("quorum-fails", monitor.failed_quorum, affects=_QUORUM),
+    _push("quorum-votes", votes.most_votes, affects=_VOTES),
+    _push("quorum-votes-fail", votes.failed_votes, affects=_VOTES),
+    _push("quorum-reads-next", votes.next_is_read, affects=_QUORUM),
+    _push("quorum-rewrites", votes.rewritten, affects=_VOTES),
+    _push("quorum-rewrite-fails", votes.rewrite_fails, affects=_VOTES),
+    _push("quorum-rewrites-for-reader", votes.rewritten_for_reader, affects=_VOTES),
+    _push("quorum-rewrite-beside-write", votes.write_beside_rewrite, affects=_VOTES),
+    _push("quorum-changes-children", votes.changed_children, affects=_VOTES),
+    _push("quorum-child-leaves", votes.child_leaves_beside_write, affects=_VOTES),
+    _push("quorum-zeroes", votes.zeroes_by_votes, affects=_VOTES),
+    _push("quorum-compares", votes.compared, affects=_VOTES),
+    _push("parts-of-blocks", ranges.padded, affects=_EXPORT),
+    _push("bitmap-names-edges", ranges.edges_of_bitmap, affects=_BITMAPS),
+    _push("parts-of-blocks-read-fails", ranges.padded_read_fails, affects=_NBD),
+    _push("parts-of-blocks-write-fails", ranges.padded_write_fails, affects=_NBD),
+    _push("large-requests", large.requests, affects=(Use.NBD_EXPORT, Use.BITMAPS)),
+    _push("large-requests-are-copied", large.copied, affects=_FLEECING),
+    _push("bitmap-granularity", ranges.granularity, affects=_BITMAPS),
+    _push("refused-enable-stops-bitmap", ranges.enabled_in_vain, affects=_BITMAPS),
+    _push("bitmap-is-stored", ranges.stored_bitmap, affects=_BITMAPS),
+    _push("fua-is-durable", ranges.durable_fua, affects=_EXPORT),
+    _push("flush-is-durable", ranges.durable_flush, affects=_EXPORT),
+    _push("flush-waits-for-flush", ranges.flushes_in_line, affects=_EXPORT),
+    _push("throttled-job-obeys", jobs.throttled, affects=_BACKUP),
+    _push("cancel-beside-lost-target", jobs.cancelled_beside_lost_target, affects=_BACKUP),
+    _push("zeroes-are-detected", storage.detected_zeroes),
+    _push("snapshot-of-nothing", storage.snapshot_of_nothing),
+    _push("blkdebug-small-discard", storage.small_discard, affects=_NBD),
+    _push("ejected-target", storage.ejected_target, affects=_BACKUP),
+    _push("ejected-beside-requests", ejected.beside_requests, affects=_NBD),
+    _push("ejected-beside-copy", ejected.beside_copy, affects=_FLEECING),
+    _push("ejected-by-copy", ejected.beside_copy_to_it, size=ejected.DISK, affects=_FLEECING),
     Directed("checkpoint-of-ejected-disk", replication.ejected_disk),
     Directed("checkpoint-of-ejected-active", replication.ejected_active_disk),
     Directed("checkpoint-to-the-end", replication.checkpoint_to_the_end, size=_ODD),
     Directed("replication-refused", replication.refused),
-    Directed(
-        "start-refused",
-        replication.start_refused,
-        contract=False,
-        form="push",
-        affects=(Use.COLO_SECONDARY,),
+    _push(
+        "start-refused", replication.start_refused, contract=False, affects=(Use.COLO_SECONDARY,)
     ),
-    Directed("primary-forwards", primary.forwards_while_running, form="primary"),
-    Directed("primary-forwards-zeroes", primary.forwards_zeroes, form="primary"),
-    Directed("primary-forward-fails", primary.forward_fails, form="primary"),
-    Directed("primary-stays-stopped", primary.stays_stopped, contract=False, form="primary"),
-    Directed(
-        "primary-filter-is-not-read", primary.filter_is_not_read, contract=False, form="primary"
-    ),
-    Directed("filter-permissions", monitor.filter_permissions, form="fleecing"),
-    Directed(
-        "filter-passes-on", filters.passed_on, form="fleecing", options=_UNMAPS, size=6 * SIZE
-    ),
-    Directed(
-        "filter-reports", filters.failed_copies, form="fleecing", options=_UNMAPS, size=2 * SIZE
-    ),
-    Directed("filter-keeps-holes", filters.kept_holes, form="fleecing", options=_UNMAPS),
-    Directed("snapshot-read-freezes", filters.frozen_read, form="fleecing", size=2 * SIZE),
-    Directed("snapshot-discard-stays", filters.discarded_stays, form="fleecing", size=2 * SIZE),
-    Directed("snapshot-has-a-name", filters.named_as_its_disk, form="fleecing"),
-    Directed("snapshot-refuses-changes", filters.changes_refused, form="fleecing"),
-    Directed("snapshot-of-smaller-disk", filters.shrunk, form="fleecing"),
-    Directed("filter-refused", filters.refused, form="fleecing"),
-    Directed("timeout-is-long", timeouts.timeout_is_long, form="fleecing", options=_LONG),
-    Directed("timeout-breaks-write", timeouts.breaks_write, form="fleecing", options=_SHORT),
-    Directed(
+    _primary("primary-forwards", primary.forwards_while_running),
+    _primary("primary-forwards-zeroes", primary.forwards_zeroes),
+    _primary("primary-forward-fails", primary.forward_fails),
+    _primary("primary-stays-stopped", primary.stays_stopped, contract=False),
+    _primary("primary-filter-is-not-read", primary.filter_is_not_read, contract=False),
+    _fleecing("filter-permissions", monitor.filter_permissions),
+    _fleecing("filter-passes-on", filters.passed_on, options=_UNMAPS, size=6 * SIZE),
+    _fleecing("filter-reports", filters.failed_copies, options=_UNMAPS, size=2 * SIZE),
+    _fleecing("filter-keeps-holes", filters.kept_holes, options=_UNMAPS),
+    _fleecing("snapshot-read-freezes", filters.frozen_read, size=2 * SIZE),
+    _fleecing("snapshot-discard-stays", filters.discarded_stays, size=2 * SIZE),
+    _fleecing("snapshot-has-a-name", filters.named_as_its_disk),
+    _fleecing("snapshot-refuses-changes", filters.changes_refused),
+    _fleecing("snapshot-of-smaller-disk", filters.shrunk),
+    _fleecing("filter-refused", filters.refused),
+    _fleecing("timeout-is-long", timeouts.timeout_is_long, options=_LONG),
+    _fleecing("timeout-breaks-write", timeouts.breaks_write, options=_SHORT),
+    _fleecing(
         "timeout-breaks-snapshot",
         timeouts.breaks_snapshot,
-        form="fleecing",
         options=(*_SHORT, ("filter", "on-cbw-error", "break-snapshot")),
     ),
     Directed("nbd-answer-waits", storage.answer_waits),

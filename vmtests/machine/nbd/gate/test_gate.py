@@ -24,6 +24,7 @@ from qmpshim.machine.nbd.gate.store import BLOCK, MemoryStore, Store
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from vmtests.support import misbehaving_gate
 from vmtests.support.file_store import FileStore
+from vmtests.support.processes import run
 from vmtests.support.waiting import until
 
 nbd = pytest.importorskip("nbd")
@@ -42,22 +43,6 @@ async def gated(tmp_path: Path, **images: Store) -> AsyncIterator[Gate]:
         yield gate
     finally:
         await gate.stop()
-
-
-async def run(*command: str | Path, fails: bool = False) -> str:
-    """Run a program to its end, its output; the exit status must be 0 (or not, if it ``fails``)."""
-    process = await asyncio.create_subprocess_exec(
-        "timeout",
-        "-k1",
-        "20",
-        *map(str, command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output = (await process.communicate())[0].decode()
-    assert (process.returncode != 0) is fails, output
-    return output
 
 
 async def qemu_io(uri: str, *commands: str, **options: Any) -> str:
