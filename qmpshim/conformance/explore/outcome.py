@@ -9,6 +9,10 @@ from qmpshim.model.pointintime.jobs import Ending
 
 #: In the place of the owner of a sector that cannot be read.
 UNREADABLE = -2
+#: In the place of the owner of a sector between the end of a disk and the next one: as of zeroes.
+GAP = 0
+#: In the place of the allocation of a cluster that there is not, or that is not looked at.
+NO_CLUSTER = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ them, and each writes traceable data under its number.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qmpshim.codec import read_json
 from qmpshim.errors import InputError, decoding
@@ -22,7 +22,9 @@ from qmpshim.model.disks.subclusters import SUBCLUSTERS
 from qmpshim.model.operations import OF_JOB, Operation, Side, Verb, does, operation_from_json
 from qmpshim.model.pointintime.jobs import OnError
 from qmpshim.model.scenario import Scenario
-from qmpshim.model.units import SECTOR, inside
+from qmpshim.model.units import SECTOR, inside, outwards
+
+_T = TypeVar("_T")
 
 C = 128  # sectors of a cluster
 _LARGEST = 1 << 21  # sectors of a disk that is held in memory
@@ -38,7 +40,8 @@ class RealScenario:
     the guest that runs there, and above disks that vote whose disk they are; nothing else does
     anything.
 
-    :ivar size: virtual size in sectors, of all disks
+    :ivar size: virtual size in sectors; of two disks the end of the second one, which begins with
+        the granule that follows the first one's end
     :ivar cluster: qcow2 cluster in sectors
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
@@ -72,9 +75,52 @@ class RealScenario:
         return self.topology.disks
 
     @property
+    def apart(self) -> int:
+        """Sectors from the first one of a disk to the first one of the next: whole granules."""
+        if self.disks == 1:
+            return self.size
+        return outwards(0, -(-self.size // self.disks), self.granule)[1]
+
+    @property
     def disk_size(self) -> int:
         """Sectors of each of them."""
-        return self.size // self.disks
+        return self.size - (self.disks - 1) * self.apart
+
+    def disk_of(self, sector: int) -> int:
+        """On which disk a sector is."""
+        return sector // self.apart
+
+    def place_of(self, sector: int) -> tuple[int, int]:
+        """The disk of a sector, and its number there."""
+        return divmod(sector, self.apart)
+
+    def is_about(self, op: Operation, disk: int) -> bool:
+        """Whether an operation is about a disk: one with a range about its own, others about the
+        first one, and what starts, ends or queries jobs about all.
+        """
+        if op.count:
+            return self.disk_of(op.start) == disk
+        return disk == 0 or op.queries or op.verb in (Verb.START, Verb.STOP)
+
+    def on_own_disk(self, op: Operation) -> Operation:
+        """The same operation, counted from the beginning of its disk on."""
+        return replace(op, start=self.place_of(op.start)[1]) if self.disks > 1 else op
+
+    def end_of(self, sector: int) -> int:
+        """The end of the disk that a sector is on."""
+        return self.disk_of(sector) * self.apart + self.disk_size
+
+    def laid_out(self, by_disk: Iterable[Iterable[_T]], gap: _T, unit: int = 1) -> tuple[_T, ...]:
+        """What there is of each disk, in the places of all.
+
+        :param gap: what is between one disk's end and the next one
+        :param unit: sectors that each item is about
+        """
+        found: list[_T] = []
+        for disk, own in enumerate(by_disk):
+            found += [gap] * (disk * self.apart // unit - len(found))
+            found += own
+        return tuple(found)
 
     def cluster_of(self, image: str) -> int:
         """Sectors of a cluster of a qcow2 image."""
@@ -136,7 +182,7 @@ class RealScenario:
     def view_parts(self) -> list[tuple[int, int]]:
         """In which parts, first sector and count, the guest's end can be read: at once or not."""
         if self.accessible is None:
-            return [(disk * self.disk_size, self.disk_size) for disk in range(self.disks)]
+            return [(disk * self.apart, self.disk_size) for disk in range(self.disks)]
         starts = range(0, self.size, self.granule)
         return [(start, min(self.granule, self.size - start)) for start in starts]
 
@@ -326,21 +372,17 @@ def check_scenario(scenario: RealScenario) -> None:
             "one backup job is started at most, and none is ended or resumed without it; a pull is "
             "started once, and the bitmap that it freezes is read after that"
         )
-    if scenario.disks > 1 and (
-        scenario.size % (scenario.disks * scenario.granule) or scenario.secondary != "raw"
-    ):
-        raise InputError("two disks are raw, and have as many whole granules each")
+    if scenario.disk_size <= 0:
+        raise InputError(f"two disks do not fit in {scenario.size} sectors")
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
     for op in (*scenario.setup, *scenario.ops):
         if op.name not in topology.operations:
             raise InputError(f"a chain of the form {scenario.form} cannot do: {op}")
-        inside = op.start >= 0 and op.start + op.count <= scenario.size
-        on_two = op.count and op.start // scenario.disk_size < (
-            (op.start + op.count - 1) // scenario.disk_size
-        )
-        if not inside or on_two or (op.is_request and not op.flushes and not op.count):
-            raise InputError(f"{op} is not inside the disk's {scenario.size} sectors")
+        end = min(scenario.size, scenario.end_of(op.start))
+        inside = op.start >= 0 and op.start + op.count <= end
+        if not inside or (op.is_request and not op.flushes and not op.count):
+            raise InputError(f"{op} is not inside the disk's {scenario.disk_size} sectors")
     for index, op in enumerate(scenario.ops):
         if op.after is not None and not (type(op.after) is int and 0 <= op.after < index):
             raise InputError(f"{op}: what it comes after must be an operation before it")

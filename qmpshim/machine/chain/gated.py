@@ -37,6 +37,8 @@ class Shape:
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
     :ivar holes: the secondary disk reports where it has holes (NBD's block status)
+    :ivar apart: bytes from the beginning of a disk to that of the next one, where their positions
+        are counted on; 0: there is one disk
     """
 
     topology: Topology
@@ -44,6 +46,7 @@ class Shape:
     cluster: int
     reconnect: int = 0
     holes: bool = True
+    apart: int = 0
 
 
 class GatedMachine(GatedProcess):

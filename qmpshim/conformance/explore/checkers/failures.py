@@ -29,7 +29,7 @@ from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for,
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.outcome import GAP, Outcome
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.secondary import Chain
@@ -125,14 +125,23 @@ class FailureChecker:
 
     def _begins_with(self) -> Before:
         if self._before is None:
-            chain = after_setup(self._scenario, self._checker.behaviour)
-            assert isinstance(chain, Chain)
-            kinds = chain.hidden.alloc.items()
-            there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
-            read = chain.read_through((chain.hidden, chain.secondary), 0, chain.size)
-            snapshot = tuple(max(0, owner) for owner in run_sequentially(read))
-            self._before = Before(frozenset(there), snapshot)
+            scenario = self._scenario
+            disks = [self._disk_begins_with(disk) for disk in range(scenario.disks)]
+            many = scenario.apart // scenario.unit_of("hidden")
+            self._before = Before(
+                frozenset(disk * many + n for disk, one in enumerate(disks) for n in one.copied),
+                scenario.laid_out((one.snapshot for one in disks), GAP),
+            )
         return self._before
+
+    def _disk_begins_with(self, disk: int) -> Before:
+        chain = after_setup(self._scenario, self._checker.behaviour, disk)
+        assert isinstance(chain, Chain)
+        kinds = chain.hidden.alloc.items()
+        there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
+        read = chain.read_through((chain.hidden, chain.secondary), 0, chain.size)
+        snapshot = tuple(max(0, owner) for owner in run_sequentially(read))
+        return Before(frozenset(there), snapshot)
 
     def _loosened(self, one: Outcome, end: FailedEnd) -> Iterator[Outcome]:
         """The same end, when a commit failed: it may have come anywhere; or an error too late.

@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
 from qmpshim.conformance.explore.harness.push import bitmaps_left, left_by_backup
-from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
+from qmpshim.conformance.explore.outcome import GAP, NO_CLUSTER, UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
@@ -63,11 +63,12 @@ def read_view(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] 
     """
     found: list[int] = []
     for start, count in scenario.view_parts:
-        disk, first = divmod(start, scenario.disk_size)
+        disk, first = scenario.place_of(start)
         client = machine.clients[on_disk("guest", disk)]
         answer = client.call(Nbd.READ, first * SECTOR, count * SECTOR)
         if answer.errno not in (0, EINVAL):
             return None
+        found += [GAP] * (start - len(found))
         found += [UNREADABLE] * count if answer.errno else owners(answer.data, start)
     return None if set(found) == {UNREADABLE} else tuple(found)
 
@@ -116,15 +117,19 @@ def _overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Overla
     if len(parts) == 1:
         return parts[0]
     return OverlayState(
-        tuple(owner for part in parts for owner in part.content),
-        tuple(kind for part in parts for kind in part.kinds),
+        scenario.laid_out((part.content for part in parts), None),
+        scenario.laid_out((part.kinds for part in parts), NO_CLUSTER, scenario.unit_of(name)),
         next((part.violation for part in parts if part.violation is not None), None),
     )
 
 
 def _empty(scenario: RealScenario) -> OverlayState:
     """An overlay that the chain does without."""
-    return OverlayState((None,) * scenario.size, (0,) * -(-scenario.size // scenario.cluster))
+    kinds = (0,) * -(-scenario.disk_size // scenario.cluster)
+    return OverlayState(
+        (None,) * scenario.size,
+        scenario.laid_out([kinds] * scenario.disks, NO_CLUSTER, scenario.cluster),
+    )
 
 
 def _secondary(
@@ -132,10 +137,16 @@ def _secondary(
 ) -> tuple[tuple[int, ...], RealViolation | None]:
     """Whose the sectors of the secondary disk are."""
     if scenario.secondary == "raw":
-        names = (on_disk("secondary", disk) for disk in range(scenario.disks))
-        return tuple(owners(b"".join(map(machine.gate.snapshot, names)), 0)), None
-    overlay = read_overlay(machine, scenario, "secondary")
-    return tuple(owner or 0 for owner in overlay.content), overlay.violation
+        return raw_disks(machine, scenario, "secondary"), None
+    overlay = _overlay(machine, scenario, "secondary")
+    return tuple(owner or GAP for owner in overlay.content), overlay.violation
+
+
+def raw_disks(machine: GatedMachine, scenario: RealScenario, name: str) -> tuple[int, ...]:
+    """Whose the sectors of a raw disk are; of both, where there are two."""
+    snapshots = (machine.gate.snapshot(on_disk(name, disk)) for disk in range(scenario.disks))
+    by_disk = (owners(image, disk * scenario.apart) for disk, image in enumerate(snapshots))
+    return scenario.laid_out(by_disk, GAP)
 
 
 def _flush(machine: GatedMachine, now: History) -> None:

@@ -454,7 +454,7 @@ def _cells(scenario: RealScenario) -> list[tuple[int, int]]:
     step = min(scenario.cluster, scenario.smallest_unit)
     if frozen := scenario.topology.frozen:
         step = min(step, frozen.granularity // SECTOR)
-    edges = {0, scenario.size, *range(0, scenario.size, step)}
+    edges = {0, scenario.disk_size, scenario.size, *range(0, scenario.size, step)}
     for op in (*scenario.setup, *scenario.ops):
         if op.count:
             edges |= {op.start, op.start + op.count}

@@ -72,7 +72,8 @@ class OnlineChecker:
         start, cluster = self._names.guest_sector(io), self._cluster
         if first_of(io.image) == "hidden" and io.op is Nbd.WRITE and start is not None:
             end = start + io.length // SECTOR
-            if end >= self._scenario.size:  # subclusters behind the disk's end are not written
+            # Subclusters behind the disk's end are not written.
+            if end >= self._scenario.end_of(start):
                 end = outwards(start, end - start, cluster)[1]
             for n in range(-(-start // cluster), end // cluster):
                 self._copies[n] = io
@@ -86,10 +87,17 @@ class OnlineChecker:
         if scenario.secondary != "raw" or does(scenario.ops, Verb.STOP):
             return
         self.begun = True
-        names = (on_disk("secondary", disk) for disk in range(scenario.disks))
-        disk = owners(b"".join(map(self._machine.gate.snapshot, names)), 0)
         granule = scenario.granule
-        zeroes = {sector // granule for sector, owner in enumerate(disk) if owner == 0}
+        zeroes = {
+            (disk * scenario.apart + sector) // granule
+            for disk in range(scenario.disks)
+            for sector, owner in enumerate(
+                owners(
+                    self._machine.gate.snapshot(on_disk("secondary", disk)), disk * scenario.apart
+                )
+            )
+            if owner == 0
+        }
         many = granule // self._cluster
         self._uncopied |= {n for one in zeroes for n in range(one * many, (one + 1) * many)}
 

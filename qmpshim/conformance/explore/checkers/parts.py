@@ -87,7 +87,7 @@ class _Parts:
 
     def __init__(self, scenario: RealScenario, end: Outcome, seen: Outcome) -> None:
         self._end, self._seen = end, seen
-        self._size, self._granule = scenario.size, scenario.granule
+        self._end_of, self._granule = scenario.end_of, scenario.granule
         self._commits, self._replicates = scenario.commits, scenario.replicates
         self._accessible = scenario.accessible
         self._pulls = scenario.topology.begins_late
@@ -285,7 +285,8 @@ class _Parts:
 
     def _sectors(self, overlay: int, cluster: int) -> range:
         size = self._clusters[overlay]
-        return range(cluster * size, min((cluster + 1) * size, self._size))
+        start = cluster * size
+        return range(start, min(start + size, self._end_of(start)))
 
 
 def _beside(sectors: range, fault: InjectedFault) -> list[int]:

@@ -41,7 +41,7 @@ def chain_works_on(end: End) -> RealViolation | None:
     size = scenario.size
     now.events.append(Note("afterwards: primary write of everything"))
     for disk in range(scenario.disks):
-        data = bytes(pattern.data_of(PROBE, disk * scenario.disk_size, scenario.disk_size))
+        data = bytes(pattern.data_of(PROBE, disk * scenario.apart, scenario.disk_size))
         answer = machine.clients[on_disk("primary", disk)].call(Nbd.WRITE, 0, 0, data)
         if answer.errno:
             text = f"a primary write afterwards fails with errno {answer.errno}"

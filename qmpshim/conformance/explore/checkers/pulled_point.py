@@ -19,6 +19,7 @@ from qmpshim.conformance.explore.checkers.orders import Order, operations_in, wa
 from qmpshim.conformance.explore.checkers.point_in_time import kind_of_data
 from qmpshim.conformance.explore.checkers.sequential import after_setup, run_op
 from qmpshim.conformance.explore.harness.history import History
+from qmpshim.conformance.explore.outcome import GAP
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import OK, Answer
@@ -123,18 +124,28 @@ def _at_start(
     scenario: RealScenario, behaviour: Behaviour, order: Order, undone: Sequence[int]
 ) -> tuple[frozenset[int], list[int]]:
     """The changes that an order does before the pull is started, and the disk that they leave."""
-    chain = after_setup(scenario, behaviour)
-    assert isinstance(chain, Chain)
-    before = set()
+    changes = []
     for index in operations_in(order):
         op = scenario.ops[index]
         if op.verb is Verb.START:
             break
         if op.changes and index not in undone:
-            run_op(chain, op, scenario.number(index))
-            before.add(index)
-    disk = chain.secondary.contents.read(0, scenario.size)
-    return frozenset(before), [max(0, owner) for owner in disk]
+            changes.append(index)
+    disks = (_changed(scenario, behaviour, disk, changes) for disk in range(scenario.disks))
+    return frozenset(changes), [*scenario.laid_out(disks, GAP)]
+
+
+def _changed(
+    scenario: RealScenario, behaviour: Behaviour, disk: int, changes: Sequence[int]
+) -> list[int]:
+    """What a disk holds after the setup and these operations."""
+    chain = after_setup(scenario, behaviour, disk)
+    assert isinstance(chain, Chain)
+    for index in changes:
+        op = scenario.ops[index]
+        if scenario.is_about(op, disk):
+            run_op(chain, scenario.on_own_disk(op), scenario.number(index))
+    return [max(0, owner) for owner in chain.secondary.contents.read(0, chain.size)]
 
 
 def _read(end: End) -> dict[int, set[int]]:

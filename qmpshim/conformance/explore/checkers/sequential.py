@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from errno import EACCES, EINVAL
 from typing import Any
 
 from qmpshim.conformance.compare.model_chain import model_chain, unmaps
 from qmpshim.conformance.explore.checkers.orders import Commit, Do, Order, StatusOver, Step
 from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlacement
-from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
+from qmpshim.conformance.explore.outcome import GAP, NO_CLUSTER, UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
 from qmpshim.model.answers import (
@@ -72,14 +73,32 @@ def run_in_order(
 ) -> Outcome:
     """Run the scenario's operations one after another and look at the end.
 
+    Two disks have nothing in common but the commands that are about both: each is run by itself.
+
     :param order: each operation once, and for each failover when its commit runs and is over
     :param copied: by operation, clusters that it copies even though it fails: the copies of one
         write go on side by side, and not all of them need to fail
     """
-    chain = after_setup(scenario, behaviour)
+    ends = [
+        _run_disk(scenario, behaviour, disk, order, placements, copied or {})
+        for disk in range(scenario.disks)
+    ]
+    return ends[0] if len(ends) == 1 else _side_by_side(scenario, ends)
+
+
+def _run_disk(
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    disk: int,
+    order: Order,
+    placements: Sequence[FaultPlacement],
+    copied: Mapping[int, Sequence[int]],
+) -> Outcome:
+    """The end of one disk; its sectors are counted from its own beginning on."""
+    chain = after_setup(scenario, behaviour, disk)
     if isinstance(chain, PushChain):
         return _pushed(scenario, chain, order)
-    run = _InOrder(scenario, chain, placements, copied or {})
+    run = _InOrder(scenario, chain, disk, placements, copied)
     for step in order:
         run.take(step)
     if isinstance(chain, PrimaryChain):
@@ -89,8 +108,38 @@ def run_in_order(
     return _final(scenario, chain, run.answers, run.data)
 
 
+def _side_by_side(scenario: RealScenario, ends: Sequence[Outcome]) -> Outcome:
+    """The end of two disks, by the end of each.
+
+    A command that is about both succeeds when it does on both.
+    """
+    units = scenario.unit_of("hidden"), scenario.cluster  # the second image is nowhere
+    answers = (
+        next((end.answers[n] for end in ends if end.answers[n] not in (OK, UNANSWERED)), OK)
+        for n in range(len(scenario.ops))
+    )
+    data = (
+        next((end.data[n] for end in ends if end.data[n] is not None), None)
+        for n in range(len(scenario.ops))
+    )
+    views = [end.view for end in ends if end.view is not None]
+    return replace(
+        ends[0],
+        answers=tuple(answers),
+        data=tuple(data),
+        secondary=scenario.laid_out((end.secondary for end in ends), GAP),
+        hidden=scenario.laid_out((end.hidden for end in ends), None),
+        active=scenario.laid_out((end.active for end in ends), None),
+        view=scenario.laid_out(views, GAP) if len(views) == len(ends) else None,
+        alloc=tuple(
+            scenario.laid_out((end.alloc[image] for end in ends), NO_CLUSTER, unit)
+            for image, unit in enumerate(units)
+        ),
+    )
+
+
 class _InOrder:
-    """A sequential execution under way.
+    """A sequential execution under way, on one disk.
 
     :ivar answers: by operation; :ivar data: by reading operation
     """
@@ -99,10 +148,12 @@ class _InOrder:
         self,
         scenario: RealScenario,
         chain: Chain | PrimaryChain | VotingDisks,
+        disk: int,
         placements: Sequence[FaultPlacement],
         copied: Mapping[int, Sequence[int]],
     ) -> None:
-        self._scenario, self._chain = scenario, chain
+        self._scenario, self._chain, self._disk = scenario, chain, disk
+        self._first = disk * scenario.apart
         self._placements, self._copied = placements, copied
         self._gone: frozenset[Side] = frozenset()  # exports whose clients are no more
         self.answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
@@ -112,6 +163,8 @@ class _InOrder:
         """Do the next step."""
         chain = self._chain
         match step:
+            case Do(index) if not self._scenario.is_about(self._scenario.ops[index], self._disk):
+                pass
             case Do(index):
                 self.answers[index] = self._do(index)
             case Commit(index):
@@ -135,7 +188,8 @@ class _InOrder:
             self._chain.begin_failover()
             return OK
         try:
-            result = run_op(self._chain, op, self._scenario.number(index), errno_for)
+            there = self._scenario.on_own_disk(op)
+            result = run_op(self._chain, there, self._scenario.number(index), errno_for)
         except ModelIOError as error:
             return self._failed(index, error, errno_for)
         except (CommandError, OperationError) as error:
@@ -152,7 +206,13 @@ class _InOrder:
             # What is known of a block status is no data: QEMU may have it cached, or need no I/O.
             return lambda io: 0
         ways = [placement.of(index) for placement in self._placements]
-        return lambda io: next((errno for way in ways if (errno := way(io))), 0)
+        first = self._first
+
+        def errno_for(io: Io) -> int:
+            placed = Io(io.op, io.disk, first + io.start, io.count, io.perform) if first else io
+            return next((errno for way in ways if (errno := way(placed))), 0)
+
+        return errno_for
 
     def _status(self) -> Prediction:
         """The answer of a query: replication's status, or which block jobs there are."""
@@ -173,7 +233,7 @@ class _InOrder:
             return ANY_ERROR
         for cluster in self._copied.get(index, ()):
             if isinstance(self._chain, Chain):
-                _copy(self._chain, cluster, errno_for)
+                _copy(self._chain, cluster - self._first // self._scenario.granule, errno_for)
         # QEMU's NBD server knows no EACCES.
         return io_error(EINVAL if error.errno == EACCES else error.errno)
 
@@ -196,8 +256,8 @@ def _copy(chain: Chain, cluster: int, errno_for: Callable[[Io], int]) -> None:
             )
 
 
-def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
-    """The chain with which a scenario's operations begin.
+def after_setup(scenario: RealScenario, behaviour: Behaviour, disk: int = 0) -> AnyChain:
+    """The chain with which a scenario's operations begin, of one of its disks.
 
     :raises InputError: the setup cannot be done
     """
@@ -219,8 +279,8 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
         return pushes
     if voters := scenario.topology.voters:
         chain = VotingDisks(voters, scenario.size, scenario.topology.threshold)
-        for disk in chain.disks:
-            disk.contents.write(0, owned(BASE, scenario.size))
+        for voter in chain.disks:
+            voter.contents.write(0, owned(BASE, scenario.size))
     elif scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
@@ -230,8 +290,10 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     if not (scenario.topology.begins_late or isinstance(chain, VotingDisks)):
         run_sequentially(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
+        if not scenario.is_about(op, disk):
+            continue
         try:
-            run_op(chain, op, number)
+            run_op(chain, scenario.on_own_disk(op), number)
         except OperationError as error:
             text = f"{scenario.name}: the setup cannot be done: {op}: {error}"
             raise InputError(text) from error
@@ -246,13 +308,13 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     )
     chain = model_chain(
         scenario.topology,
-        scenario.size,
+        scenario.disk_size,
         scenario.cluster,
         scenario.secondary,
         behaviour,
         protocol,
     )
-    run_sequentially(chain.secondary.write(0, owned(BASE, scenario.size)))
+    run_sequentially(chain.secondary.write(0, owned(BASE, chain.size)))
     return chain
 
 
@@ -328,7 +390,7 @@ def _final(
     answers: list[Prediction],
     data: list[tuple[int, ...] | None],
 ) -> Outcome:
-    size = scenario.size
+    size = chain.size
     held: list[tuple[int | None, ...]] = []
     kinds: list[tuple[int, ...]] = []
     for image in (chain.hidden, chain.active):
@@ -369,7 +431,8 @@ def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
     read = chain.snapshot_read if snapshot else chain.guest_read
     view: list[int] = []
     readable = False
-    for start, count in scenario.view_parts:
+    parts = scenario.view_parts if scenario.disks == 1 else [(0, chain.size)]
+    for start, count in parts:
         try:
             view += (max(0, owner) for owner in run_sequentially(read(start, count)))
             readable = True

@@ -111,9 +111,9 @@ class IoNames:
     :param ops: the concurrent operations
     :param numbers: under which each writes
     :param all_io: hold every request, metadata among them
-    :param disk_size: sectors of a disk, where there is a second one: its sectors come after those
-        of the first, so that the name of an I/O of data needs no disk
-    :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
+    :param apart: the number of a second disk's first sector: they come after those of the first, so
+        that the name of an I/O of data needs no disk
+    :param secondary: by secondary disk where its sectors are in its file, by place; ``None``: raw
     """
 
     def __init__(
@@ -121,18 +121,18 @@ class IoNames:
         ops: Sequence[Operation],
         numbers: Sequence[int],
         all_io: bool = False,
-        secondary: Mapping[int, int] | None = None,
-        disk_size: int = 0,
+        secondary: Mapping[str, Mapping[int, int]] | None = None,
+        apart: int = 0,
     ) -> None:
         self._ops = ops
         self._by_number = {number: index for index, number in enumerate(numbers)}
         self._all_io = all_io
-        self._disk_size = disk_size
+        self._apart = apart
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[IoId] = Counter()
         self._raw = {*DISKS} if secondary is None else {*DISKS} - {"secondary"}
-        if secondary is not None:
-            self._places["secondary"] = dict(secondary)
+        for image, places in (secondary or {}).items():
+            self._places[image] = dict(places)
         self.flushing = False  # a flush is an operation now, and to be held
 
     def joined(self, number: int) -> None:
@@ -166,7 +166,7 @@ class IoNames:
     def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
         if first_of(io.image) in self._raw:
-            return io.offset // SECTOR + disk_of(io.image) * self._disk_size
+            return io.offset // SECTOR + disk_of(io.image) * self._apart
         return self._places.get(io.image, {}).get(io.offset // SECTOR)
 
     def name(

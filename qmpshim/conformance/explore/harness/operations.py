@@ -53,7 +53,7 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
         machine.clients[_export(machine, op)].close()
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
-    place = _first(machine, op) * SECTOR, op.count * SECTOR
+    place = _first(machine, op), op.count * SECTOR
     if offers_late(machine.topology, op):
         offer = opening(_offering(machine, op), lambda node: {})
         return RunningOperation("export", machine.qmp.send(offer.name, offer.arguments))
@@ -66,12 +66,13 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
 
 def _disk(machine: GatedMachine, op: Operation) -> int:
     """On which disk an operation is: the sectors of a second one come after those of the first."""
-    return op.start * SECTOR // machine.shape.size
+    apart = machine.shape.apart
+    return op.start * SECTOR // apart if apart else 0
 
 
 def _first(machine: GatedMachine, op: Operation) -> int:
-    """The first sector of an operation on its disk."""
-    return op.start - _disk(machine, op) * machine.shape.size // SECTOR
+    """The first byte of an operation on its disk."""
+    return op.start * SECTOR - _disk(machine, op) * machine.shape.apart
 
 
 def _export(machine: GatedMachine, op: Operation) -> str:
@@ -97,7 +98,7 @@ def status_export(machine: GatedMachine, op: Operation) -> str:
 def _query(machine: GatedMachine, op: Operation) -> int:
     """Send the query of an operation."""
     client = machine.status_client(status_export(machine, op))
-    return client.send(_NBD[op.verb], _first(machine, op) * SECTOR, op.count * SECTOR)
+    return client.send(_NBD[op.verb], _first(machine, op), op.count * SECTOR)
 
 
 def command(machine: GatedMachine, verb: Verb) -> tuple[str, Mapping[str, Any]]:

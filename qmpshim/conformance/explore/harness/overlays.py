@@ -42,7 +42,7 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
 
 def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
     """Read the bytes of the qcow2 image *name*."""
-    first = disk_of(name) * scenario.disk_size
+    first = disk_of(name) * scenario.apart
     words = scenario.disk_size, scenario.unit_of(name), name, first
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:
@@ -105,16 +105,18 @@ def faults_of(qcow2: Qcow2Reader) -> list[str]:
     return faults
 
 
-def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
+def places_of(machine: GatedMachine, name: str, first: int = 0) -> dict[int, int]:
     """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector.
 
     Those of compressed clusters have no places of their own.
+
+    :param first: the number of the disk's first sector
     """
     qcow2 = Qcow2Reader.parse(machine.gate.snapshot(name))
     found = qcow2.clusters()
     unit = qcow2.unit_size // SECTOR
     return {
-        host // SECTOR + offset: index * unit + offset
+        host // SECTOR + offset: first + index * unit + offset
         for index, kind, host in zip(
             found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
         )

@@ -42,16 +42,17 @@ def bitmaps_left(machine: GatedMachine, scenario: RealScenario) -> tuple[BitmapL
         [_bitmap(machine, name, one, scenario.disk_size) for one in nodes[name]]
         for name in (on_disk("secondary", disk) for disk in range(scenario.disks))
     ]
-    found = by_disk[0] if scenario.disks == 1 else _joined(by_disk, scenario.disk_size)
+    found = by_disk[0] if scenario.disks == 1 else _joined(by_disk, scenario.apart // GRANULARITY)
     return tuple(sorted(found, key=lambda one: one.name))
 
 
-def _joined(by_disk: Sequence[Iterable[BitmapLeft]], disk_size: int) -> list[BitmapLeft]:
+def _joined(by_disk: Sequence[Iterable[BitmapLeft]], shift: int) -> list[BitmapLeft]:
     """The bitmaps of two disks; one that is not on both, recording or not, has its disk's name.
 
     It is in use where it is on one of them.
+
+    :param shift: the number of the second disk's first granule
     """
-    shift = disk_size // GRANULARITY
     kinds = [{(one.name, one.recording): one for one in own} for own in by_disk]
     both = kinds[0].keys() & kinds[1].keys()
     joined = [

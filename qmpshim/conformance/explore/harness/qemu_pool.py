@@ -25,6 +25,7 @@ import contextlib
 import functools
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from qmpshim.conformance.compare.divergence import BROKEN
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
@@ -43,9 +44,12 @@ log = logging.getLogger(__name__)
 
 
 @functools.cache
-def base_content(sectors: int) -> bytes:
-    """What the secondary disk holds at the beginning: the data of operation 1."""
-    return bytes(pattern.data_of(BASE, 0, sectors))
+def base_content(sectors: int, first: int = 0) -> bytes:
+    """What the secondary disk holds at the beginning: the data of operation 1.
+
+    :param first: the number of its first sector
+    """
+    return bytes(pattern.data_of(BASE, first, sectors))
 
 
 @functools.cache
@@ -55,12 +59,14 @@ def base_image(
     cluster: int,
     image_format: str,
     create: tuple[tuple[str, str], ...] = (),
+    first: int = 0,
 ) -> bytes:
     """An image whose disk holds :func:`base_content`; *cluster* in sectors.
 
     :param create: more options of a qcow2 image
+    :param first: the number of the disk's first sector
     """
-    content = base_content(sectors)
+    content = base_content(sectors, first)
     if image_format == "raw":
         return content
     return filled_qcow2(build, content, cluster * SECTOR, create)
@@ -84,7 +90,7 @@ class QemuPool:
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
         self.tainted = False  # what QEMU has in memory may be broken
-        self.base = b""  # what the disks that are no overlays hold at the beginning
+        self.base: tuple[bytes, ...] = ()  # images at the beginning, of no overlays, by disk
         self._at_start = False  # nothing happened since the beginning
         self._apart = False  # there is no chain
         self.reported_errors: set[str] = set()
@@ -101,17 +107,22 @@ class QemuPool:
         :raises MachineError: QEMU misbehaved before the scenario even began
         """
         sizes = scenario.disk_size * SECTOR, scenario.cluster * SECTOR
-        shape = Shape(scenario.topology, *sizes, reconnect, scenario.leaves_holes)
+        apart = scenario.apart * SECTOR
+        shape = Shape(scenario.topology, *sizes, reconnect, scenario.leaves_holes, apart)
         machine = self.machine
         other = machine is not None and machine.shape != shape
         if not self.reuse or (other and not self._apart):
             self.discard()
-        self.base = base_image(
-            self.build,
-            scenario.size,
-            scenario.cluster,
-            scenario.secondary,
-            scenario.topology.image("secondary").create,
+        self.base = tuple(
+            base_image(
+                self.build,
+                scenario.disk_size,
+                scenario.cluster,
+                scenario.secondary,
+                scenario.topology.image("secondary").create,
+                disk * scenario.apart,
+            )
+            for disk in range(scenario.disks)
         )
         if self.machine is not None and other:
             self._reshape(self.machine, shape)
@@ -177,7 +188,7 @@ class QemuPool:
             log.info("QEMU is not used again: %s", root)
             self.discard()
 
-    def _again(self, machine: GatedMachine, base: bytes) -> None:
+    def _again(self, machine: GatedMachine, base: Sequence[bytes]) -> None:
         for name in machine.images:
             machine.gate.refuse(name, False)
         machine.gate.open()
@@ -205,7 +216,7 @@ class QemuPool:
         machine.tear_down()
         self._running, self._at_start, self._apart = False, False, True
 
-    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
+    def _rebuild(self, machine: GatedMachine, base: Sequence[bytes]) -> None:
         if not self._apart:
             self._take_apart(machine)
         self._put_back(machine, base)
@@ -218,17 +229,14 @@ class QemuPool:
         self.start_scenario(machine)
 
     @staticmethod
-    def _put_back(machine: GatedMachine, base: bytes) -> None:
+    def _put_back(machine: GatedMachine, base: Sequence[bytes]) -> None:
         """Give the disk its bytes back; where there are several, all of them: they begin as equals.
 
-        Two secondary disks have one half of them each.
+        Two secondary disks have their own each.
         """
-        disks = machine.topology.disks
-        part = len(base) // disks
         for name, store in machine.stores.items():
             if first_of(name) in DISKS:
-                start = disk_of(name) * part
-                store.restore(base[start : start + part] if disks > 1 else base)
+                store.restore(base[disk_of(name)])
 
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:

@@ -42,7 +42,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineDied, MachineError, ReplyOverrun
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.parts import first_of
+from qmpshim.machine.chain.parts import first_of, on_disk
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
@@ -156,9 +156,8 @@ class RealRun:
         machine = self.machine = self.pool.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
         machine.qmp.events.clear()
-        places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
         namer = IoNames(
-            self.scenario.ops, self._numbers, self.all_io, places, self.scenario.disk_size
+            self.scenario.ops, self._numbers, self.all_io, self._places(), self.scenario.apart
         )
         self._execution = _Execution(
             namer,
@@ -183,6 +182,17 @@ class RealRun:
         machine.settle()
         machine.gate.keep_journals()
         self._execution.setup_done = True
+
+    def _places(self) -> dict[str, dict[int, int]] | None:
+        """Where the sectors of each secondary disk in qcow2 are in its file; None: they are raw."""
+        scenario = self.scenario
+        if scenario.secondary == "raw":
+            return None
+        names = (on_disk("secondary", disk) for disk in range(scenario.disks))
+        return {
+            name: places_of(self.machine, name, disk * scenario.apart)
+            for disk, name in enumerate(names)
+        }
 
     def _startable(self) -> list[int]:
         """Operations that may be started now."""

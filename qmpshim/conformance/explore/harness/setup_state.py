@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.parts import EXTENDED_SINCE
+from qmpshim.machine.chain.parts import EXTENDED_SINCE, on_disk
 from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader
 from qmpshim.model.chain.behaviour import VERSIONS, behaviour_of
 from qmpshim.model.chain.secondary import Chain
@@ -69,20 +69,17 @@ def predicted_after_setup(scenario: RealScenario, version: tuple[int, ...]) -> A
 
     :raises InputError: the setup cannot be done
     """
-    chain = after_setup(scenario, behaviour_of(version))
-    if not isinstance(chain, Chain):
-        return {}
-    images = [
-        image
-        for image in (chain.secondary, chain.hidden, chain.active)
-        if isinstance(image, Qcow2Image)
-    ]
-    return {
-        image.name: "".join(
-            _predicted_letter(image, index) for index in image.clusters(0, image.size)
-        )
-        for image in images
-    }
+    found: dict[str, str] = {}
+    for disk in range(scenario.disks):
+        chain = after_setup(scenario, behaviour_of(version), disk)
+        if not isinstance(chain, Chain):
+            return {}
+        for image in (chain.secondary, chain.hidden, chain.active):
+            if isinstance(image, Qcow2Image):
+                found[on_disk(image.name, disk)] = "".join(
+                    _predicted_letter(image, index) for index in image.clusters(0, image.size)
+                )
+    return found
 
 
 def _predicted_letter(image: Qcow2Image, index: int) -> str:

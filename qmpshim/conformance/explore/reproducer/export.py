@@ -85,6 +85,8 @@ def export_script(
         "images": [*topology.images],
         "size": scenario.size,
         "disks": scenario.disks,
+        "disk_size": scenario.disk_size,
+        "apart": scenario.apart,
         "clusters": {name: scenario.cluster_of(name) for name in topology.qcow2},
         "units": {name: scenario.unit_of(name) for name in topology.qcow2},
         "qcow2": [*topology.qcow2],

@@ -27,7 +27,7 @@ from qmpshim.machine.chain.variants import (
 )
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
-from qmpshim.model.units import SECTOR
+from qmpshim.model.units import SECTOR, outwards
 
 NONE = "none"
 _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "job_pause",
@@ -373,11 +373,6 @@ SPACE = Space(
             "no transaction begins on two disks",
         ),
         Constraint(
-            ("disk", "secondary", "disks"),
-            lambda disk, secondary, disks: disks == "one" or (disk, secondary) == ("whole", "raw"),
-            "two disks are raw, and end with a granule",
-        ),
-        Constraint(
             ("third", "disks"),
             _third_fits_disks,
             "no bitmap is frozen where jobs are grouped, and a job that is cancelled alone is not "
@@ -535,7 +530,7 @@ def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
     """
     edges = _boundaries(point)
     a, b, c, d = (edges[n] for n in RELATIONS[point["relation"]])
-    other = size(point) if point["disks"] != "one" else 0
+    other = outwards(0, size(point), granule(point))[1] if point["disks"] != "one" else 0
     placed = (("first", [a, b - a]), ("second", [other + c, d - c]))
     ops: list[dict[str, Any]] = [
         {"do": point[which]} | ({} if point[which] in _UNPLACED else {"at": at})

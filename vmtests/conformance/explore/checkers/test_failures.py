@@ -146,7 +146,7 @@ def test_a_flush_that_hides_its_failure_is_found_out(
         def observe(self) -> None:
             if any(hit.verb == "flush" for _, hit in self.now.failed) and 0 not in self.now.over:
                 image = fails.split()[0]
-                empty = self.pool.base if image == "secondary" else self.machine.blank(image)
+                empty = self.pool.base[0] if image == "secondary" else self.machine.blank(image)
                 self.machine.stores[image].restore(empty)
             super().observe()
 

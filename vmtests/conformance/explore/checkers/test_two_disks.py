@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,17 +15,25 @@ from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft
-from qmpshim.conformance.explore.scenarios import RealScenario, check_scenario
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, check_scenario
+from qmpshim.conformance.workload import pattern
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import BACKS_UP, TRANSACTION, QmpCommand
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
+from qmpshim.model.units import SECTOR
 from vmtests.support.backups import Kinds, explored, kinds, point_of
 from vmtests.support.pulls import unwatched
 
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
+ODD = "primary_write+start,third=start_then_primary_write,place=end,disk=odd,disks=two"
+AT_BEGINNING = "primary_write+start,third=start_then_primary_write,place=small,disk=odd,disks=two"
+QCOW2 = (
+    "primary_write+start,third=start_then_primary_write,disk=half,cluster=4k,secondary=qcow2,"
+    "history=dirty,disks=two"
+)
 GROUPED = "primary_write+start,third=start_then_primary_write,disks=two-grouped"
 STOPPED = "guest_read+start,third=start_then_stop,disks=two-grouped"
 JOB_GONE = (Verdict.ERROR_CONTRACT, CauseKind.JOB_GONE, "")
@@ -65,11 +74,16 @@ def everything_beside() -> RealScenario:
     "name",
     [
         WRITES,
+        ODD,
+        QCOW2,
         GROUPED,
         STOPPED,
+        f"{GROUPED},disk=half,secondary=qcow2,subclusters=all",
         "guest_read+start,third=with_primary_write,disks=two",
         "primary_write+start,third=start_then_dirty_bitmap,disks=two,cluster=4k",
         "primary_zero+primary_discard,third=with_start,place=ragged,history=copied,disks=two",
+        "primary_zero+primary_discard,third=with_start,place=end,disk=odd,cluster=4k,"
+        "secondary=qcow2,history=copied-part,disks=two",
     ],
 )
 def test_nothing_is_wrong_with_a_faithful_storage(pool: QemuPool, name: str) -> None:
@@ -81,8 +95,9 @@ def test_writes_of_both_disks_and_a_reader_beside_the_start(pool: QemuPool) -> N
 
 
 @pytest.mark.kills("linearizability")
-def test_two_t0s_are_found_out(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenario = point_of("pull", WRITES)
+@pytest.mark.parametrize("name", [WRITES, ODD, QCOW2])
+def test_two_t0s_are_found_out(pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = point_of("pull", name)
     started_by(monkeypatch, scenario, without_last_job)
 
     def late(machine: GatedMachine, named: NamedIo) -> None:
@@ -94,6 +109,50 @@ def test_two_t0s_are_found_out(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) 
 
     unwatched(monkeypatch)
     assert found(pool, scenario, late) == {NEW_VIEW}
+
+
+@pytest.mark.kills("linearizability")
+@pytest.mark.parametrize("name", [WRITES, AT_BEGINNING, QCOW2])
+def test_a_cluster_too_many_of_the_second_target_is_found_out(
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has what the disk held at T0, and so does the view."""
+    scenario = point_of("pull", name)
+    last = (scenario.disk_size - 1) // scenario.granule * scenario.granule
+    first = last if name == AT_BEGINNING else 0  # what no operation is about
+    count = min(scenario.granule, scenario.disk_size - first)
+    old = tmp_path / "old"
+    old.write_bytes(bytes(pattern.data_of(BASE, scenario.apart + first, count)))
+    look = final_state.look
+
+    def copied_too(machine: GatedMachine, *end: Any) -> Any:
+        line = f'qemu-io other-hidden "write -s {old} {first * SECTOR} {count * SECTOR}"'
+        machine.call("human-monitor-command", {"command-line": line})
+        return look(machine, *end)
+
+    monkeypatch.setattr(final_state, "look", copied_too)
+    assert found(pool, scenario) == {(Verdict.ALLOCATION, CauseKind.ALLOCATION, "hidden")}
+
+
+@pytest.mark.kills("linearizability")
+@pytest.mark.parametrize("name", [ODD, QCOW2])
+def test_a_copy_of_the_second_disk_that_lacks_its_end_is_found_out(
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's last sector is zeroes in the target."""
+    scenario = point_of("pull", name)
+    last = scenario.size - 1
+
+    def without_end(machine: GatedMachine, named: NamedIo) -> None:
+        faithfully(machine, named)
+        at = last - named.start
+        if named.io.image == "other-hidden" and named.verb == "write" and 0 <= at < named.count:
+            store = machine.gate.store(named.io.image)
+            store.write(named.io.offset + at * SECTOR, bytes(SECTOR))
+
+    unwatched(monkeypatch)
+    lost = (Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "view")
+    assert found(pool, scenario, without_end) == {lost}
 
 
 @pytest.mark.kills("liveness")
@@ -161,9 +220,21 @@ def test_what_two_disks_cannot_be() -> None:
     across = replace(pair.ops[0], start=pair.disk_size - 8, count=16)
     for wrong in (
         replace(pair, ops=(across, *pair.ops[1:])),
-        replace(pair, size=pair.size - 2),
-        replace(pair, secondary="qcow2"),
+        replace(pair, size=pair.granule),
         replace(pair, ops=(*pair.ops[:3], operation("stop", after=2))),
     ):
         with pytest.raises(InputError):
             check_scenario(wrong)
+
+
+@pytest.mark.parametrize("disk", ["whole", "half", "odd"])
+def test_a_second_disk_begins_with_a_granule(disk: str) -> None:
+    one = point_of("pull", f"guest_read+start,third=with_primary_write,disk={disk}")
+    two = point_of("pull", f"guest_read+start,third=with_primary_write,disk={disk},disks=two")
+    assert (one.disk_size, one.apart) == (one.size, one.size)
+    assert two.disk_size == one.size and two.apart == 4 * two.granule
+    assert two.size == two.apart + two.disk_size and two.end_of(two.apart) == two.size
+    check_scenario(two)
+    for start in (two.disk_size, two.size):  # behind the end of a disk
+        with pytest.raises(InputError):
+            check_scenario(replace(two, ops=(replace(two.ops[0], start=start, count=1),)))

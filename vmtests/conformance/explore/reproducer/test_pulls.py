@@ -80,6 +80,19 @@ CASES = {
         forgotten,
         CauseKind.BITMAP_MISSES,
     ),
+    "view of two disks that end in a granule": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write,place=end,disk=odd,disks=two",
+        stray,
+        CauseKind.WRONG_DATA,
+    ),
+    "bitmaps of two disks in qcow2": (
+        "pull",
+        "primary_write+start,third=start_then_primary_write,disk=half,secondary=qcow2,"
+        "history=dirty,disks=two",
+        forgotten,
+        CauseKind.BITMAP_MISSES,
+    ),
     "late query": (
         "pull",
         "primary_write+start,third=start_then_dirty_bitmap",
