@@ -22,7 +22,7 @@ from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.sectors import Sectors
 from qmpshim.model.units import SECTOR
 
-_COMPARER = Comparer()
+_COMPARER = Comparer()  # of what is looked at once
 
 
 class Diverged(Exception):
@@ -57,13 +57,14 @@ def compare_data(
     contents: Contents,
     start: int,
     evidence: Callable[[Runs], Evidence],
+    comparer: Comparer = _COMPARER,
 ) -> None:
     """Compare bytes with what is predicted from sector *start* on.
 
     :param evidence: made of the owners predicted, where they differ
     :raises Diverged: they differ
     """
-    if wrong := _COMPARER.compare(found, contents, start):
+    if wrong := comparer.compare(found, contents, start):
         owners = contents.read(start, len(found) // SECTOR)
         found_out = evidence(owner_runs(owners))
         raise Diverged(verdict, where, wrong[0].prediction, wrong[0].found, found_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +11,7 @@ from qmpshim.conformance.compare.crosscheck import pages_of, pieces
 from qmpshim.conformance.compare.evidence import Returned
 from qmpshim.conformance.pointintime.comparisons import compare_data
 from qmpshim.conformance.pointintime.operations import Action
+from qmpshim.conformance.workload.pattern import Comparer
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
@@ -25,6 +26,7 @@ from qmpshim.model.units import SECTOR
 
 _MOST = AT_ONCE // SECTOR
 _LARGE = (1 << 30) // SECTOR  # sectors: more are not read where there is nothing
+_KEPT = 16  # MiB of an export of which what they are to hold is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,9 @@ class Sides:
     chain: PointsChain
     model: PointInTime
     result: PointsResult = field(default_factory=PointsResult)
+    _comparers: defaultdict[str, Comparer] = field(  # by export
+        default_factory=lambda: defaultdict(lambda: Comparer(keep=_KEPT))
+    )
 
     def compare(
         self, verdict: Verdict, where: str, export: str, contents: Contents, start: int, count: int
@@ -92,7 +97,8 @@ class Sides:
         for offset, found in self.chain.read_ahead(export, ranges):
             first = offset // SECTOR
             self.chain.steps.append(RequestSent(export, Verb.READ, first, len(found) // SECTOR))
-            compare_data(verdict, where, found, contents, first, partial(Returned, export, first))
+            evidence, comparer = partial(Returned, export, first), self._comparers[export]
+            compare_data(verdict, where, found, contents, first, evidence, comparer)
 
     def read_disk(self, disk: int, start: int, count: int) -> None:
         """Compare a part of a disk, in sectors.

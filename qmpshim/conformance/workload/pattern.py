@@ -176,16 +176,42 @@ class Readable(Protocol):
         """The owners of *count* sectors from sector *start*."""
 
 
+class _Kept:
+    """What an image is to hold in some place, as bytes; only what changed is made anew."""
+
+    def __init__(self, owners: Owners, start: int) -> None:
+        self._owners = np.array(owners, dtype=np.int64)
+        self._start = start
+        self._words = expected(owners, start)
+
+    def words(self, owners: Owners) -> Words:
+        """The bytes of the sectors, which have these owners now."""
+        owner = np.frombuffer(owners, dtype=np.int64)
+        rows = np.flatnonzero(owner != self._owners)
+        if len(rows):
+            new = owner[rows]
+            self._owners[rows] = new
+            tags = new.view(np.uint64) << np.uint64(SECTOR_BITS)
+            tags |= (rows + self._start).astype(np.uint64)
+            self._words[rows] = tags[:, None] ^ _STEP
+            self._words[rows[new <= 0]] = 0
+        return self._words
+
+
 class Comparer:
     """Compares long stretches of an image with the model's contents, at memory speed.
 
     :param recorded: operations whose bytes are not those of the pattern
+    :param keep: of so many MiB it keeps what they are to hold: to make that takes longer than to
+        compare it, and little changes between two looks at the same disk
     """
 
     BATCH = 16  # pages at a time: 1 MiB of disk, so that everything stays in the cache
 
-    def __init__(self, recorded: Recorded | None = None) -> None:
+    def __init__(self, recorded: Recorded | None = None, keep: int = 0) -> None:
         self._recorded = recorded
+        self._keep = 0 if recorded else keep
+        self._kept: dict[int, _Kept] = {}  # by first sector, those of whole MiB
         self._want: Words = np.empty((self.BATCH * PAGE, WORDS), dtype=np.uint64)
         self._equal = np.empty((self.BATCH * PAGE, WORDS), dtype=np.bool_)
         self.sectors = 0  # compared so far
@@ -204,7 +230,7 @@ class Comparer:
         while at < total:
             count = min(step - (start + at) % step, total - at)
             owners = contents.read(start + at, count)
-            want = expected(owners, start + at, self._want, self._recorded)
+            want = self._expected(owners, start + at)
             equal = np.equal(want, have[at : at + count], out=self._equal[:count])
             if not equal.all():
                 piece = have[at : at + count].tobytes()
@@ -212,3 +238,11 @@ class Comparer:
             at += count
         self.sectors += total
         return result
+
+    def _expected(self, owners: Owners, start: int) -> Words:
+        kept = self._kept.get(start)
+        if len(owners) < self.BATCH * PAGE or (kept is None and len(self._kept) == self._keep):
+            return expected(owners, start, self._want, self._recorded)
+        if kept is None:
+            kept = self._kept[start] = _Kept(owners, start)
+        return kept.words(owners)

@@ -150,6 +150,32 @@ def test_a_comparer_looks_at_the_last_sector(count: int) -> None:
     assert not comparer.same(data[:-SECTOR], owners, 0)
 
 
+@given(st.integers(0, 3), st.integers(0, 1 << 30))
+def test_a_comparer_that_keeps_what_is_predicted_follows_the_model(keep: int, seed: int) -> None:
+    """Whatever changed since: the data, whose it is, which zeroes; and beside a part that is not
+    kept.
+    """
+    dice = random.Random(seed)
+    contents, data = random_disk(5, 4100)
+    comparer = Comparer(keep=keep)
+    for operation in range(100, 106):
+        assert comparer.compare(data, contents, 0) == []
+        start, count = dice.randrange(4000), dice.choice([1, 8, 100])
+        before = bytes(data[start * SECTOR : (start + count) * SECTOR])
+        contents.write(start, owned(dice.choice([operation, -operation]), count))
+        after = expected(contents.read(start, count), start).tobytes()
+        differ = [
+            start + n
+            for n in range(count)
+            if before[n * SECTOR : (n + 1) * SECTOR] != after[n * SECTOR : (n + 1) * SECTOR]
+        ]
+        found = comparer.compare(data, contents, 0)
+        assert [n for one in found for n in range(one.start, one.start + one.count)] == differ
+        data[start * SECTOR : (start + count) * SECTOR] = after
+    data[at := dice.randrange(len(data))] ^= 1
+    assert [one.start for one in comparer.compare(data, contents, 0)] == [at // SECTOR]
+
+
 def test_a_comparer_finds_a_model_that_lags_behind() -> None:
     """The buffers are used again from batch to batch: what was there before must not count."""
     contents, data = random_disk(3, 9000)
