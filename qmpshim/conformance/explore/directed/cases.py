@@ -201,6 +201,7 @@ DIRECTED: tuple[Directed, ...] = (
     _backup("write-waits-for-copies", ranges.waits_for_all, size=3 * SIZE),
     _backup("reads-wait-for-copy", ranges.reads_beside_copy, size=2 * SIZE),
     _push("writes-of-one-cluster", overlays.writes_of_one_cluster, affects=_OVERLAYS),
+    _push("write-over-subclusters", overlays.write_over_subclusters, affects=_OVERLAYS),
     _push("discard-of-all", overlays.discard_of_all, affects=_OVERLAYS),
     _push("allocation-fails", overlays.failed_allocation, affects=_OVERLAYS),
     _primary("quorum-flush-fails", monitor.flush_error, affects=_QUORUM),

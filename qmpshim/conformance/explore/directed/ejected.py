@@ -7,6 +7,7 @@ I/O on it fails from then on, also that which had begun.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
@@ -110,7 +111,7 @@ def _reads_table(image: str, offset: int) -> Callable[[HeldIO], bool]:
     return lambda io: io.image == image and io.offset <= offset < io.offset + io.length
 
 
-def _add_broken_image(machine: CaseMachine, name: str, **options: str) -> int:
+def _add_broken_image(machine: CaseMachine, name: str, **options: Any) -> int:
     """Open an image with some clusters of data, the first of which has a broken entry.
 
     :returns: where the table is that has the entry

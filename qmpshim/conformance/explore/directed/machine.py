@@ -69,15 +69,24 @@ class Broken(Exception):
 class CaseMachine(GatedMachine):
     """A chain of a few clusters that a directed case does things to."""
 
-    def add_image(self, name: str, size: int, cluster: int = CLUSTER, **options: Any) -> None:
+    def add_image(
+        self,
+        name: str,
+        size: int,
+        cluster: int = CLUSTER,
+        create: tuple[tuple[str, str], ...] = (),
+        **options: Any,
+    ) -> None:
         """Open one more qcow2 image, which is empty.
 
         :param name: of its node, and of the image at the gate
         :param size: bytes of its disk
         :param cluster: bytes of one of its clusters
+        :param create: more options of ``qemu-img create -o``
         :param options: more of the node
+        :raises OptionMissing: this build cannot make such an image
         """
-        self.stores[name] = MemoryStore(blank_qcow2(self.build, size, cluster))
+        self.stores[name] = MemoryStore(blank_qcow2(self.build, size, cluster, create))
         self.gate.add(name, self.stores[name])
         self.open_image(name, **options)
 

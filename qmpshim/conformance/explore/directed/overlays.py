@@ -19,6 +19,7 @@ from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 _BLOCK = 8  # sectors of a block
+_SUBCLUSTER = COUNT // 32  # sectors
 _ALL = SIZE // SECTOR  # sectors of the disk
 _TABLED = 200  # sectors, each a cluster, that the first refcount block of 512 bytes has room for
 _MOST = 40  # requests that a write makes, and more
@@ -45,6 +46,26 @@ def writes_of_one_cluster(machine: CaseMachine) -> None:
     if found != {0: Alloc.DATA}:
         text = f"after two writes to one cluster the image has {clusters_in_words(found)}"
         raise Broken(Verdict.ALLOCATION, text, "a cluster for two writes")
+
+
+def write_over_subclusters(machine: CaseMachine) -> None:
+    """A write that ends in another cluster than it begins in copies what is missing of its last
+    subcluster, which belongs to that cluster (``calculate_l2_meta``, block/qcow2-cluster.c).
+    """
+    machine.add_image("image", SIZE, create=(("extended_l2", "on"),), backing="secondary")
+    machine.add_client("image")
+    machine.written("image", 2, 0, COUNT)  # all of the first cluster
+    machine.written("image", 2, 2 * COUNT - _SUBCLUSTER, _SUBCLUSTER)  # the next one's end
+    end = COUNT + 3 * _SUBCLUSTER + 1
+    machine.written("image", 3, COUNT - _BLOCK, end - COUNT + _BLOCK)
+    for number, start, count in (
+        (2, 0, COUNT - _BLOCK),
+        (3, COUNT - _BLOCK, end - COUNT + _BLOCK),
+        (1, end, 2 * COUNT - _SUBCLUSTER - end),
+        (2, 2 * COUNT - _SUBCLUSTER, _SUBCLUSTER),
+    ):
+        promise = "subclusters beside a write over two clusters"
+        machine.shows("image", number, start, count, promise, Verdict.CONTENT)
 
 
 def discard_of_all(machine: CaseMachine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from errno import EIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qmpshim.conformance.explore.directed.machine import (
     CLUSTER,
@@ -205,7 +205,8 @@ class _Overlay(NamedTuple):
 def _add_filter(machine: CaseMachine, images: Sequence[_Overlay]) -> None:
     """Open images, and a replication filter on the last of them."""
     for name, size, backing in images:
-        machine.add_image(name, size, CLUSTER, **({"backing": backing} if backing else {}))
+        options: dict[str, Any] = {"backing": backing} if backing else {}
+        machine.add_image(name, size, CLUSTER, **options)
     words = {"driver": "replication", "node-name": "filter", "mode": "secondary"}
     machine.call("blockdev-add", {**words, "top-id": "filter", "file": images[-1].name})
 

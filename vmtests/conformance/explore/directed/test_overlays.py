@@ -32,6 +32,8 @@ test_a_case_sees = sees(
      "a write to a new cluster fails beside another one"),
     ("writes-of-one-cluster", client_with("image", Nbd.READ, NbdAnswer(0, bytes(8 * SECTOR))),
      Verdict.CONTENT, "a new cluster of two writes"),
+    ("write-over-subclusters", client_with("image", Nbd.READ, NbdAnswer(0, bytes(SIZE))),
+     Verdict.CONTENT, "subclusters beside a write over two clusters"),
     ("discard-of-all", client_with("image", Nbd.TRIM, NbdAnswer(5, b"")), Verdict.ERROR_CONTRACT,
      "a discard of two clusters fails"),
     ("discard-of-all", client_with("image", Nbd.TRIM, DONE), Verdict.ALLOCATION,
