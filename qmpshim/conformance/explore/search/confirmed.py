@@ -41,7 +41,7 @@ class Confirmed:
         fresh.sort(key=lambda one: (bool(one.known), -one.count))
         task = self._task
         for number, finding in enumerate(fresh):
-            small = confirm(
+            self._done[_key(finding)] = confirm(
                 finding,
                 task.build,
                 self._minimise,
@@ -49,10 +49,8 @@ class Confirmed:
                 task.crash_points_alone,  # where it is about a crash
                 task.all_io or finding.all_io,
                 end_of(len(fresh) - number),
+                self._recognise,
             )
-            if finding.several_failed and not small.several_failed:
-                small = replace(small, known=small.known or self._recognise(small))
-            self._done[_key(finding)] = small
 
     def findings(self, sightings: Sequence[Sighting]) -> list[Finding]:
         """What these sightings are: new things first, each as it was confirmed, if it was."""

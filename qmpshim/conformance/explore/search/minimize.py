@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
-from qmpshim.conformance.explore.harness.choices import IoId, failures
+from qmpshim.conformance.explore.harness.choices import Complete, Fail, IoId, failures
 from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
@@ -44,6 +44,7 @@ def confirm(
     crash_points: CrashPoints = NO_CRASH_POINTS,
     all_io: bool = False,
     deadline: float | None = None,
+    recognise: Callable[[Finding], str] = lambda finding: finding.known,
 ) -> Finding:
     """Make a finding small and run it again on fresh QEMUs.
 
@@ -51,6 +52,8 @@ def confirm(
     :param all_io: whether qcow2's own I/O was held then
     :param deadline: by time.monotonic(); half of the time until then is for making it small. What
         could not be run again before is given back as not tried
+    :param recognise: the id of the known finding that one is, or ``""``: of several failures those
+        that it takes are found out before
     """
     if not finding.cause.kind.after_crash:
         crash_points = NO_CRASH_POINTS
@@ -63,12 +66,15 @@ def confirm(
         crash_points=str(crash_points),
         all_io=all_io,
     )
+    if finding.several_failed and not finding.known:
+        finding = _reduced(finding, build, _half_way(deadline), _Reduction.fewer_faults)
+        finding = replace(finding, known=recognise(finding))
     if minimise and not finding.known:
-        finding = _smaller(finding, build, _half_way(deadline))
+        finding = _reduced(finding, build, _half_way(deadline), _Reduction.run)
     try:
         best = _with_past(finding, build, deadline)
         if not best.confirmed and minimise and finding.known:
-            smaller = _smaller(finding, build, _half_way(deadline))
+            smaller = _reduced(finding, build, _half_way(deadline), _Reduction.run)
             best = _with_past(smaller, build, deadline)
     except OutOfBudget:
         return finding
@@ -110,7 +116,12 @@ def _run_again(finding: Finding, build: Build, deadline: float | None) -> Findin
     return replace(finding, replays=(seen, TIMES), events=events)
 
 
-def _smaller(finding: Finding, build: Build, deadline: float | None) -> Finding:
+def _reduced(
+    finding: Finding,
+    build: Build,
+    deadline: float | None,
+    reduce: Callable[[_Reduction], None],
+) -> Finding:
     """Do without whatever the same is seen without.
 
     :param deadline: then it is as small as it was made until then
@@ -118,7 +129,7 @@ def _smaller(finding: Finding, build: Build, deadline: float | None) -> Finding:
     pool = QemuPool(build, deadline=deadline)
     reduction = _Reduction(finding, pool)
     try:
-        reduction.run()
+        reduce(reduction)
     except OutOfBudget:
         pass
     finally:
@@ -141,7 +152,6 @@ class _Reduction:
 
         :raises OutOfBudget: the pool's deadline has passed
         """
-        self._fewer_faults()
         if self.finding.all_io:  # perhaps it does not take that
             self._keep(self.finding.scenario, replace(self.finding, all_io=False))
         self._fewer_dimensions()
@@ -150,13 +160,25 @@ class _Reduction:
         if found is not None and len(found.schedule) <= len(self.finding.schedule):
             self.finding = found
 
-    def _fewer_faults(self) -> None:
-        """Let only those I/Os fail without which it is not seen."""
-        for io in sorted(_plan(self.finding)):
-            plan = _plan(self.finding)
-            if len(plan) > 1 and plan.pop(io, None) is not None:
-                found, *_ = _search(self.finding.scenario, self.finding, self._pool, plan)
-                self.finding = found or self.finding
+    def fewer_faults(self) -> None:
+        """Let only those I/Os fail without which it is not seen.
+
+        :raises OutOfBudget: the pool's deadline has passed
+        """
+        for step in failures(self.finding.schedule):
+            if not self.finding.several_failed:
+                return
+            self.finding = self._without_fault(step) or self.finding
+
+    def _without_fault(self, step: Fail) -> Finding | None:
+        """As it is seen when an I/O does not fail: by the same steps, or by any of its scenario."""
+        schedule = tuple(Complete(one.io) if one == step else one for one in self.finding.schedule)
+        less = replace(self.finding, schedule=schedule)
+        again = replay_schedule(less, self._pool.build, deadline=self._pool.deadline)
+        if again.shows(less):
+            return replace(less, events=again.events)
+        found, *_ = _search(less.scenario, less, self._pool)
+        return found
 
     def _keep(self, scenario: RealScenario, finding: Finding) -> bool:
         """Whether the finding is seen in *scenario*, too: then it is made to be of it."""
