@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from errno import EIO
 from typing import TypeVar
 
-from qmpshim.model.disks.image import Owners, RawImage, owned
+from qmpshim.model.disks.image import Owners, RawImage, owned, whose
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelIOError
 
 T = TypeVar("T", bound=Hashable)
@@ -48,7 +48,7 @@ class VotingDisks:
 
         def read(index: int) -> Co[None]:
             owners = yield from self.disks[index].read(start, count)
-            found[index] = tuple(max(0, owner) for owner in owners)  # all zeroes are equal
+            found[index] = whose(owners)
 
         yield from self._vote(read)
         winner, many = _most(found)

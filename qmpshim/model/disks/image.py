@@ -103,6 +103,11 @@ class Contents:
         self.pages.clear()
 
 
+def whose(owners: Iterable[int]) -> tuple[int, ...]:
+    """By sector the operation whose data it holds, 0 for zeroes: those of all are equal."""
+    return tuple(max(0, owner) for owner in owners)
+
+
 def owned(owner: int, count: int) -> Owners:
     """*count* sectors that all belong to *owner*."""
     return array("q", (owner,)) * count

@@ -34,7 +34,7 @@ from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind, Relation
-from qmpshim.model.disks.image import Alloc
+from qmpshim.model.disks.image import Alloc, whose
 from qmpshim.model.operations import Verb
 from qmpshim.model.runtime.coroutines import run_sequentially
 
@@ -140,7 +140,7 @@ class FailureChecker:
         kinds = chain.hidden.alloc.items()
         there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
         read = chain.read_through((chain.hidden, chain.secondary), 0, chain.size)
-        snapshot = tuple(max(0, owner) for owner in run_sequentially(read))
+        snapshot = whose(run_sequentially(read))
         return Before(frozenset(there), snapshot)
 
     def _loosened(self, one: Outcome, end: FailedEnd) -> Iterator[Outcome]:
@@ -171,7 +171,7 @@ class FailureChecker:
         chain = after_setup(self._scenario, self._checker.behaviour)
         assert isinstance(chain, Chain)
         view = run_sequentially(chain.guest_read(0, self._scenario.size))
-        return tuple(max(0, owner) for owner in view)
+        return whose(view)
 
     def _committed(self, sector: int) -> Iterator[int]:
         """Whose a sector may be that a commit has read of the overlays, though they changed later.

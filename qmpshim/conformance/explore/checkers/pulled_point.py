@@ -27,6 +27,7 @@ from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import whose
 from qmpshim.model.operations import Verb, does
 
 
@@ -137,7 +138,7 @@ def _at_start(
 
 def _changed(
     scenario: RealScenario, behaviour: Behaviour, disk: int, changes: Sequence[int]
-) -> list[int]:
+) -> tuple[int, ...]:
     """What a disk holds after the setup and these operations."""
     chain = after_setup(scenario, behaviour, disk)
     assert isinstance(chain, Chain)
@@ -145,7 +146,7 @@ def _changed(
         op = scenario.ops[index]
         if scenario.is_about(op, disk):
             run_op(chain, scenario.on_own_disk(op), scenario.number(index))
-    return [max(0, owner) for owner in chain.secondary.contents.read(0, chain.size)]
+    return whose(chain.secondary.contents.read(0, chain.size))
 
 
 def _read(end: End) -> dict[int, set[int]]:

@@ -31,7 +31,7 @@ from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.chain.votes import VotingDisks
 from qmpshim.model.check.observables import MARKED, UNMARKED
-from qmpshim.model.disks.image import Alloc, Contents, owned
+from qmpshim.model.disks.image import Alloc, Contents, owned, whose
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.disk import Disk
@@ -242,7 +242,7 @@ def _returned(op: Operation, result: Iterable[int]) -> tuple[int, ...]:
     """What an operation returns by sector, as the harness gives it."""
     if op.verb is Verb.DIRTY_BITMAP:
         return tuple(MARKED if named else UNMARKED for named in result)
-    return tuple(max(0, owner) for owner in result)
+    return whose(result)
 
 
 def _copy(chain: Chain, cluster: int, errno_for: Callable[[Io], int]) -> None:
@@ -338,9 +338,9 @@ def _pushed(scenario: RealScenario, chain: PushChain, order: Order) -> Outcome:
             continue
         answers[index] = OK
         if op.reads:
-            data[index] = tuple(max(0, owner) for owner in found)
+            data[index] = whose(found)
     nothing = (None,) * scenario.size
-    disk = tuple(max(0, owner) for owner in chain.disk.now.read(0, scenario.size))
+    disk = whose(chain.disk.now.read(0, scenario.size))
     return Outcome(tuple(answers), tuple(data), disk, nothing, nothing, None, (), None)
 
 
@@ -351,14 +351,9 @@ def _primarys_end(
     data: list[tuple[int, ...] | None],
 ) -> Outcome:
     size = scenario.size
-    view, primary, secondary = (
-        tuple(max(0, owner) for owner in owners)
-        for owners in (
-            run_sequentially(chain.guest_read(0, size)),
-            chain.primary.contents.read(0, size),
-            chain.secondary.contents.read(0, size),
-        )
-    )
+    view = whose(run_sequentially(chain.guest_read(0, size)))
+    primary = whose(chain.primary.contents.read(0, size))
+    secondary = whose(chain.secondary.contents.read(0, size))
     nothing = (None,) * size
     return Outcome(
         tuple(answers), tuple(data), secondary, nothing, nothing, view, (), chain.status(), primary
@@ -375,9 +370,7 @@ def _voted_end(
     view: tuple[int, ...] | None = None
     with contextlib.suppress(ModelIOError):  # no two of them agree
         view = tuple(run_sequentially(chain.guest_read(0, size)))
-    primary, secondary, tertiary = (
-        tuple(max(0, owner) for owner in disk.contents.read(0, size)) for disk in chain.disks
-    )
+    primary, secondary, tertiary = (whose(disk.contents.read(0, size)) for disk in chain.disks)
     nothing = (None,) * size
     return Outcome(
         tuple(answers), tuple(data), secondary, nothing, nothing, view, (), None, primary, tertiary
@@ -404,7 +397,7 @@ def _final(
             )
         )
     view = _view(scenario, chain)
-    secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
+    secondary = whose(chain.secondary.contents.read(0, size))
     status = chain.status() if chain.workflow is Workflow.REPLICATION else None
     given_up = scenario.given_up(scenario.ops)  # nothing may read it any more
     if given_up:
@@ -434,7 +427,7 @@ def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
     parts = scenario.view_parts if scenario.disks == 1 else [(0, chain.size)]
     for start, count in parts:
         try:
-            view += (max(0, owner) for owner in run_sequentially(read(start, count)))
+            view += whose(run_sequentially(read(start, count)))
             readable = True
         except OperationError:
             view += [UNREADABLE] * count
