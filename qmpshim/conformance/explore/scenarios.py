@@ -87,12 +87,13 @@ class RealScenario:
         return self.size - (self.disks - 1) * self.apart
 
     def disk_of(self, sector: int) -> int:
-        """On which disk a sector is."""
-        return sector // self.apart
+        """On which disk a sector is; beyond all of them, as a granule may reach: on the last."""
+        return min(sector // self.apart, self.disks - 1)
 
     def place_of(self, sector: int) -> tuple[int, int]:
         """The disk of a sector, and its number there."""
-        return divmod(sector, self.apart)
+        disk = self.disk_of(sector)
+        return disk, sector - disk * self.apart
 
     def is_about(self, op: Operation, disk: int) -> bool:
         """Whether an operation is about a disk: one with a range about its own, others about the
