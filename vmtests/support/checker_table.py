@@ -1,6 +1,6 @@
-"""The checkers: what each looks at, and the verdicts it may give.
+"""The checkers of explore: what each looks at, and the verdicts it may give.
 
-The table in this folder's README is :func:`table`; a test compares. It has the tests with mutants
+The table in their README is :func:`table`; a test compares. It has the tests with mutants
 that a checker kills, too: they are marked so, ``pytest.mark.kills``.
 """
 
@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import qmpshim.conformance.explore.checkers as package
 from qmpshim.model.check.verdict import Verdict
 
-_HERE = Path(__file__).parent
+FOLDER = Path(next(iter(package.__path__)))
 #: What checkers share, and are none themselves.
 SHARED = (
     "at_end", "end", "failed_end", "failed_runs", "failure_reports", "orders",
-    "partial_work", "parts", "placements", "register", "sequential",
+    "partial_work", "parts", "placements", "sequential",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class Checker:
     @property
     def summary(self) -> str:
         """What it does: the first line of its module."""
-        text = ast.get_docstring(ast.parse((_HERE / f"{self.module}.py").read_text())) or ""
+        text = ast.get_docstring(ast.parse((FOLDER / f"{self.module}.py").read_text())) or ""
         return text.splitlines()[0].partition(": ")[2].rstrip(".")
 
 
@@ -83,7 +84,7 @@ CHECKERS: tuple[Checker, ...] = (
 )  # fmt: skip
 
 
-def table(kills: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+def table_of(kills: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The checkers as a table in Markdown.
 
     :param kills: by checker, the file and the name of each test with mutants that it kills

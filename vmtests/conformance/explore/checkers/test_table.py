@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import qmpshim.conformance.explore.checkers as package
-from qmpshim.conformance.explore.checkers import at_end, register
-from qmpshim.conformance.explore.checkers.register import CHECKERS, SHARED, Checker
+from qmpshim.conformance.explore.checkers import at_end
 from qmpshim.model.check.verdict import Verdict
-
-FOLDER = Path(next(iter(package.__path__)))
+from vmtests.support.checker_table import CHECKERS, FOLDER, SHARED, Checker, table_of
 
 
 def marked() -> dict[str, list[tuple[str, str]]]:
@@ -33,7 +30,7 @@ def marked() -> dict[str, list[tuple[str, str]]]:
 
 def test_the_readme_has_the_table() -> None:
     readme = (FOLDER / "README.md").read_text()
-    table = register.table(marked())
+    table = table_of(marked())
     assert table in readme, f"the README's table is to be:\n{table}"
 
 
