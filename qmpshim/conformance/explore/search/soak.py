@@ -111,7 +111,8 @@ def soak_real(
     :param budget: seconds; ``None``: until a KeyboardInterrupt
     :param state: goes on with this; its seed is the one that counts
     :param keep: called with the state after each batch
-    :param interrupted: at a KeyboardInterrupt, which is passed on, given what there is by then
+    :param interrupted: given what there is when anything ends it before its time, which is passed
+        on: hours of it are not lost with a full disk, or by a mistake of ours
     :raises BuildError: the build can do none of the scenarios
     """
     task = ScenarioTask(build, read_version(build)[0], Mode.STATEFUL, tuple(faults), None, seed,
@@ -122,10 +123,11 @@ def soak_real(
         while soak.time_left():
             soak.batch()
             keep(soak.state)
-    except KeyboardInterrupt:
+    except BaseException:
         report = soak.report()
         report.interrupted = True
-        interrupted(report)
+        if report.schedules:
+            interrupted(report)
         raise
     return soak.report()
 

@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import name_of, point_named
 from qmpshim.conformance.explore.space.random_points import RandomPoints
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build
 
 
@@ -101,6 +101,22 @@ def test_a_soak_that_is_ended_has_its_figures_and_goes_on(
     assert f"{len(more.before)} reached before" in render(more)
     assert len(more.before) == kept[-1] == more.to_json()["coverage"]["reached_before"]
     assert all(point_named(name) for name in more.before)
+
+
+def test_what_a_soak_has_found_is_not_lost_with_a_full_disk(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "BATCH", 2)
+    monkeypatch.setattr(soak, "DEEP_LIMIT", 0.2)
+    reports: list[ExploreReport] = []
+
+    def keep(state: SoakState) -> None:
+        raise HostError("the disk is full")
+
+    with pytest.raises(HostError, match="full"):
+        soak_real(qemu_build, keep=keep, interrupted=reports.append)
+    (report,) = reports
+    assert report.interrupted and report.schedules
 
 
 @pytest.mark.parametrize(
