@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
@@ -15,6 +18,8 @@ from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 
 _BACKUPS = ("blockdev-backup", "drive-backup")
+_BITMAPS = 0x23852875  # the header extension of qcow2's bitmaps
+_IN_USE = 1  # a flag of one
 KiB = 128 // 64  # sectors
 CLUSTER = 64 * KiB
 
@@ -154,6 +159,34 @@ class ErrorKeptSilent(PointsChain):
         return [event for event in events if event.status != "error"]
 
 
+class NotMarkedInUse(PointsChain):
+    """What an image has of bitmaps does not show that a QEMU has them in memory, and was killed."""
+
+    async def open(self) -> None:
+        for disk in range(self.spec.disks):
+            _mark_unused(self.image(f"disk{disk}"))
+        await super().open()
+
+
+def _mark_unused(image: Path) -> None:
+    """Clear the flag ``in_use`` of all bitmaps of a qcow2 image (docs/interop/qcow2.txt)."""
+    with image.open("r+b") as file:
+        at = int.from_bytes(os.pread(file.fileno(), 4, 100), "big")  # behind the header
+        while True:
+            kind, length = struct.unpack(">II", os.pread(file.fileno(), 8, at))
+            if kind == _BITMAPS:
+                break
+            if kind == 0:
+                return
+            at += 8 + -(-length // 8) * 8
+        count, _, _, entry = struct.unpack(">IIQQ", os.pread(file.fileno(), 24, at + 8))
+        for _ in range(count):
+            found = os.pread(file.fileno(), 24, entry)
+            _, _, flags, _, _, name, extra = struct.unpack(">QIIBBHI", found)
+            os.pwrite(file.fileno(), struct.pack(">I", flags & ~_IN_USE), entry + 12)
+            entry += -(-(24 + extra + name) // 8) * 8
+
+
 class GroupedApart(PointsChain):
     """Jobs of a transaction with ``completion-mode=grouped`` end each by itself."""
 
@@ -254,6 +287,8 @@ def add(name: str = "a", disk: int = 0, **more: Any) -> BitmapAction:
 CANCEL = PointOperation(1, PointKind.JOB, verb=JobVerb.CANCEL)
 FINISH = PointOperation(1, PointKind.FINISH)
 CHECK = PointOperation(1, PointKind.CHECK)
+RESTART = PointOperation(1, PointKind.RESTART)
+KILL = PointOperation(1, PointKind.KILL)
 TOGETHER = PointOperation(1, PointKind.TRANSACTION, grouped=True)
 _BACKUP = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
 
@@ -271,6 +306,15 @@ _MUTANTS = (
     PointMutant(ClusterLeftOut, case(JobSpec(0, Sync.FULL)), Verdict.CONTENT, "target of a backup"),
     PointMutant(ErrorKeptSilent, case(JobSpec(0, Sync.FULL, fault=OnError.IGNORE)),
                 Verdict.ERROR_CONTRACT, "a backup with on-target-error=ignore"),
+    *(
+        PointMutant(
+            NotMarkedInUse,
+            case(add(persistent=True), RESTART, job, write(0), KILL, CHECK),
+            Verdict.PROTOCOL,
+            "bitmap disk0/a",
+        )
+        for job in (_BACKUP, (JobSpec(0, Sync.NONE),))
+    ),
     *(
         PointMutant(
             GroupedApart,

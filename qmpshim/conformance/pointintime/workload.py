@@ -58,6 +58,7 @@ _MIX: Mapping[PointsWorkflow, Mapping[PointKind, int]] = {
         PointKind.FINISH: 12,
         PointKind.CHECK: 3,
         PointKind.RESTART: 1,
+        PointKind.KILL: 0,  # half of the restarts are
     },
     PointsWorkflow.BITMAPS: {
         **_IO,
@@ -77,6 +78,7 @@ _MIX: Mapping[PointsWorkflow, Mapping[PointKind, int]] = {
         PointKind.SNAPSHOT_MAP: 5,
         PointKind.CHECK: 2,
         PointKind.RESTART: 1,
+        PointKind.KILL: 0,
     },
 }
 
@@ -124,7 +126,8 @@ class PointsWorkload:
         self._workflow = workflow
         self._random = random.Random(f"{seed}/{workflow}/{spec}")
         self._large = spec.size > MOST_COPIED
-        self._drives = random.Random(f"{seed}/drives")  # the rest is as without it
+        # The rest is as without these.
+        self._drives, self._kills = (random.Random(f"{seed}/{of}") for of in ("drives", "kills"))
         self._disks = spec.disks
         self._size = spec.size // SECTOR
         self._cluster = max(8, spec.cluster // SECTOR)
@@ -170,6 +173,8 @@ class PointsWorkload:
                     return replace(plain, verb=JobVerb.CANCEL, force=True)
                 force = self._random.random() < 0.5
                 return replace(plain, verb=self._pick(_JOBS), force=force)
+            case PointKind.RESTART if self._kills_instead():
+                return replace(plain, kind=PointKind.KILL)
             case PointKind.RACE:
                 count = min(self._size, 64)
                 return replace(
@@ -186,6 +191,10 @@ class PointsWorkload:
                 return replace(plain, start=start, count=count)
             case _:
                 return plain
+
+    def _kills_instead(self) -> bool:
+        """Whether QEMU is killed with the jobs that it has, and not ended by ``quit``."""
+        return self._workflow is not PointsWorkflow.BITMAPS and self._kills.random() < 0.5
 
     def _grouped(self, actions: Sequence[Action]) -> bool:
         # "completion-mode=grouped" wants actions that are jobs (action_check_completion_mode).

@@ -28,13 +28,15 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
-from qmpshim.model.pointintime.points import JobVerb, PointDefect
+from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb, PointDefect
 from vmtests.support.bundles import loaded
 from vmtests.support.points import (
     CANCEL,
     CHECK,
     FINISH,
+    KILL,
     MUTANTS,
+    RESTART,
     TOGETHER,
     CopiesAfterT0,
     GranuleNotMarked,
@@ -393,12 +395,38 @@ def test_one_target_of_two_disks_fails(
 
 
 def test_a_killed_qemu_leaves_inconsistent_bitmaps(qemu_build: Build, workspace: Workspace) -> None:
-    restart, kill = (PointOperation(1, kind) for kind in (PointKind.RESTART, PointKind.KILL))
     operations = case(
-        add("a", persistent=True), write(0), restart, CHECK, add("b", persistent=True), kill, CHECK
+        add("a", persistent=True), write(0), RESTART, CHECK, add("b", persistent=True), KILL, CHECK
     )
     result = run(qemu_build, workspace, operations)
     assert result.divergence is None, str(result.divergence)
+
+
+@pytest.mark.parametrize("sync", [Sync.FULL, Sync.INCREMENTAL, Sync.NONE])
+def test_a_qemu_is_killed_with_its_jobs(
+    sync: Sync, each_build: Build, workspace: Workspace
+) -> None:
+    """The disk holds what was written, its bitmap is of no use until it was made anew."""
+    with_bitmap = "a" if sync is not Sync.NONE else None
+    mode = BitmapMode.ON_SUCCESS if sync is Sync.FULL else None
+    job = JobSpec(0, sync, with_bitmap, mode, slow=True)
+    remove = BitmapAction(BitmapVerb.REMOVE, 0, "a")
+    full = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS)
+    operations = case(
+        *(add(persistent=True), RESTART, write(0, 300), write(3000), job, write(130, 200)),
+        *(KILL, CHECK),
+        *(JobSpec(0, Sync.INCREMENTAL, "a"), remove, add(), full, write(7), CHECK),
+    )
+    result = run(each_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"completed": 1}
+
+
+@pytest.mark.parametrize("workflow", [PointsWorkflow.PUSH, PointsWorkflow.PULL])
+def test_some_restarts_are_kills(workflow: PointsWorkflow) -> None:
+    operations = list(PointsWorkload(workflow, SPEC, 1).take(3000))
+    ends = [op for op in operations if op.kind in (PointKind.RESTART, PointKind.KILL)]
+    assert {op.kind for op in ends} == {PointKind.RESTART, PointKind.KILL}
 
 
 @pytest.mark.parametrize("defect", PointDefect)
