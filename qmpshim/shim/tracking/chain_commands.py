@@ -24,7 +24,7 @@ from qmpshim.shim.tracking.command_effects import (
     used_bitmaps,
 )
 from qmpshim.shim.tracking.dirty_bitmaps import Key, actions_of
-from qmpshim.shim.tracking.tracker import ModelTracker, Step
+from qmpshim.shim.tracking.tracker import ModelTracker
 from qmpshim.shim.tracking.tracking_start import REPLICATION, TrackingStart
 from qmpshim.shim.tracking.writers import ChainSubgraph, Writer, WriterKind
 
@@ -197,30 +197,31 @@ class ChainCommands:
         if arguments.get("primary") is True:
             return await self.chains.shim.forward(command)
         async with self._starting, self.chains.paused():
-            if arguments.get("enable") is True:
-                await self.adoption.replication()
-                reply = await self._forward(Verb.START, command)
+            match arguments:
+                case {"enable": True}:
+                    kind = Verb.START
+                    await self.adoption.replication()
+                case {"failover": True}:
+                    kind = Verb.FAILOVER
+                case {"enable": False}:
+                    kind = Verb.STOP
+                case _:
+                    return await self.chains.shim.forward(command)
+            if kind is not Verb.START:
+                self.chains.unmodelled.pop(REPLICATION, None)
+            reply = await self._forward(kind, command)
+            if kind is Verb.START:
                 if reply is None or reply.failed:
                     self.chains.unmodelled.pop(REPLICATION, None)
                 for tracker in tuple(self.chains.starting):
                     await self._follow(tracker)
-                self._step(Verb.START, command, reply, lambda oracle: oracle.chain.start())
-            elif arguments.get("failover") is True:
-                self.chains.unmodelled.pop(REPLICATION, None)
-                reply = await self._forward(Verb.FAILOVER, command)
-                self._step(Verb.FAILOVER, command, reply, lambda oracle: oracle.chain.failover())
-            elif arguments.get("enable") is False:
-                self.chains.unmodelled.pop(REPLICATION, None)
-                reply = await self._forward(Verb.STOP, command)
-                self._step(Verb.STOP, command, reply, lambda oracle: oracle.chain.stop())
-            else:
-                reply = await self.chains.shim.forward(command)
+            self._step(kind, command, reply)
             return reply
 
     async def _checkpoint(self, command: Command) -> Reply | None:
         async with self.chains.paused():
             reply = await self._forward(Verb.CHECKPOINT, command)
-            self._step(Verb.CHECKPOINT, command, reply, lambda oracle: oracle.chain.checkpoint())
+            self._step(Verb.CHECKPOINT, command, reply)
             return reply
 
     async def _forward(self, kind: Verb, command: Command) -> Reply | None:
@@ -242,14 +243,14 @@ class ChainCommands:
             schedule.ends(step, ReportedError(str(error["desc"])) if error else OK)
         return reply
 
-    def _step(self, kind: Verb, command: Command, reply: Reply | None, do: Step) -> None:
+    def _step(self, kind: Verb, command: Command, reply: Reply | None) -> None:
         """Do a command in all models of replication, too, and compare how it ended."""
         chains = [t for t in self.chains.trackers if t.found.workflow is Workflow.REPLICATION]
         error = None if reply is None else reply.value().get("error")
         if not chains or not _accepted(kind, command):
             return  # it never reached replication
         observed = None if error is None else str(error["desc"])
-        predicted = {tracker: tracker.step(kind, do) for tracker in chains}
+        predicted = {tracker: tracker.step(kind) for tracker in chains}
         if error is None:
             wrong = [tracker for tracker, result in predicted.items() if result != observed]
         else:  # QEMU goes through the filters in an order of its own, up to the first error

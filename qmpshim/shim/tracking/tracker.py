@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.compare.evidence import Answered
+from qmpshim.conformance.compare.evidence import Answered, Evidence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.errors import HostError, InputError, errno_words
 from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
-from qmpshim.model.chain.secondary import CommandError, Workflow
+from qmpshim.model.chain.secondary import Chain, CommandError, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Image
 from qmpshim.model.operations import Operation, Side, Verb
@@ -36,7 +36,13 @@ if TYPE_CHECKING:  # a start of QEMU need not wait for them
 log = logging.getLogger(__name__)
 
 _QUIET = (Verb.READ, Verb.FLUSH)
-Step = Callable[[Oracle], Co[None]]
+#: What commands do in a chain's model.
+_STEPS: Mapping[Verb, Callable[[Chain], Co[None]]] = {
+    Verb.START: lambda chain: chain.start(),
+    Verb.CHECKPOINT: lambda chain: chain.checkpoint(),
+    Verb.FAILOVER: lambda chain: chain.failover(),
+    Verb.STOP: lambda chain: chain.stop(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +127,24 @@ class ModelTracker:
         :param predicted: a command's error, or a request's errno; None: success
         :param observed: the same
         """
-        texts = [errno_words(one) if isinstance(one, int) else one for one in (predicted, observed)]
-        self.record(
-            Divergence(
-                Verdict.ERROR_CONTRACT,
-                where,
-                self.payloads.operations,
-                texts[0] or "success",
-                texts[1] or "success",
-                evidence=Answered(predicted, observed),
-            )
+        wanted, seen = (
+            (errno_words(one) if isinstance(one, int) else one) or "success"
+            for one in (predicted, observed)
         )
+        evidence = Answered(predicted, observed)
+        self.record(self.divergence(Verdict.ERROR_CONTRACT, where, wanted, seen, evidence))
+
+    def divergence(
+        self,
+        verdict: Verdict,
+        where: str,
+        predicted: str,
+        observed: str,
+        evidence: Evidence | None = None,
+    ) -> Divergence:
+        """What is wrong now, after the operations that were seen so far."""
+        operations = self.payloads.operations
+        return Divergence(verdict, where, operations, predicted, observed, evidence=evidence)
 
     def record(self, divergence: Divergence) -> None:
         """Record a divergence and report it to all clients."""
@@ -303,11 +316,11 @@ class ModelTracker:
 
     # -- commands ------------------------------------------------------------
 
-    def step(self, kind: Verb, do: Step) -> str | None:
+    def step(self, kind: Verb) -> str | None:
         """Do a command in the model; gives the error it must end with."""
         self.applied.command(kind)
         try:
-            run_sequentially(do(self.oracle))
+            run_sequentially(_STEPS[kind](self.oracle.chain))
         except CommandError as failure:
             return failure.desc
         return None
@@ -315,7 +328,7 @@ class ModelTracker:
     def job_started(self, job: str) -> None:
         """The chain's backup job was started."""
         self.job, self.ending = job, False
-        predicted = self.step(Verb.START, lambda oracle: oracle.chain.start())
+        predicted = self.step(Verb.START)
         if predicted is not None and not self.doubts:
             self.answered(Verb.START.value, predicted, None)
 

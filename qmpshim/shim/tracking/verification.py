@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.crosscheck import pages_of, pieces
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.compare.evidence import Returned, Unsound, owner_runs
+from qmpshim.conformance.compare.evidence import Evidence, Returned, Unsound, owner_runs
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
 from qmpshim.errors import ImageError, IOFailed, MachineError, UnsupportedFeature
@@ -95,7 +95,7 @@ async def _verify_one(chains: TrackedChains, tracker: ModelTracker) -> Verified:
                 verdict = Verdict.ERROR_CONTRACT
         compared += count
         if difference is not None:
-            seen.append((role, difference.divergence(verdict, role, tracker.payloads.operations)))
+            seen.append((role, difference.divergence(verdict, role, tracker)))
     divergences = []
     for role, wrong in seen:
         if suspects := tracker.suspects(role, wrong.verdict):
@@ -121,9 +121,9 @@ async def _bitmaps(
         named = await asyncio.to_thread(_dirty_extents, uri, key[1])
         missing = chains.bitmaps.missing(key, named, tracker.found.size)
         if missing is not None:
-            where, operations = f"bitmap '{key[1]}' of '{key[0]}'", tracker.payloads.operations
+            where = f"bitmap '{key[1]}' of '{key[0]}'"
             wanted = f"the granule at byte {missing} is dirty"
-            lost.append(Divergence(Verdict.LOST_WRITE, where, operations, wanted, "it is clean"))
+            lost.append(tracker.divergence(Verdict.LOST_WRITE, where, wanted, "it is clean"))
     return lost, tuple(compared)
 
 
@@ -164,7 +164,7 @@ def _allocation(tracker: ModelTracker, role: str) -> tuple[list[Divergence], lis
     """What is wrong with an overlay's file, and what of it cannot be judged."""
     model = tracker.image(role)
     assert isinstance(model, ModelQcow2)
-    where, operations = f"{role} disk (file)", tracker.payloads.operations
+    where = f"{role} disk (file)"
     untold: list[str] = []
     try:
         content = tracker.content(role)
@@ -183,25 +183,17 @@ def _allocation(tracker: ModelTracker, role: str) -> tuple[list[Divergence], lis
         return [], [f"{where}: {error}"]
     except (ImageError, OSError) as error:
         wanted = "a valid qcow2 image"
-        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, str(error))], untold
+        return [tracker.divergence(Verdict.CORRUPTION, where, wanted, str(error))], untold
     if faults:
-        text = "; ".join(faults[:3])
-        wanted = "consistent qcow2 metadata"
-        evidence = Unsound(role)
-        return [
-            Divergence(Verdict.CORRUPTION, where, operations, wanted, text, evidence=evidence)
-        ], untold
-    if wrong is None:
+        predicted, observed = "consistent qcow2 metadata", "; ".join(faults[:3])
+        evidence: Evidence = Unsound(role)
+        verdict = Verdict.CORRUPTION
+    elif wrong is not None:
+        predicted, observed = wrong.predicted, wrong.observed
+        evidence, verdict = wrong.evidence(role), Verdict.ALLOCATION
+    else:
         return [], untold
-    found = Divergence(
-        Verdict.ALLOCATION,
-        where,
-        operations,
-        wrong.predicted,
-        wrong.observed,
-        evidence=wrong.evidence(role),
-    )
-    return [found], untold
+    return [tracker.divergence(verdict, where, predicted, observed, evidence)], untold
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +208,12 @@ class _Difference:
     sector: int | None = None
     owner: int = 0
 
-    def divergence(self, verdict: Verdict, role: str, operations: int) -> Divergence:
+    def divergence(self, verdict: Verdict, role: str, tracker: ModelTracker) -> Divergence:
         evidence = None
         if self.sector is not None:
             evidence = Returned(role, self.sector, owner_runs([self.owner]))
-        return Divergence(
-            verdict, f"{role} disk", operations, self.predicted, self.observed, evidence=evidence
-        )
+        where = f"{role} disk"
+        return tracker.divergence(verdict, where, self.predicted, self.observed, evidence)
 
 
 def _compare(tracker: ModelTracker, uri: str, view: View) -> tuple[_Difference | None, int]:
