@@ -1,6 +1,6 @@
 """The disks of a random workload, chosen by its seed: their size, clusters, format and options.
 
-The values are those of the scenario space (:mod:`qmpshim.conformance.explore.space.grammar`), and
+The values are those of the scenario space (:mod:`qmpshim.conformance.explore.space.values`), and
 sizes that end within a cluster. What the caller gives is kept.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from qmpshim.conformance.explore.space.grammar import CLUSTERS, node_options
+from qmpshim.conformance.explore.space.values import CLUSTERS, node_options
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.points import PointsSpec, least_cluster
 from qmpshim.machine.chain.secondary import ChainSpec

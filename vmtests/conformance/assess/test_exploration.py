@@ -9,8 +9,9 @@ from qmpshim.conformance.assess.exploration import cases_of, explore_uses, scena
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenario_sets import pairs
-from qmpshim.conformance.explore.space.grammar import DIMENSIONS, OPERATIONS, SPACE
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import point_if_named
+from qmpshim.conformance.explore.space.values import OPERATIONS
 from qmpshim.conformance.uses import USES, Use
 from qmpshim.machine.builds.build import Build, find
 from qmpshim.model.operations import Verb, does

@@ -13,7 +13,7 @@ import pytest
 from qmpshim.conformance.bundles import chain
 from qmpshim.conformance.bundles.workload_case import CASE
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.explore.space.grammar import node_options
+from qmpshim.conformance.explore.space.values import node_options
 from qmpshim.conformance.workload.geometry import Given, chain_by_seed, points_by_seed
 from qmpshim.conformance.workload.session import run_case
 from qmpshim.conformance.workload.verify import setup_for

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
+from qmpshim.conformance.explore.space.point_scenario import scenario_object
 from qmpshim.errors import InputError
 
 _NAMED = [one for one in DIMENSIONS if one.name not in ("first", "second")]
@@ -68,7 +68,7 @@ def _none(name: str, what: str, given: str, there: Iterable[str]) -> InputError:
 
 def scenario_of(point: Point) -> RealScenario:
     """The scenario of a point."""
-    return scenario_from_json(grammar.scenario_object(point, name_of(point)))
+    return scenario_from_json(scenario_object(point, name_of(point)))
 
 
 def scenarios_called(name: str) -> list[RealScenario]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.covering import Point
-from qmpshim.conformance.explore.space.grammar import DIMENSIONS, NONE, SPACE
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import point_if_named, scenario_of
+from qmpshim.conformance.explore.space.point_scenario import options_of
+from qmpshim.conformance.explore.space.values import NONE
 from qmpshim.errors import InputError
 from qmpshim.model.operations import operation
 
@@ -68,7 +69,7 @@ def _plainer(point: Point, name: str) -> str:
 
 def _described(point: Point, name: str) -> str:
     text = f"{name}={point[name]}"
-    if options := grammar.options_of(point, name):
+    if options := options_of(point, name):
         text += f" ({', '.join(f'{node}: {key}={value}' for node, key, value in options)})"
     return text
 

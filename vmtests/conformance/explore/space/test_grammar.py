@@ -10,9 +10,9 @@ import pytest
 
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.conformance.explore.space import grammar
+from qmpshim.conformance.explore.space import grammar, point_scenario
 from qmpshim.conformance.explore.space.covering import Point
-from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, NONE, RELATIONS, SPACE
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import (
     array,
     name_of,
@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.space.naming import (
     point_named,
     scenario_of,
 )
+from qmpshim.conformance.explore.space.values import CLUSTERS, NONE, RELATIONS
 from qmpshim.errors import InputError
 
 
@@ -131,8 +132,8 @@ def test_places_are_what_they_are_called() -> None:
 def test_a_disk_can_end_inside_a_granule(disk: str, cluster: str) -> None:
     point = SPACE.complete({"disk": disk, "cluster": cluster})
     assert point is not None
-    assert grammar.size(point) % grammar.granule(point)
-    assert cluster == "512" or disk == "half" or grammar.size(point) % CLUSTERS[cluster]
+    assert point_scenario.size(point) % point_scenario.granule(point)
+    assert cluster == "512" or disk == "half" or point_scenario.size(point) % CLUSTERS[cluster]
 
 
 def test_an_operation_can_be_by_itself(pairs_of_space: Sequence[Point]) -> None:
