@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from qmpshim.conformance.bundles.any_workload import AnyCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.choices import Cut, Fail, failing_kinds, failures
+from qmpshim.conformance.explore.harness.io_naming import VERBS
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.bundle import PairCase
@@ -31,13 +32,12 @@ from qmpshim.model.operations import NAMES, Operation
 
 AnyOperation = Operation | PointOperation
 
-_VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _OF_TABLES = " of tables"
 _GONE = "gone"
 _FAILS = frozenset(
     f"{image} {what}"
     for image in {*IMAGES, *DISKS}
-    for what in (*_VERBS, *(verb + _OF_TABLES for verb in _VERBS), _GONE)
+    for what in (*VERBS.values(), *(verb + _OF_TABLES for verb in VERBS.values()), _GONE)
 )
 
 

@@ -42,6 +42,10 @@ VERBS = {
     Nbd.FLUSH: "flush",
     Nbd.BLOCK_STATUS: "status",
 }
+#: Those that only look at an image, and so need no room in it.
+LOOKS = frozenset({"read", "status"})
+#: Those that leave an image's content as it is.
+CHANGE_NOTHING = LOOKS | {"flush"}
 
 
 @functools.lru_cache(maxsize=256)  # schedule after schedule writes the same
@@ -225,7 +229,7 @@ class IoNames:
     def _may(op: Operation, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
         """Whether an operation could need such a request; one table is about many clusters."""
         if op.backs_up:  # its job copies in the background
-            return image == "hidden" or verb in ("read", "status", "flush")
+            return image == "hidden" or verb in CHANGE_NOTHING
         if verb == "flush":
             return op.makes_durable or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
         if op.verb in (Verb.FAILOVER, Verb.START, Verb.CHECKPOINT, Verb.STOP):
@@ -234,7 +238,7 @@ class IoNames:
         near = meta or (first < start + count and start < end)
         if not near or not op.count:
             return False
-        looks = verb in ("read", "status")
+        looks = verb in LOOKS
         if op.reads:
             return looks
         if op.is_guest and op.writes:

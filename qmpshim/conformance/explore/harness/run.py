@@ -33,7 +33,7 @@ from qmpshim.conformance.explore.harness.history import (
     failed_setup,
     how_it_ended,
 )
-from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
+from qmpshim.conformance.explore.harness.io_naming import CHANGE_NOTHING, IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.push import paused_by_error
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -217,7 +217,7 @@ class RealRun:
         self._execution.last_moved = named.op
         self.now.events.append(Completed(named.id))
         self._execution.state.completing(named, self._stored(named))
-        if named.verb not in ("read", "status", "flush"):
+        if named.verb not in CHANGE_NOTHING:
             self.now.wrote[named.io.seq] = named.op
         self.release(self.machine, named)
         self.watch.answered(named.io)

@@ -22,7 +22,7 @@ from collections.abc import Hashable
 
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.history import History
-from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.io_naming import CHANGE_NOTHING, NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
 
 
@@ -59,7 +59,7 @@ class StateOf:
         if self._all_io:
             carried = hash((carried, named.io.offset))
         self._done[named.op][named.id] = carried
-        if named.verb in ("read", "status", "flush"):
+        if named.verb in CHANGE_NOTHING:
             return
         if named.meta:
             image = named.io.image

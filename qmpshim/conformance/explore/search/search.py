@@ -16,6 +16,7 @@ from qmpshim.conformance.explore.checkers.linearizability import Linearizability
 from qmpshim.conformance.explore.checkers.quorum import both_refused
 from qmpshim.conformance.explore.harness.choices import CUTS, Cut, IoId
 from qmpshim.conformance.explore.harness.history import Sighting, SightingKey
+from qmpshim.conformance.explore.harness.io_naming import LOOKS
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Checks, Injection, RealSystem
 from qmpshim.conformance.explore.report.report import ScenarioResult
@@ -360,7 +361,7 @@ def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[Plan]:
         {name: errno}
         for name in sorted(names)
         for errno in errnos
-        if errno != ENOSPC or name.verb not in ("read", "status")
+        if errno != ENOSPC or name.verb not in LOOKS
     ]
 
 
