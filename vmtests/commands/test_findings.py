@@ -149,6 +149,14 @@ def test_a_name_is_replayed_and_exported(
     assert capsys.readouterr().out == script_of(one)
 
 
+def test_a_script_is_written_to_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    assert main(["export", SNAPSHOT, "--out", str(script)]) == 0
+    assert script.read_text() == script_of(write_up(SNAPSHOT))
+    assert str(script) in capsys.readouterr().out
+    assert main(["export", SNAPSHOT, "--out", str(tmp_path / "no" / "script.py")]) == 2
+
+
 def test_what_is_neither_a_bundle_nor_a_finding(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
