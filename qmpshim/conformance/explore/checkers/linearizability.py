@@ -22,6 +22,7 @@ from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.chains import DISKS
+from qmpshim.machine.chain.parts import on_disk
 from qmpshim.model.answers import IoError, Ok, OrDisconnected, answer_to_json
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
@@ -296,12 +297,14 @@ class LinearizabilityChecker:
                     for kind in (Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA)
                     if any(Alloc(want).admits(kind) for want in wrong.predicted)
                 )
+                unit = self.scenario.unit_of(str(name))
+                disk, first = self.scenario.place_of(cluster * unit)
                 return RealViolation(
                     Verdict.ALLOCATION,
                     text,
                     cluster=cluster,
                     cause=cause,
-                    evidence=Allocated(str(name), cluster, allowed),
+                    evidence=Allocated(on_disk(str(name), disk), first // unit, allowed),
                 )
         assert one.aspect is Aspect.STATUS
         wanted = " or ".join(sorted(map(str, wrong.predicted)))

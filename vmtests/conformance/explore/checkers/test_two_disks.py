@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, check_scenario
@@ -131,7 +133,11 @@ def test_a_cluster_too_many_of_the_second_target_is_found_out(
         return look(machine, *end)
 
     monkeypatch.setattr(final_state, "look", copied_too)
-    assert found(pool, scenario) == {(Verdict.ALLOCATION, CauseKind.ALLOCATION, "hidden")}
+    system: RealSystem = explored(pool, scenario, most=80)
+    assert kinds(system) == {(Verdict.ALLOCATION, CauseKind.ALLOCATION, "hidden")}
+    (sighting,) = system.found.values()
+    there = Allocated("other-hidden", first // scenario.unit_of("hidden"), ("unallocated",))
+    assert sighting.violation.evidence == there
 
 
 @pytest.mark.kills("linearizability")
