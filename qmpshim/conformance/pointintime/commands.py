@@ -73,5 +73,6 @@ def _perf(copying: Copying) -> dict[str, Any]:
         "use-copy-range": copying.copy_range,
         "max-workers": copying.workers,
         "max-chunk": copying.chunk,
+        "min-cluster-size": copying.granule,
     }
     return {name: value for name, value in chosen.items() if value}

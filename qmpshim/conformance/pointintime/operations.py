@@ -119,6 +119,7 @@ class PointOperation:
                     replace(how, copy_range=False),
                     replace(how, workers=0),
                     replace(how, chunk=0),
+                    replace(how, granule=0),
                 )
                 return [
                     replace(self, actions=(replace(job, copying=one),))
@@ -193,7 +194,8 @@ def _describe(action: Action) -> str:
     words += [word for word in ("throttled", "manual") if getattr(action, word)]
     how = action.copying
     words += [word for word in ("compress", "copy_range") if getattr(how, word)]
-    words += [f"{word}={value}" for word in ("workers", "chunk") if (value := getattr(how, word))]
+    numbers = ("workers", "chunk", "granule")
+    words += [f"{word}={value}" for word in numbers if (value := getattr(how, word))]
     if action.fault is not None:
         words.append(f"target fails ({errorcode[action.errno]}), on-target-error={action.fault}")
     return " ".join(words)
@@ -220,7 +222,10 @@ def _action_to_json(action: Action) -> dict[str, Any]:
         "manual": action.manual,
     }
     if action.copying != Copying():
-        value["copying"] = asdict(action.copying)
+        copying = asdict(action.copying)
+        if not action.copying.granule:
+            del copying["granule"]
+        value["copying"] = copying
     if action.drive:
         value["drive"] = True
     if action.errno != ENOSPC:
@@ -259,7 +264,8 @@ def _copying_from_json(value: Any) -> Copying:
         bool(value.get("copy_range", False)),
         int(value.get("workers", 0)),
         int(value.get("chunk", 0)),
+        int(value.get("granule", 0)),
     )
-    if min(copying.workers, copying.chunk) < 0:
+    if min(copying.workers, copying.chunk, copying.granule) < 0:
         raise ValueError("copying has a negative number")
     return copying

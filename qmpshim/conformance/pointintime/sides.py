@@ -37,6 +37,7 @@ class PointsSetup(RunSetup):
     :ivar manual: a job that has concluded lets go of its target before it is dismissed; where not,
         all jobs dismiss themselves
     :ivar perf: there is ``x-perf``; where not, jobs copy as QEMU chooses
+    :ivar granules: how much is copied at once can be chosen
     :ivar chain: the class of the real disks; mutants come in here
     :ivar model: the class that predicts; and here
     """
@@ -47,12 +48,15 @@ class PointsSetup(RunSetup):
     known: frozenset[PointDefect] = frozenset()
     manual: bool = True
     perf: bool = True
+    granules: bool = True
 
     def possible(self, action: Action) -> Action:
         """An action without what this version does not have."""
         if not isinstance(action, JobSpec):
             return action
         copying = action.copying if self.perf else Copying(action.copying.compress)
+        if not self.granules:
+            copying = replace(copying, granule=0)
         return replace(action, manual=action.manual and self.manual, copying=copying)
 
 

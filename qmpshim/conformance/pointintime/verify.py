@@ -111,6 +111,7 @@ def points_setup(
         known=frozenset() if strict else point_defects(version),
         manual=features.concluded_job_frees_target,
         perf=features.x_perf,
+        granules=features.min_cluster_size,
         **run_by(build, machine, limit),
     )
 

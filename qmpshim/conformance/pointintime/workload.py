@@ -127,7 +127,9 @@ class PointsWorkload:
         self._random = random.Random(f"{seed}/{workflow}/{spec}")
         self._large = spec.size > MOST_COPIED
         # The rest is as without these.
-        self._drives, self._kills = (random.Random(f"{seed}/{of}") for of in ("drives", "kills"))
+        self._drives, self._kills, self._granules = (
+            random.Random(f"{seed}/{of}") for of in ("drives", "kills", "granules")
+        )
         self._disks = spec.disks
         self._size = spec.size // SECTOR
         self._cluster = max(8, spec.cluster // SECTOR)
@@ -225,7 +227,13 @@ class PointsWorkload:
     def _job(self, disk: int) -> JobSpec:
         job = self._blockdev_job(disk)
         drive, errno = self._drives.random() < 0.4, self._drives.choice((ENOSPC, EIO))
-        return replace(job, drive=drive, errno=ENOSPC if job.fault is None else errno)
+        granule = self._chunk * self._granules.choice((0, 0, 0, 1))  # no more than a chunk
+        return replace(
+            job,
+            drive=drive,
+            errno=ENOSPC if job.fault is None else errno,
+            copying=replace(job.copying, granule=granule),
+        )
 
     def _possible(self, sync: Sync) -> Sync:
         """What is copied of these disks: of large ones not all, which takes QEMU minutes."""

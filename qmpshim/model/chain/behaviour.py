@@ -103,6 +103,7 @@ class Features:
     """What a QEMU version has and does that its callers have to know, and no model predicts.
 
     :ivar x_perf: ``blockdev-backup`` has ``x-perf`` (6.0)
+    :ivar min_cluster_size: that has ``min-cluster-size`` (9.2)
     :ivar concluded_job_frees_target: a job that has concluded lets go of its target before it is
         dismissed (``backup_clean``, block/backup.c, 6.1)
     :ivar discard_source: it has ``discard-source`` (9.1)
@@ -123,6 +124,7 @@ class Features:
     """
 
     x_perf: bool
+    min_cluster_size: bool
     concluded_job_frees_target: bool
     discard_source: bool
     snapshot_takes_discards: bool
@@ -138,6 +140,7 @@ def features_of(version: tuple[int, ...]) -> Features:
     """The features of a QEMU *version*; a micro number from 50 on is the next one's development."""
     return Features(
         x_perf=version >= (6, 0),
+        min_cluster_size=version >= (9, 1, 50),
         concluded_job_frees_target=version >= (6, 1),
         discard_source=version >= (9, 1),
         snapshot_takes_discards=version >= (9, 1),

@@ -54,18 +54,21 @@ class OnError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """How a job copies, which changes nothing of what it copies; 0 is QEMU's own choice.
+    """How a job copies, which changes nothing of what it copies, but for the last; 0 is QEMU's own
+    choice.
 
     :ivar compress: its target is written in compressed clusters
     :ivar copy_range: the host may copy by itself (``x-perf.use-copy-range``)
     :ivar workers: copies at once, at most (``x-perf.max-workers``)
     :ivar chunk: bytes of one copy, at most (``x-perf.max-chunk``)
+    :ivar granule: bytes that are copied at once, at least (``x-perf.min-cluster-size``)
     """
 
     compress: bool = False
     copy_range: bool = False
     workers: int = 0
     chunk: int = 0
+    granule: int = 0
 
 
 @dataclass(frozen=True, slots=True)

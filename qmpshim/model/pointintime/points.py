@@ -25,6 +25,7 @@ from qmpshim.model.pointintime.jobs import (
     check_request,
     copied,
 )
+from qmpshim.model.units import SECTOR
 
 _CANCELLABLE = (Stage.RUNNING, Stage.WAITING, Stage.PENDING)
 _DEFAULT_LEAST, _DEFAULT_MOST = 8, 128  # sectors: bdrv_get_default_bitmap_granularity
@@ -224,7 +225,8 @@ class PointInTime:
         bitmap, mode = check_request(spec, disk)
         if spec.id in self.jobs:
             raise RefusedError("its id is taken")
-        granule = backup_calculate_cluster_size(disk.cluster)  # the target's clusters are alike
+        least = spec.copying.granule // SECTOR  # the target's clusters are as large as the disk's
+        granule = backup_calculate_cluster_size(disk.cluster, least)
         must, may = copied(spec.sync, disk, bitmap, granule)
         whole = spec.sync is not Sync.NONE
         if spec.sync in (Sync.INCREMENTAL, Sync.BITMAP):

@@ -307,6 +307,8 @@ def test_some_jobs_of_a_workload_are_of_drive_backup() -> None:
         (Copying(copy_range=True), {"x-perf": {"use-copy-range": True}}),
         (Copying(True, False, 2, 131072),
          {"compress": True, "x-perf": {"max-workers": 2, "max-chunk": 131072}}),
+        (Copying(True, granule=262144),
+         {"compress": True, "x-perf": {"min-cluster-size": 262144}}),
     ],
 )  # fmt: skip
 def test_a_job_copies_as_it_is_asked_to(
@@ -327,10 +329,34 @@ def test_a_job_copies_as_it_is_asked_to(
 
     if read_version(each_build)[0] < (6, 0):
         sent = {key: value for key, value in sent.items() if key == "compress"}
+    if copying.granule and read_version(each_build)[0] < (9, 2):
+        sent = {"compress": True}
     job = JobSpec(0, Sync.FULL, copying=copying)
     result = run(each_build, workspace, case(write(0, 300), write(1000, 300), job), Watching)
     assert result.divergence is None, str(result.divergence)
     assert (asked, packed, result.targets) == (sent, [copying.compress], {"completed": 1})
+
+
+class SmallGranules(PointsChain):
+    """How much a job has to copy at once is not heeded."""
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
+        own = {key: value for key, value in arguments.items() if key != "x-perf"}
+        await super().command(name, own)
+
+
+def test_a_job_copies_whole_granules(each_build: Build, workspace: Workspace) -> None:
+    """Of what its bitmap does not name, too, where they are larger than a cluster."""
+    job = JobSpec(0, Sync.BITMAP, "a", BitmapMode.NEVER, copying=Copying(granule=262144))
+    operations = case(add(), write(1000), job)
+    result = run(each_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"completed": 1}
+    found = run(each_build, workspace, operations, SmallGranules).divergence
+    if read_version(each_build)[0] < (9, 2):
+        assert found is None
+        return
+    assert found is not None and found.where.startswith("target of a backup"), str(found)
 
 
 def test_what_is_wrong_in_a_compressed_target_is_found_out(
