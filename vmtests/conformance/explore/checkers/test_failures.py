@@ -43,6 +43,7 @@ from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.runtime.coroutines import Co
 from vmtests.support.failing import (
+    MOST,
     Misbehaving,
     Swallowing,
     answering,
@@ -246,3 +247,16 @@ def test_of_two_flushes_that_fail_the_backing_files_error_is_answered(
     monkeypatch.setattr(Chain, "guest_flush", flush_the_top_first)
     (cause,) = answers()
     assert cause.subject == "guest_flush"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("0+128", "128+128"), ("0+256", "0+128"), ("0+128", "0+256")]
+)
+def test_a_copy_that_another_operation_has_failed_to_make_is_missing(
+    first: str, second: str, pool: QemuPool
+) -> None:
+    """An operation whose own copy fails does not make those that it has waited for."""
+    plan = {io_id(0, f"hidden write {first}"): ENOSPC, io_id(1, f"hidden write {second}"): EIO}
+    system = RealSystem(pool, one("backup-WV"), injection=Injection(plan=plan))
+    explore(system, Mode.STATEFUL, Budget(schedules=MOST), stop=False)
+    assert not causes(system)
