@@ -37,13 +37,11 @@ def refused(machine: CaseMachine) -> None:
         ("bad", "driver=snapshot-access", False),
         ("good", children, True),
     ):
-        words = f"if=none,id={drive},{given}"
-        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
-        if any(one["device"] == drive for one in machine.call("query-block")) is not there:
-            text = f"a drive with the options {words} is {'not ' * there}made"
+        if machine.adds_drive(drive, given) is not there:
+            text = f"a drive with the options {given} is {'not ' * there}made"
             raise Broken(Verdict.PROTOCOL, text, f"a drive with a filter and {drive} options")
     for name, size in (("disk", SIZE), ("spare", SIZE), ("larger", 2 * SIZE)):
-        machine.call("blockdev-add", {"driver": "null-co", "node-name": name, "size": size})
+        machine.add_null(name, size)
     machine.call("block-dirty-bitmap-add", {"node": "larger", "name": "bitmap"})
     one = {"driver": "copy-before-write", "node-name": "one", "file": "disk", "target": "spare"}
     for options in (

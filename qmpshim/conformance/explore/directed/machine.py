@@ -111,20 +111,38 @@ class CaseMachine(GatedMachine):
         words = {"driver": "raw", "node-name": name, "discard": "unmap", "file": file}
         self.call("blockdev-add", words)
 
+    def add_null(self, name: str, size: int = SIZE, **options: Any) -> None:
+        """Open a disk that keeps nothing.
+
+        :param size: bytes
+        :param options: more of the node
+        """
+        words = {"driver": "null-co", "node-name": name, "size": size}
+        self.call("blockdev-add", {**words, **options})
+
+    def adds_drive(self, name: str, options: str) -> bool:
+        """Whether QEMU makes a drive with these options, as its command line has them."""
+        words = f"if=none,id={name},{options}"
+        self.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
+        return any(one["device"] == name for one in self.call("query-block"))
+
     def add_client(self, node: str, export: str = "") -> None:
         """Export a node, writable, and connect to it.
 
         :param export: its name; by default the node's
         """
+        self.add_export(node, export, writable=True)
+        self.connect(export or node)
+
+    def add_export(self, node: str, export: str = "", **options: Any) -> None:
+        """Export a node, by default read-only.
+
+        :param export: its name; by default the node's
+        :param options: more of the export
+        """
         name = export or node
         names = {"type": "nbd", "id": name, "name": name, "node-name": node}
-        self.call("block-export-add", {**names, "writable": True})
-        self.connect(name)
-
-    def add_reader(self, node: str) -> None:
-        """Export a node, read-only, as ``reader``."""
-        names = {"type": "nbd", "id": "reader", "name": "reader", "node-name": node}
-        self.call("block-export-add", names)
+        self.call("block-export-add", {**names, **options})
 
     def add_filter(self, name: str, disk: str, target: str) -> None:
         """Open a copy-before-write, export it, writable, and connect to it.

@@ -205,16 +205,15 @@ def quorum_refused(machine: CaseMachine) -> None:
     """
     sizes = {"one": SIZE, "other": SIZE, "third": SIZE, "larger": 2 * SIZE}
     for name, size in sizes.items():
-        machine.call("blockdev-add", {"driver": "null-co", "node-name": name, "size": size})
+        machine.add_null(name, size)
 
     def quorum(threshold: int, *children: str, **more: Any) -> dict[str, Any]:
         words = {"driver": "quorum", "node-name": "quorum", "children": list(children)}
         return {**words, "vote-threshold": threshold, **more}
 
     for options in ("vote-threshold=x,children.0=one", "vote-threshold=1,children.x=one"):
-        words = f"if=none,id=bad,driver=quorum,{options}"
-        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {words}"})
-        if any(one["device"] == "bad" for one in machine.call("query-block")):
+        words = f"driver=quorum,{options}"
+        if machine.adds_drive("bad", words):
             text = f"a drive with the options {words} is made"
             raise Broken(Verdict.PROTOCOL, text, "a drive with a quorum and bad options")
     machine.fails("blockdev-add", quorum(1))
@@ -224,7 +223,7 @@ def quorum_refused(machine: CaseMachine) -> None:
     machine.fails("blockdev-add", quorum(1, "one", "other", blkverify=True))
     machine.fails("blockdev-add", quorum(1, "third", "nowhere"))
     machine.call("blockdev-del", {"node-name": "third"})  # nothing holds it any more
-    machine.call("blockdev-add", {"driver": "null-co", "node-name": "third", "size": SIZE})
+    machine.add_null("third")
     for children in (("one", "other"), ("one", "other", "third")):
         machine.call("blockdev-add", quorum(2, *children))
         machine.call("blockdev-del", {"node-name": "quorum"})
@@ -232,8 +231,7 @@ def quorum_refused(machine: CaseMachine) -> None:
 
 def backup_refused(machine: CaseMachine) -> None:
     """A backup is refused with arguments that make no sense, and then done with ones that do."""
-    words = {"driver": "null-co", "node-name": "larger", "size": 2 * SIZE}
-    machine.call("blockdev-add", words)
+    machine.add_null("larger", 2 * SIZE)
     machine.fails("blockdev-backup", {**_JOB, "target": "secondary"})
     machine.fails("blockdev-backup", {**_JOB, "target": "larger"})
     machine.fails("blockdev-backup", {**_JOB, "sync": "incremental"})
@@ -247,7 +245,6 @@ def backup_refused(machine: CaseMachine) -> None:
         raise Broken(Verdict.PROTOCOL, "a refused backup left a job", "a job that was refused")
     machine.call("blockdev-backup", _JOB)
     machine.fails("blockdev-backup", _JOB)
-    spare = {"driver": "null-co", "node-name": "spare", "size": SIZE}
-    machine.call("blockdev-add", spare)
+    machine.add_null("spare")
     other = {"job-id": "other", "device": "hidden", "target": "spare"}  # which a job writes to
     machine.fails("blockdev-backup", {**_JOB, **other})

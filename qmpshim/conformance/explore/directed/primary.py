@@ -79,8 +79,7 @@ def forward_fails(machine: CaseMachine) -> None:
 
 def filter_is_not_read(machine: CaseMachine) -> None:
     """The filter is there to forward writes: a read of it fails before, while and after it runs."""
-    name = {"id": "forward", "name": "forward", "node-name": "forward"}
-    machine.call("block-export-add", {"type": "nbd", **name})
+    machine.add_export("forward")
     machine.connect("forward")
     for command, when in ((None, "before the start"), ("start", "running"), ("stop", "stopped")):
         if command is not None:

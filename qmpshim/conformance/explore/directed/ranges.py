@@ -337,8 +337,7 @@ def enabled_in_vain(machine: CaseMachine) -> None:
     machine.add_image("image", SIZE)
     name = {"node": "image", "name": "changed"}
     machine.call("block-dirty-bitmap-add", {**name, "granularity": CLUSTER})
-    offered = {"type": "nbd", "id": "offers", "name": "offers", "node-name": "image"}
-    machine.call("block-export-add", {**offered, "writable": True, "bitmaps": ["changed"]})
+    machine.add_export("image", "offers", writable=True, bitmaps=["changed"])
     enable = {"type": "block-dirty-bitmap-enable", "data": name}
     machine.fails("transaction", {"actions": [enable]})
     machine.add_client("image")

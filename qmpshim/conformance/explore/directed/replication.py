@@ -28,7 +28,7 @@ from qmpshim.model.units import SECTOR
 
 def busy_start(machine: CaseMachine) -> None:
     """Replication cannot start: the secondary disk belongs to another job. Then again."""
-    machine.call("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})
+    machine.add_null("nowhere")
     job = {"job-id": "other", "device": "secondary", "target": "nowhere", "sync": "none"}
     machine.call("blockdev-backup", job)
     machine.fails("xen-set-replication", START)
@@ -175,9 +175,8 @@ def start_refused(machine: CaseMachine) -> None:
     """A secondary does not start where its disks are no chain of three, or differ in size, however
     often that is tried; and it starts where they are.
     """
-    machine.call("blockdev-add", {"driver": "null-co", "node-name": "disk", "size": SIZE})
-    names = {"type": "nbd", "id": "disk", "name": "disk", "node-name": "disk", "writable": True}
-    machine.call("block-export-add", names)
+    machine.add_null("disk")
+    machine.add_export("disk", writable=True)
     for images in (
         [_Overlay("one", SIZE)],
         [_Overlay("two", SIZE), _Overlay("three", SIZE, "two")],
@@ -217,13 +216,11 @@ def refused(machine: CaseMachine) -> None:
     """
     disk = ",file.driver=null-co"
     for given in (disk, f"{disk},mode=tertiary", ",mode=primary"):
-        options = f"if=none,id=bad,driver=replication{given}"
-        machine.call("human-monitor-command", {"command-line": f"drive_add 0 {options}"})
-        if any(one["device"] == "bad" for one in machine.call("query-block")):
+        options = f"driver=replication{given}"
+        if machine.adds_drive("bad", options):
             text = f"a drive with the options {options} is made"
             raise Broken(Verdict.PROTOCOL, text, "a drive with a replication filter and no mode")
-    null = {"driver": "null-co", "node-name": "disk", "size": SIZE}
-    machine.call("blockdev-add", null)
+    machine.add_null("disk")
     words = {"driver": "replication", "node-name": "filter"}
     machine.fails("blockdev-add", {**words, "mode": "secondary", "file": "disk"})
     machine.fails("blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})

@@ -147,7 +147,7 @@ def compressed_backup(machine: CaseMachine) -> None:
         if machine.read(name, 0, 4 * COUNT) != whole or view.read(0, len(whole)).tobytes() != whole:
             text = f"a backup with compress={compress} is not what its source is"
             raise Broken(Verdict.CONTENT, text, f"data of a {name} backup")
-    machine.call("blockdev-add", {"driver": "null-co", "node-name": "raw", "size": 4 * CLUSTER})
+    machine.add_null("raw", 4 * CLUSTER)
     machine.fails("blockdev-backup", {**job, "target": "raw", "compress": True})
 
 

@@ -47,8 +47,7 @@ def named_elsewhere(machine: CaseMachine) -> None:
     """Starting is refused where top-id names a node that is not above the filter, or one that has
     another above it; and it starts with a filter that is named as it should be.
     """
-    null = {"driver": "null-co", "node-name": "elsewhere", "size": machine.shape.size}
-    machine.call("blockdev-add", null)
+    machine.add_null("elsewhere", machine.shape.size)
     machine.call("blockdev-add", {"driver": "raw", "node-name": "upon", "file": "elsewhere"})
     machine.remove_client("guest")
     for top in ("upon", "active"):
@@ -88,7 +87,7 @@ def read_only_secondary(machine: CaseMachine) -> None:
     _reopen(machine, "hidden", "qcow2", backing="secondary")
     _reopen(machine, "active", "qcow2", backing="hidden")
     machine.call("blockdev-add", {**_FILTER, "top-id": "top"})
-    machine.add_reader("secondary")
+    machine.add_export("secondary", "reader")
     for read_only in (True, False):
         machine.settle()
         nodes = machine.call("query-named-block-nodes", {"flat": True})
@@ -105,10 +104,9 @@ def disks_in_use(machine: CaseMachine) -> None:
     written to it; and it starts when that has gone.
     """
     machine.remove_client("primary")
-    machine.add_reader("secondary")
+    machine.add_export("secondary", "reader")
     for disk in ("hidden", "secondary"):
-        null = {"driver": "null-co", "node-name": "nowhere", "size": machine.shape.size}
-        machine.call("blockdev-add", null)
+        machine.add_null("nowhere", machine.shape.size)
         machine.add_filter("other", disk, "nowhere")
         machine.fails("xen-set-replication", START)
         machine.remove_client("other")
@@ -124,9 +122,8 @@ def filtered_disk(machine: CaseMachine) -> None:
     """Starting is refused while a mirror's filter is between the active disk and replication's, as
     a filter cannot be emptied; and it starts when that has gone.
     """
-    null = {"driver": "null-co", "node-name": "nowhere", "size": machine.shape.size}
-    machine.call("blockdev-add", null)
-    machine.add_reader("hidden")  # which is taken for the secondary disk then
+    machine.add_null("nowhere", machine.shape.size)
+    machine.add_export("hidden", "reader")  # which is taken for the secondary disk then
     machine.remove_client("guest")
     machine.call("blockdev-del", {"node-name": "top"})
     mirror = {"device": "active", "target": "nowhere", "sync": "none"}

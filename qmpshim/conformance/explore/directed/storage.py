@@ -257,7 +257,7 @@ def ejected_target(machine: CaseMachine) -> None:
     machine.fails("blockdev-backup", job)
     words = {"driver": "copy-before-write", "node-name": "filter", "file": "secondary"}
     machine.fails("blockdev-add", {**words, "target": "image"})
-    machine.call("blockdev-add", {"driver": "null-co", "node-name": "sound", "size": SIZE})
+    machine.add_null("sound")
     machine.fails("blockdev-backup", {**job, "device": "image", "target": "sound"})
 
 
@@ -269,8 +269,7 @@ def client_of_iothread(machine: CaseMachine) -> None:
             QmpCommand("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE}),
         ]
     )
-    export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
-    machine.call("block-export-add", {**export, "iothread": "io"})
+    machine.add_export("nowhere", "threaded", iothread="io")
     NonBlockingNbd(machine.event_loop, machine.workspace.path / "nbd", "threaded").close()
     machine.settle()
     machine.call("query-version")

@@ -178,8 +178,7 @@ def rewritten_for_reader(machine: CaseMachine) -> None:
     words = {"driver": "quorum", "node-name": "votes", "children": [*_THREE], "vote-threshold": 2}
     for rewrites in (True, False):
         machine.call("blockdev-add", {**words, "rewrite-corrupted": rewrites})
-        names = {"type": "nbd", "id": "votes", "name": "votes", "node-name": "votes"}
-        machine.call("block-export-add", names)
+        machine.add_export("votes")
         machine.connect("votes")
         writing = {*_THREE} if rewrites else set()
         if (found := _taken(machine, "write")) != writing:
@@ -231,8 +230,7 @@ def changed_children(machine: CaseMachine) -> None:
     """
     _open(machine, _THREE, 2)
     machine.add_disk("four")
-    fixed = {"driver": "null-co", "node-name": "fixed", "size": SIZE, "read-only": True}
-    machine.call("blockdev-add", fixed)
+    machine.add_null("fixed", **{"read-only": True})
     machine.fails(_CHANGE, {"parent": "votes", "node": "fixed"})
     _change(machine, node="four")
     _expect_children(machine, {**_NUMBERED, "children.3": "four"})
@@ -299,8 +297,7 @@ def zeroes_by_votes(machine: CaseMachine) -> None:
     if machine.version < _HAS_ZEROES:
         raise BuildError("up to 5.2 a quorum writes zeroes as data")
     _expect_holes(machine, True)
-    null = {"driver": "null-co", "node-name": "null", "size": SIZE, "read-zeroes": True}
-    machine.call("blockdev-add", null)
+    machine.add_null("null", **{"read-zeroes": True})
     for words, may in (({"node": "null"}, False), ({"child": "children.3"}, True)):
         _change(machine, **words)
         _expect_holes(machine, may)
