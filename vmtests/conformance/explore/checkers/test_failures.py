@@ -249,14 +249,9 @@ def test_of_two_flushes_that_fail_the_backing_files_error_is_answered(
     assert cause.subject == "guest_flush"
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("0+128", "128+128"), ("0+256", "0+128"), ("0+128", "0+256")]
-)
-def test_a_copy_that_another_operation_has_failed_to_make_is_missing(
-    first: str, second: str, pool: QemuPool
-) -> None:
+def test_a_copy_that_another_operation_has_failed_to_make_is_missing(pool: QemuPool) -> None:
     """An operation whose own copy fails does not make those that it has waited for."""
-    plan = {io_id(0, f"hidden write {first}"): ENOSPC, io_id(1, f"hidden write {second}"): EIO}
+    plan = {io_id(0, "hidden write 0+128"): ENOSPC, io_id(1, "hidden write 128+128"): EIO}
     system = RealSystem(pool, one("backup-WV"), injection=Injection(plan=plan))
     explore(system, Mode.STATEFUL, Budget(schedules=MOST), stop=False)
-    assert not causes(system)
+    assert system.ios >= plan.keys() and not causes(system)
