@@ -37,10 +37,10 @@ LOCAL = {
     ":write": "EXPORT (primary, guest or an NBD export's id) OFFSET LENGTH "
     "pattern|zero|zero-no-hole|0xNN",
 }
-_HOLD = (
-    *("secondary", "hidden", "active"),
-    *("read", "write", "zero", "discard", "flush", "metadata"),
-)
+#: Of what ``:hold`` holds the I/O, and which.
+HELD_DISKS = ("secondary", "hidden", "active")
+HELD_OPERATIONS = ("read", "write", "zero", "discard", "flush")
+_HOLD = (*HELD_DISKS, *HELD_OPERATIONS, "metadata")
 _HELP = (":help", "help", "?")
 _NODES = frozenset(
     (

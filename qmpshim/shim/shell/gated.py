@@ -17,11 +17,10 @@ from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient
+from qmpshim.shim.shell.completion import HELD_DISKS, HELD_OPERATIONS
 from qmpshim.shim.shell.io import Disks, Flights
 
 WORDS = ("hold", "held", "let", "release", "fail", "schedule", "wait")
-_DISKS = ("secondary", "hidden", "active")
-_OPERATIONS = ("read", "write", "zero", "discard", "flush")
 _PATIENCE = 10.0  # seconds until a step must have become possible
 _COMMANDS = TOPOLOGIES["replication"].commands
 _REQUESTS = (
@@ -191,16 +190,16 @@ def _listed(op: Operation) -> bool:
 def _rule(what: Sequence[str]) -> dict[str, Any]:
     rule: dict[str, Any] = {}
     for word in what:
-        if word in _DISKS:
+        if word in HELD_DISKS:
             rule["disk"] = word
-        elif word in _OPERATIONS:
+        elif word in HELD_OPERATIONS:
             rule["operation"] = word
         elif word == "metadata":
             rule["metadata"] = True
         else:
             raise InputError(
-                f"{word!r}: hold a disk ({', '.join(_DISKS)}), an operation "
-                f"({', '.join(_OPERATIONS)}), metadata"
+                f"{word!r}: hold a disk ({', '.join(HELD_DISKS)}), an operation "
+                f"({', '.join(HELD_OPERATIONS)}), metadata"
             )
     return rule
 

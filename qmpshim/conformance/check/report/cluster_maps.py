@@ -70,7 +70,7 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
         if name == "hidden" and seen.backup is not None:  # many points in time may be predicted
             target = seen.backup.target
             unit = scenario.unit_of(name)
-            disks.append(_disk("the target", unit, None, target, (None, None), whose))
+            disks.append(_disk("the target", unit, None, target, whose))
             continue
         kinds: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None)
         if name in ("hidden", "active") and seen.alloc:
@@ -82,23 +82,19 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
                 scenario.unit_of(name),
                 getattr(want, name) if want else None,
                 getattr(seen, name),
-                kinds,
                 whose,
+                kinds=kinds,
             )
         )
     if seen.view is not None:
         wanted = want.view if want else None
-        disks.append(
-            _disk("the guest's view", scenario.cluster, wanted, seen.view, (None, None), whose)
-        )
+        disks.append(_disk("the guest's view", scenario.cluster, wanted, seen.view, whose))
     for index, op in enumerate(scenario.ops):
         data = seen.data[index]
         if data is not None:
             wanted = want.data[index] if want else None
             title = f"what op {index} ({op}) returned"
-            disks.append(
-                _disk(title, scenario.cluster, wanted, data, (None, None), whose, op.start)
-            )
+            disks.append(_disk(title, scenario.cluster, wanted, data, whose, op.start))
     return _map(scenario.cluster, disks)
 
 
@@ -158,31 +154,34 @@ def _disk(
     cluster: int,
     predicted: Sequence[Owner] | None,
     observed: Sequence[Owner],
-    kinds: tuple[Sequence[int] | None, Sequence[int] | None],
     whose: Whose,
     start: int = 0,
+    kinds: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
 ) -> dict[str, Any]:
     """One disk's map; positions count from the disk's beginning.
 
-    :param kinds: by cluster, how it is allocated: predicted and observed; -1: not compared
     :param start: the sector that the first owner is of
+    :param kinds: by cluster, how it is allocated: predicted and observed; -1: not compared
     """
     clusters = []
     end = start + len(observed)
     for index in touched(start, len(observed), cluster):
         low, high = max(index * cluster, start), min((index + 1) * cluster, end)
-        have = _cell(observed[low - start : high - start], low, _at(kinds[1], index), whose)
-        cell: dict[str, Any] = {"index": index, "observed": have, "predicted": None}
-        differs = False
+        have = _side(observed[low - start : high - start], low, _at(kinds[1], index), whose)
+        want = None
         if predicted is not None:
-            want = _cell(predicted[low - start : high - start], low, _at(kinds[0], index), whose)
-            cell["predicted"] = want
-            differs = want["alloc"] != "any" and want != have
-            if want["alloc"] in _NAMES and have["alloc"] in _NAMES:
-                admitted = _NAMES[want["alloc"]].admits(_NAMES[have["alloc"]])
-                differs = not admitted or want["runs"] != have["runs"]
-        clusters.append({**cell, "differs": differs})
+            want = _side(predicted[low - start : high - start], low, _at(kinds[0], index), whose)
+        clusters.append(_cell(index, want, have))
     return {"name": name, "clusters": clusters}
+
+
+def _cell(index: int, want: dict[str, Any] | None, have: dict[str, Any]) -> dict[str, Any]:
+    """A cluster with both its sides; *want* is None where nothing was predicted."""
+    differs = want is not None and want["alloc"] != "any" and want != have
+    if differs and want is not None and want["runs"] == have["runs"]:
+        planned, there = _NAMES.get(want["alloc"]), _NAMES.get(have["alloc"])
+        differs = planned is None or there is None or not planned.admits(there)
+    return {"index": index, "predicted": want, "observed": have, "differs": differs}
 
 
 _NAMES = {kind.name.lower(): kind for kind in Alloc}
@@ -192,7 +191,7 @@ def _at(kinds: Sequence[int] | None, index: int) -> int | None:
     return None if kinds is None else kinds[index]
 
 
-def _cell(owned: Sequence[Owner], start: int, kind: int | None, whose: Whose) -> dict[str, Any]:
+def _side(owned: Sequence[Owner], start: int, kind: int | None, whose: Whose) -> dict[str, Any]:
     alloc = "" if kind is None else "any" if kind == -1 else Alloc(kind).name.lower()
     if alloc == "unallocated":
         return {"alloc": alloc, "runs": []}
@@ -301,14 +300,8 @@ def _bundled_disk(
             piece = bytes(data[at : at + (high - low) * SECTOR])
             have = list(owners(piece + bytes((high - low) * SECTOR - len(piece)), low))
         plan = None if raw else int(planned.get(index, Alloc.UNALLOCATED))
-        wanted = _cell([want.get(s, 0) for s in range(low, high)], low, plan, whose)
-        seen_cell = _cell(have, low, None if raw else int(kind), whose)
-        differs = wanted != seen_cell
-        if not raw and differs and wanted["runs"] == seen_cell["runs"]:
-            differs = not _NAMES[wanted["alloc"]].admits(_NAMES[seen_cell["alloc"]])
-        clusters.append(
-            {"index": index, "predicted": wanted, "observed": seen_cell, "differs": differs}
-        )
+        wanted = _side([want.get(s, 0) for s in range(low, high)], low, plan, whose)
+        clusters.append(_cell(index, wanted, _side(have, low, None if raw else int(kind), whose)))
     clusters.sort(key=lambda cell: (not cell["differs"], cell["index"]))
     shown = sorted(clusters[:_MOST], key=lambda cell: int(cell["index"]))
     return {"name": name, "clusters": shown, "left out": len(clusters) - len(shown)}
