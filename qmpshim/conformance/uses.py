@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+
+from qmpshim.model.operations import Operation, Verb, does
 
 
 class Use(StrEnum):
@@ -68,3 +71,16 @@ USES: dict[str, tuple[Use, ...]] = {
 def uses_of(chain: str) -> tuple[Use, ...]:
     """The uses that a chain of :data:`~qmpshim.machine.chain.chains.TOPOLOGIES` stands for."""
     return USES[chain]
+
+
+#: What an operation has to be for a use whose chain stands for several: jobs are for either.
+WANTED: Mapping[Use, tuple[Verb, ...]] = {
+    Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP, Verb.BACKUP_TOP),
+    Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
+}
+
+
+def uses_of_operations(chain: str, ops: Iterable[Operation]) -> tuple[Use, ...]:
+    """Those uses that a chain stands for and operations on it are about."""
+    done = [*ops]
+    return tuple(use for use in uses_of(chain) if use not in WANTED or does(done, *WANTED[use]))

@@ -21,16 +21,11 @@ from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, point_if_named, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings
-from qmpshim.conformance.uses import USES, Use
+from qmpshim.conformance.uses import USES, WANTED, Use
 from qmpshim.errors import BuildError, QmpshimError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
 
-#: What a scenario has to do for a use whose chain stands for several.
-_WANTED: Mapping[Use, tuple[Verb, ...]] = {
-    Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP, Verb.BACKUP_TOP),
-    Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
-}
 #: What an export reports of its disk, beside a change of that: backup tools skip what is no data.
 _REPORTED = tuple(
     f"primary_{verb}+guest_block_status,form={form}"
@@ -92,7 +87,7 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     chains = tuple(chain for chain, uses in USES.items() if use in uses)
     found = [one for chain in chains for one in (*alone(chain), *pairs(chain))]
     found += [one for one in array(_STRENGTH) if one.form in chains]
-    wanted = _WANTED.get(use)
+    wanted = WANTED.get(use)
     return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
 
 

@@ -36,7 +36,7 @@ from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
 from qmpshim.conformance.pair.run_plan import run_plan
-from qmpshim.conformance.uses import Use, uses_of
+from qmpshim.conformance.uses import Use
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import environment_with, write_programs
@@ -294,7 +294,7 @@ def _schedule(build: Build, one: ExplorerWriteUp) -> list[Trial]:
     if one.id in found:
         return trials
     if new is not None:
-        own = tuple(use for use in uses_of(new.scenario.form) if use in one.meaning.affects)
+        own = tuple(use for use in new.uses if use in one.meaning.affects)
         wrong = new.verdict if new.contract else None
         causes = frozenset([new.cause])
         return [*trials, Trial(one, Seen.OTHER, new.described, wrong, own, causes=causes)]

@@ -29,7 +29,7 @@ from qmpshim.conformance.explore.harness.events import (
 )
 from qmpshim.conformance.explore.harness.history import Sighting
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.conformance.uses import Use, uses_of
+from qmpshim.conformance.uses import Use, uses_of_operations
 from qmpshim.errors import Exit, InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.cause_reader import cause_from_text, cause_of_finding
@@ -117,7 +117,7 @@ class Finding:
     @property
     def uses(self) -> tuple[Use, ...]:
         """The uses of QEMU that its scenario stands for."""
-        return uses_of(self.scenario.form)
+        return uses_of_operations(self.scenario.form, self.scenario.ops)
 
     @property
     def where(self) -> str:
