@@ -61,7 +61,7 @@ def test_the_help_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("workflow", "seed", "defect"),
     [
-        ("push", 2, "refused-transaction-marks-everything"),
+        ("push", 21, "refused-transaction-marks-everything"),
         ("bitmaps", 1, "transaction-undoes-enable-that-was-refused"),
         ("bitmaps", 6, "transaction-undoes-enable-that-was-refused"),
     ],
