@@ -175,6 +175,10 @@ class _Reduction:
         schedule = tuple(Complete(one.io) if one == step else one for one in self.finding.schedule)
         less = replace(self.finding, schedule=schedule)
         again = replay_schedule(less, self._pool.build, deadline=self._pool.deadline)
+        if again.violation is not None:  # its cause may have named the other failure
+            cause = again.violation.cause
+            if replace(cause, fault=None) == replace(less.cause, fault=None):
+                less = replace(less, cause=cause, text=again.violation.text)
         if again.shows(less):
             return replace(less, events=again.events)
         found, *_ = _search(less.scenario, less, self._pool)
