@@ -23,7 +23,7 @@ from qmpshim.machine.chain.gated_process import GatedProcess
 TRYING = 45.0
 #: Seconds, at least, for trying the rest of what is known, at the end.
 LATER = 15.0
-_BESIDE = 55.0  # seconds for all that is not exploring, on a host that does nothing else
+_BESIDE = 58.0  # seconds for all that is not exploring, on a host that does nothing else
 #: What stands at one that was interrupted.
 INTERRUPTED = "interrupted: nothing follows from what was not come to"
 _ENDED = "interrupted before it was tried"
