@@ -74,7 +74,7 @@ def uses_of(chain: str) -> tuple[Use, ...]:
 
 
 #: What an operation has to be for a use whose chain stands for several: jobs are for either.
-WANTED: Mapping[Use, tuple[Verb, ...]] = {
+JOBS_OF_USE: Mapping[Use, tuple[Verb, ...]] = {
     Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP, Verb.BACKUP_TOP),
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
@@ -83,4 +83,6 @@ WANTED: Mapping[Use, tuple[Verb, ...]] = {
 def uses_of_operations(chain: str, ops: Iterable[Operation]) -> tuple[Use, ...]:
     """Those uses that a chain stands for and operations on it are about."""
     done = [*ops]
-    return tuple(use for use in uses_of(chain) if use not in WANTED or does(done, *WANTED[use]))
+    return tuple(
+        use for use in uses_of(chain) if use not in JOBS_OF_USE or does(done, *JOBS_OF_USE[use])
+    )

@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.search.progress import Progress
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, point_if_named, scenarios_called
 from qmpshim.conformance.known.folder import known_directed, known_findings
-from qmpshim.conformance.uses import USES, WANTED, Use
+from qmpshim.conformance.uses import JOBS_OF_USE, USES, Use
 from qmpshim.errors import BuildError, QmpshimError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
@@ -87,7 +87,7 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     chains = tuple(chain for chain, uses in USES.items() if use in uses)
     found = [one for chain in chains for one in (*alone(chain), *pairs(chain))]
     found += [one for one in array(_STRENGTH) if one.form in chains]
-    wanted = WANTED.get(use)
+    wanted = JOBS_OF_USE.get(use)
     return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
 
 
