@@ -1,4 +1,4 @@
-"""Shims that are processes: an endpoint, and a QEMU started through `qmpshim-qemu`."""
+"""Processes: a shim's endpoint, a QEMU started through `qmpshim-qemu`, one with two monitors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import dies_with_owner
+from vmtests.support.waiting import wait_until
 
 ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
 PROGRAM = Path(sys.executable).parent / "qmpshim-qemu"
@@ -88,3 +90,17 @@ class StandIn:
         self.process.wait(LIMIT)
         self._file.close()
         self._socket.close()
+
+
+@contextmanager
+def qemu_at(build: Build, directory: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A QEMU with two monitors, ``qmp.sock`` and ``other.sock``, in *directory*."""
+    words = [*build.command(), *ARGS, *arguments]
+    for name in ("qmp.sock", "other.sock"):
+        words += ["-qmp", f"unix:{name},server=on,wait=off"]
+    with subprocess.Popen(dies_with_owner(words), cwd=directory, env=build.environment()) as qemu:
+        try:
+            wait_until(lambda: (directory / "other.sock").exists())
+            yield qemu
+        finally:
+            qemu.kill()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
@@ -97,7 +98,18 @@ class Prompt:
             if self._leaves(line.strip()):
                 return
             await run_stoppable(self._shell, line)
-            self._refreshing = asyncio.ensure_future(self._shell.refresh())
+            self._refreshing = asyncio.ensure_future(self._refresh())
+
+    async def _refresh(self) -> None:
+        """Learn the names that exist now; what was typed meanwhile is completed with them."""
+        before = replace(self._shell.live)
+        await self._shell.refresh()
+        buffer = self._session.default_buffer
+        chosen = buffer.complete_state is not None and buffer.complete_state.current_completion
+        shown = self._session.app.is_running and buffer.text
+        if shown and self._shell.live != before and not chosen:
+            buffer.cancel_completion()
+            buffer.start_completion()
 
     def _qemu_ended(self) -> None:
         if self._session.app.is_running:

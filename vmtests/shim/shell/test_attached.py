@@ -20,31 +20,15 @@ from prompt_toolkit.document import Document
 
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.colours import COMMAND, KEY, NUMBER, WORD, Colours
 from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import NEEDS_SHIM
-from vmtests.support.stand_in import ARGS
+from vmtests.support.stand_in import qemu_at
 from vmtests.support.terminal import say
-from vmtests.support.waiting import wait_until
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
-
-
-@contextmanager
-def qemu_at(build: Build, directory: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A QEMU with two monitors, ``qmp.sock`` and ``other.sock``, in *directory*."""
-    words = [*build.command(), *ARGS, *arguments]
-    for name in ("qmp.sock", "other.sock"):
-        words += ["-qmp", f"unix:{name},server=on,wait=off"]
-    with subprocess.Popen(dies_with_owner(words), cwd=directory, env=build.environment()) as qemu:
-        try:
-            wait_until(lambda: (directory / "other.sock").exists())
-            yield qemu
-        finally:
-            qemu.kill()
 
 
 def shell(
