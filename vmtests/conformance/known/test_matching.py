@@ -198,6 +198,18 @@ def test_a_failed_write_of_data_is_none_of_tables() -> None:
     assert (recognise(case), recognise(tables), recognise(data)) == (name, name, "")
 
 
+def test_zeroes_that_free_clusters_drop_the_error_of_a_flush_on_every_build() -> None:
+    """As a soak of 5.2 met it: on a secondary disk in qcow2, beside a guest's write with FUA."""
+    flush: Fail = Fail(io_id(0, "secondary flush"), 28)
+    words = "primary_zero answers ok, after a failed secondary flush"
+    found = finding("qcow2-GZ", Verdict.ERROR_CONTRACT, words, flush)
+    foreign = replace(found, schedule=(flush, A_READ))
+    for version in SUITES:
+        recognise = recogniser(known_findings(), version)
+        assert recognise(found) == "failed-flush-unorders-frees"
+        assert recognise(foreign) == ""
+
+
 def test_a_disk_that_is_gone_is_not_one_of_its_requests_that_failed() -> None:
     """The job cannot find out then what its source holds; one request is no reason."""
     name = "backup-top-fails-at-first-error"
