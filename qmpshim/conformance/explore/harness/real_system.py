@@ -172,9 +172,12 @@ class RealSystem(RealRun):
         """Whether a step can be taken; what it waits for may be late (a timer, a busy host)."""
         deadline = time.monotonic() + PATIENCE
         while choice not in self.enabled():
-            if self.violation is not None or self.now.lost or time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if self.violation is not None or self.now.lost or left < 0:
                 return False
             try:
+                if self.machine.stalled(left, [named.io for named in self.now.held.values()]):
+                    return False
                 self.machine.event_loop.poll(0.02)
                 self._settle()
             except MachineError as error:
