@@ -50,6 +50,7 @@ MASKED = "guest_write says success after a refused primary write"
 TOO_FULL = "guest_write answers errno 5, after a failed primary write"
 A_READ: Fail = Fail(io_id(0, "secondary read 0+128", 0), 5)
 CUT_WRITE: Fail = Fail(io_id(0, "secondary write 0+128", 0), Cut.RECONNECT)
+CUT_STATUS: Fail = Fail(io_id(0, "secondary status 0+128", 0), Cut.RECONNECT)
 CUT_COPY: Fail = Fail(io_id(0, "hidden write 0+128", 0), Cut.RECONNECT)
 
 
@@ -125,6 +126,8 @@ def finding(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> F
         finding("PO", Verdict.HANG, "guest_write hangs", CUT_COPY),
         finding("push-Wf", Verdict.HANG, "primary_write hangs", CUT_COPY),
         finding("push-Wf", Verdict.HANG, "backup_full hangs", CUT_WRITE),
+        finding("pull-RA", Verdict.HANG, "guest_block_status hangs", CUT_COPY),
+        finding("backup-WR", Verdict.HANG, "guest_block_status hangs", CUT_STATUS),
         finding("PO", Verdict.CRASH, f"{PERM} `child->perm & BLK_PERM_WRITE' failed."),
     ],
     ids=lambda found: f"{found.scenario.name}-{found.cause}",
@@ -143,6 +146,15 @@ def test_zeroes_that_leave_no_hole_are_news_to_a_snapshot_too() -> None:
     assert recogniser(known_findings(), SYSTEM)(found) == "snapshot-read-returns-new-data"
     (unchanged,) = group([replace(seen, scenario=replace(scenario, ops=scenario.ops[1:]))])
     assert recogniser(known_findings(), SYSTEM)(unchanged) == ""
+
+
+def test_a_block_status_hangs_as_a_read_does_while_a_pull_starts() -> None:
+    """For the 20 s of reconnect-delay on 5.2, and with no other failure beside it."""
+    found = finding("pull-RA", Verdict.HANG, "guest_block_status hangs", CUT_STATUS)
+    known = recogniser(known_findings(), (5, 2, 0))
+    assert known(found) == "reconnect-as-a-backup-starts-hangs"
+    assert recogniser(known_findings(), SYSTEM)(found) == ""
+    assert known(replace(found, schedule=(CUT_STATUS, A_WRITE))) == ""
 
 
 def test_what_is_needed_twice_is_two_operations() -> None:
