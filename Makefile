@@ -56,8 +56,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@./.ci/need-debs $(TEST_DEBS) spin gcc
-	@failed=0; for bench in vmtests/bench/bench_*.py; do \
-		echo "== $$bench"; $(BIN)/python $$bench || failed=1; done; exit $$failed
+	@failed=0; for bench in $(basename $(notdir $(wildcard vmtests/bench/bench_*.py))); do \
+		echo "== $$bench"; $(BIN)/python -m vmtests.bench.$$bench || failed=1; done; exit $$failed
 
 $(STAMP): pyproject.toml Makefile
 	@./.ci/need-debs $(DEBS)

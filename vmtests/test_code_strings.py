@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +64,13 @@ def test_what_is_absent_is_found() -> None:
     assert missing("import os\nfrom qmpshim.shim.endpoint import Address\n")
     assert missing("import qmpshim.nonsense")
     assert not missing("from qmpshim.shim.endpoint.listener import Address")
+
+
+def test_benches_find_what_they_import() -> None:
+    """From the project's directory, as `make bench` runs them: there no pytest has made a path."""
+    benches = sorted(path.stem for path in (ROOT / "vmtests" / "bench").glob("bench_*.py"))
+    assert len(benches) >= 5
+    imports = "; ".join(f"import vmtests.bench.{bench}" for bench in benches)
+    subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=True, timeout=120)
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-m vmtests.bench.$$bench" in makefile

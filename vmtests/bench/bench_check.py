@@ -1,6 +1,6 @@
 """The quick suite: wall time for each build, cases per second, and what a second worker brings.
 
-Run it alone: ``python vmtests/bench/bench_check.py [BUILD ...]``. The peer is the same work without
+Run it alone: ``python -m vmtests.bench.bench_check [BUILD ...]``. The peer is the same work without
 a campaign around it: each case's runner called in one process, one after the other.
 """
 

@@ -4,7 +4,7 @@ One process explores alone, then one on each core, as ``explore --jobs`` does: p
 of them do together, divided by the cores. Two scenarios of 7 to 8 steps, one with two copies before
 writes (30 requests a schedule and more), one with one.
 
-Run it alone: ``python vmtests/bench/bench_explore_real.py [BUILD ...]``
+Run it alone: ``python -m vmtests.bench.bench_explore_real [BUILD ...]``
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The explorer's speed, and the same protocol in Promela under Spin beside it.
 
-Run: ``python vmtests/bench/bench_explorer.py [--json FILE]``.  Needs ``spin`` and ``gcc`` for the
+Run: ``python -m vmtests.bench.bench_explorer [--json FILE]``.  Needs ``spin`` and ``gcc`` for the
 second half.  Both exhaust the same operations with the same I/O steps.  Spin checks assertions in
 each state; the explorer also keeps which operation ended before which began, and judges every
 outcome by linearisation.  Spin's time is given twice: of the search alone, and with making the
@@ -27,8 +27,6 @@ from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.operations import operation
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from vmtests.support.schedules import count_schedules
 
 MODEL = Path(__file__).parent / "spin" / "cow_request.pml"

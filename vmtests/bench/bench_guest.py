@@ -1,6 +1,6 @@
 """The guest: seconds to a prompt, booted and restored, by build; its verified I/O against bare.
 
-Run by hand: ``python vmtests/bench/bench_guest.py``.
+Run by hand: ``python -m vmtests.bench.bench_guest``.
 """
 
 from __future__ import annotations

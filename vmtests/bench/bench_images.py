@@ -1,6 +1,6 @@
 """What reading images costs: walking a qcow2 file's tables, and comparing its bytes.
 
-Run it: ``python vmtests/bench/bench_images.py``.  Best of five each: other work on the machine only
+Run it: ``python -m vmtests.bench.bench_images``.  Best of five each: other work on the machine only
 ever adds.  Nothing is asserted.
 """
 

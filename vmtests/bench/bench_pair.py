@@ -2,7 +2,7 @@
 
 The peer is the same pair without a check: QEMU's own checkpoints, as fast as it takes them.
 
-    python vmtests/bench/bench_pair.py [BUILD ...]
+    python -m vmtests.bench.bench_pair [BUILD ...]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What checking disks with bitmaps, jobs and snapshots costs, against the same done alone.
 
-Run it: ``python vmtests/bench/bench_points.py [OPERATIONS]``.  A verified run records what it does
+Run it: ``python -m vmtests.bench.bench_points [OPERATIONS]``.  A verified run records what it does
 to QEMU; the bare one does that again, without the reads that only compare. Both in turns in one
 process, and the median of the ratios is printed; that of processor time, QEMU's included, is the
 one to look at where others use the machine. Then, each in a process of its own, disks of 1 TiB with

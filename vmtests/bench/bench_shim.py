@@ -1,6 +1,6 @@
 """What the shim costs: latency, throughput, events, many clients, abuse; QEMU's own beside it.
 
-    python vmtests/bench/bench_shim.py [--quick]
+    python -m vmtests.bench.bench_shim [--quick]
 
 Exit status 1 when a promise is not kept: latency at most 1.4 times direct, 16 clients at least 0.9
 of one direct client's throughput, no event lost or reordered, nothing left of clients that went.

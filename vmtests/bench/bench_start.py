@@ -1,6 +1,6 @@
 """What the stand-in adds to a start of QEMU: from the exec to the answer to the capabilities.
 
-    python vmtests/bench/bench_start.py [--quick]
+    python -m vmtests.bench.bench_start [--quick]
 
 Exit status 1 when the median start through the stand-in takes more than 150 ms longer.
 """

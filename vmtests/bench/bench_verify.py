@@ -1,6 +1,6 @@
 """What checking costs: verified operations against bare ones, and the cross-check of large disks.
 
-Run it: ``python vmtests/bench/bench_verify.py``.  Everything that is compared runs in one process
+Run it: ``python -m vmtests.bench.bench_verify``.  Everything that is compared runs in one process
 on one machine in turns, and what is printed is the median of the turns; other work on the machine
 hits both sides.  Nothing is asserted.
 """
