@@ -306,7 +306,10 @@ async def large(workflow: PointsWorkflow, place: Workspace) -> None:
 def large_alone(workflow: PointsWorkflow) -> None:
     """The same in a process of its own, whose peak memory it is."""
     done = subprocess.run(
-        [sys.executable, __file__, "large", workflow], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "vmtests.bench.bench_points", "large", workflow],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = json.loads(done.stdout)
     print(
