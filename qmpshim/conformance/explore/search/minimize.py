@@ -33,6 +33,9 @@ TIMES = 3  # how often a finding has to show itself again
 _PAST = 3  # checkpoints that a finding may need to have behind it
 SMALLER_LIMIT = 5.0  # seconds for each try with less
 _PLACES = 3  # I/Os of another scenario that are tried in place of the one that failed
+_SHIFT = 3  # by how much the numbers of equal I/Os may differ where one before them does not fail
+_SHIFTS = sorted({*range(-_SHIFT, _SHIFT + 1)} - {0}, key=abs)
+_FEW = 4  # schedules in which one of another number is tried
 
 
 @one_processor()
@@ -182,7 +185,21 @@ class _Reduction:
         if again.shows(less):
             return replace(less, events=again.events)
         found, *_ = _search(less.scenario, less, self._pool)
-        return found
+        return found or self._renumbered(less)
+
+    def _renumbered(self, less: Finding) -> Finding | None:
+        """As it is seen when an equal I/O fails in place of one: what does not fail has shifted it.
+
+        QEMU gives up an operation's work, flushes among it, where an I/O of it fails.
+        """
+        plan = _plan(less)
+        for io, by in itertools.product(plan, _SHIFTS):
+            if io.nth + by >= 0:
+                other = {one._replace(nth=one.nth + by * (one == io)): plan[one] for one in plan}
+                found, *_ = _search(less.scenario, less, self._pool, other, schedules=_FEW)
+                if found is not None:
+                    return found
+        return None
 
     def _keep(self, scenario: RealScenario, finding: Finding) -> bool:
         """Whether the finding is seen in *scenario*, too: then it is made to be of it."""
@@ -379,11 +396,13 @@ def _search(
     pool: QemuPool,
     plan: Mapping[IoId, int] | None = None,
     first: bool = False,
+    schedules: int | None = None,
 ) -> tuple[Finding | None, bool, RealSystem]:
     """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
 
     :param plan: what fails (default: what fails in the finding's schedule)
     :param first: any schedule will do, not the shortest
+    :param schedules: how many are taken at most; ``None``: what there is time for
     :returns: it, whether all schedules were taken, as far as they could be, and what took them
     """
     plan = _plan(finding) if plan is None else plan
@@ -397,7 +416,8 @@ def _search(
     )
     if first and finding.verdict is not None:
         system.sought = finding.verdict, finding.cause
-    explored = explore(system, Mode.STATEFUL, Budget(seconds=SMALLER_LIMIT), stop=False)
+    budget = Budget(seconds=SMALLER_LIMIT, schedules=schedules)
+    explored = explore(system, Mode.STATEFUL, budget, stop=False)
     system.leave()
     exhausted = explored.exhaustive and not system.derailed
     assert finding.verdict is not None
