@@ -114,12 +114,23 @@ def launch(
     return process, ours
 
 
-def stderr_of(directory: Path) -> str:
-    """What a QEMU that was launched with *directory* has written to stderr so far."""
+def stderr_of(directory: Path, start: int = 0) -> str:
+    """What a QEMU that was launched with *directory* has written to stderr so far.
+
+    :param start: bytes that are left out
+    """
     try:
-        return (directory / "stderr").read_text(errors="replace")
+        return (directory / "stderr").read_bytes()[start:].decode(errors="replace")
     except OSError:
         return ""
+
+
+def stderr_size(directory: Path) -> int:
+    """How many bytes such a QEMU has written to stderr so far."""
+    try:
+        return (directory / "stderr").stat().st_size
+    except OSError:
+        return 0
 
 
 def died(how: Exit, stderr: str, during: str = "") -> MachineDied:
