@@ -23,6 +23,7 @@ from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
 
 _ROOM = 1 << 20  # bytes: a qcow2 image's file may grow to so many at least
+KEPT = 16  # images that are kept of each kind: some MiB each, and a soak meets hundreds
 _LIMIT = 60  # seconds that qemu-img may take
 
 
@@ -199,7 +200,7 @@ def _check(build: Build, create: Sequence[tuple[str, str]]) -> None:
         raise OptionMissing("this QEMU has no qcow2 images with subclusters")
 
 
-@functools.cache
+@functools.lru_cache(KEPT)
 def blank_qcow2(
     build: Build, size: int, cluster: int, create: tuple[tuple[str, str], ...] = ()
 ) -> bytes:
@@ -219,7 +220,7 @@ def blank_qcow2(
     return content + bytes(room - len(content))
 
 
-@functools.cache
+@functools.lru_cache(KEPT)
 def filled_qcow2(
     build: Build, content: bytes, cluster: int, create: tuple[tuple[str, str], ...] = ()
 ) -> bytes:

@@ -34,7 +34,7 @@ from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import DISKS
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.images import filled_qcow2
+from qmpshim.machine.chain.images import KEPT, filled_qcow2
 from qmpshim.machine.chain.parts import disk_of, first_of
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
@@ -43,7 +43,7 @@ from qmpshim.model.units import SECTOR
 log = logging.getLogger(__name__)
 
 
-@functools.cache
+@functools.lru_cache(KEPT)
 def base_content(sectors: int, first: int = 0) -> bytes:
     """What the secondary disk holds at the beginning: the data of operation 1.
 
@@ -52,7 +52,7 @@ def base_content(sectors: int, first: int = 0) -> bytes:
     return bytes(pattern.data_of(BASE, first, sectors))
 
 
-@functools.cache
+@functools.lru_cache(KEPT)
 def base_image(
     build: Build,
     sectors: int,
