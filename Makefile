@@ -14,8 +14,8 @@ TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git gcc libc6-de
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients virtnbdbackup
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
-# One more than there are processors: tests wait for QEMU a quarter of their time.
-TESTERS ?= $(shell echo $$(($(JOBS) + 1)))
+# Two more than there are processors: tests wait, for QEMU and for what must not come.
+TESTERS ?= $(shell echo $$(($(JOBS) + 2)))
 
 # What QEMU's own qtests need to be made, and its iotests to run.
 UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
