@@ -62,6 +62,8 @@ def test_the_help_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> N
     ("workflow", "seed", "defect"),
     [
         ("push", 21, "refused-transaction-marks-everything"),
+        ("push", 9, "refused-transaction-marks-everything"),  # a later target of its bitmap
+        ("push", 11, "refused-transaction-marks-everything"),  # likewise
         ("bitmaps", 1, "transaction-undoes-enable-that-was-refused"),
         ("bitmaps", 6, "transaction-undoes-enable-that-was-refused"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qmpshim.conformance.compare.evidence import BitmapNames
@@ -11,6 +12,7 @@ from qmpshim.conformance.pointintime.comparisons import (
     BitmapPlace,
     Diverged,
     compare_bits,
+    compare_mismarked,
     compare_state,
 )
 from qmpshim.conformance.pointintime.sides import Sides
@@ -50,7 +52,10 @@ class Bitmaps:
             extents = found[name]
             marked = Sectors.of((at // SECTOR, length // SECTOR) for at, length in extents)
             bitmap = self.sides.model.disks[disk].bitmaps[name]
-            compare_bits(BitmapPlace(disk, name), export, bitmap, marked)
+            compare = partial(compare_bits, BitmapPlace(disk, name), export, marked)
+            compare_mismarked(bitmap, compare)
+            # What is marked stays so until a command or a job clears it.
+            bitmap.must = bitmap.may = marked
 
     def compare_states(self, disk: int, listed: Sequence[Mapping[str, Any]]) -> None:
         """Compare what ``query-named-block-nodes`` has of the bitmaps.
@@ -70,4 +75,4 @@ class Bitmaps:
                 Verdict.PROTOCOL, where, "named ones only", "one without a name", evidence
             )
         for name, bitmap in bitmaps.items():
-            compare_state(BitmapPlace(disk, name), bitmap, named[name])
+            compare_mismarked(bitmap, partial(compare_state, BitmapPlace(disk, name), named[name]))

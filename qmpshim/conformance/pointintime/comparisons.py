@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.evidence import (
@@ -19,6 +20,7 @@ from qmpshim.machine.host.files import Bytes
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Contents
 from qmpshim.model.pointintime.bitmap import Bitmap
+from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.pointintime.sectors import Sectors
 from qmpshim.model.units import SECTOR
 
@@ -26,7 +28,10 @@ _COMPARER = Comparer()  # of what is looked at once
 
 
 class Diverged(Exception):
-    """Something differs from its prediction; after which operation is not known yet."""
+    """Something differs from its prediction; after which operation is not known yet.
+
+    :ivar defect: the known defect with which it would not differ
+    """
 
     def __init__(
         self,
@@ -38,10 +43,41 @@ class Diverged(Exception):
     ) -> None:
         super().__init__(where)
         self._found = Divergence(verdict, where, 0, predicted, observed, evidence=evidence)
+        self.defect: PointDefect | None = None
 
     def at(self, operation: int) -> Divergence:
         """The divergence, after this operation."""
         return replace(self._found, operation=operation)
+
+
+class Mismarked(Protocol):
+    """A prediction that a bitmap marked by a known defect changes."""
+
+    @property
+    def with_defect(self) -> Self | None:
+        """What a QEMU with the defect has; None: the defect was not met."""
+
+
+M = TypeVar("M", bound=Mismarked)
+
+
+def compare_mismarked(predicted: M, compare: Callable[[M], None]) -> None:
+    """Compare with what is predicted, and what differs with what a known defect makes of that.
+
+    Only where nothing is left to differ is it the defect.
+
+    :param compare: with this prediction
+    :raises Diverged: it differs
+    """
+    try:
+        compare(predicted)
+    except Diverged as found:
+        other = predicted.with_defect
+        if other is not None:
+            with suppress(Diverged):
+                compare(other)
+                found.defect = PointDefect.ALWAYS_MARKS
+        raise
 
 
 def first_run(sectors: Sectors) -> str:
@@ -86,8 +122,8 @@ class BitmapPlace:
         return f"bitmap {self.node}/{self.name}"
 
 
-def compare_bits(place: BitmapPlace, export: str, bitmap: Bitmap, marked: Sectors) -> None:
-    """Compare the sectors that are *marked* in a bitmap, and fix the model's bitmap to them.
+def compare_bits(place: BitmapPlace, export: str, marked: Sectors, bitmap: Bitmap) -> None:
+    """Compare the sectors that are *marked* in a bitmap.
 
     :param export: by which they were read
     :raises Diverged: one is missing, or there are more than there may be
@@ -101,11 +137,9 @@ def compare_bits(place: BitmapPlace, export: str, bitmap: Bitmap, marked: Sector
         if missing:
             raise Diverged(Verdict.LOST_WRITE, where, f"{at} are dirty", "they are clean", evidence)
         raise Diverged(Verdict.ALLOCATION, where, f"{at} are clean", "they are dirty", evidence)
-    # What is marked stays so until a command or a job clears it.
-    bitmap.must = bitmap.may = marked
 
 
-def compare_state(place: BitmapPlace, bitmap: Bitmap, state: Mapping[str, Any]) -> None:
+def compare_state(place: BitmapPlace, state: Mapping[str, Any], bitmap: Bitmap) -> None:
     """Compare what ``query-named-block-nodes`` has of a bitmap.
 
     :raises Diverged: it differs

@@ -16,7 +16,7 @@ from typing import Any
 from qmpshim.conformance.compare.evidence import Answered, JobEnded, JobSilent
 from qmpshim.conformance.pointintime.bitmaps import Bitmaps
 from qmpshim.conformance.pointintime.commands import action_command
-from qmpshim.conformance.pointintime.comparisons import BitmapPlace, Diverged
+from qmpshim.conformance.pointintime.comparisons import BitmapPlace, Diverged, compare_mismarked
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
@@ -108,6 +108,7 @@ class Jobs:
             operation.name, lambda: self._model.refusal(actions, operation.grouped), send, done
         )
         if not carried_out:
+            self._model.mismark(actions)
             for spec in jobs:
                 await self._close(spec, made[spec.id].image)
                 self._chain.image(made[spec.id].image).unlink()
@@ -319,7 +320,7 @@ class Jobs:
         self._model.end(spec.id, ending)
         self.sides.result.targets[ending.name.lower()] += 1
         await self._close(spec, target.image)
-        compare_target(self._chain, target, job, ending)
+        compare_mismarked(job, lambda one: compare_target(self._chain, target, one, ending))
         if uses_always(job) and ending is not Ending.COMPLETED:
             assert bitmap is not None
             await self._bitmaps.read(spec.disk)
@@ -382,6 +383,8 @@ def _shown_at(defect: PointDefect, actions: Sequence[Action]) -> list[str]:
     """Where a transaction that meets a defect shows it."""
     if defect is PointDefect.ENABLE_UNDONE:
         return ["transaction"]
+    if defect is PointDefect.ALWAYS_MARKS:
+        return []  # wherever something differs by what it has marked: `compare_mismarked`
     return [
         str(BitmapPlace(job.disk, job.bitmap))
         for job in actions

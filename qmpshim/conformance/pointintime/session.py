@@ -17,6 +17,7 @@ from qmpshim.conformance.pointintime.race import race
 from qmpshim.conformance.pointintime.sides import PointsResult, PointsSetup, Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
 from qmpshim.machine.chain.points import MOST_COPIED, PointsSpec, base_name
 from qmpshim.machine.chain.record import BaseImage, Began, RequestSent, Restarted
@@ -120,7 +121,10 @@ class PointsRun:
                     await asyncio.sleep(0)
             await self._check()
         except Diverged as found:
-            self.result.divergence = found.at(last.number if last else 0)
+            number = last.number if last else 0
+            self.result.divergence = divergence = found.at(number)
+            if found.defect is not None:
+                self.result.met.append(MetDefect(found.defect, divergence.where, number))
         except (*BROKEN, CommandFailed, IOFailed) as error:
             self.result.divergence = await self._broken(last, error)
         self.result.seconds = time.monotonic() - began

@@ -6,7 +6,7 @@ docs/interop/bitmaps.rst promises of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qmpshim.model.pointintime.sectors import NOTHING, Sectors
@@ -43,6 +43,7 @@ class Bitmap:
     :ivar stored: the image holds it, marked as in use as long as QEMU runs
     :ivar user: what keeps it busy, a job's id or an export's; None: nothing does
     :ivar uncopied: sectors of which it has to name each that a failed job has not copied
+    :ivar mismarked: granules that a known defect has marked in it, and nothing has cleared since
     :ivar successor: records while a job uses it (bdrv_dirty_bitmap_create_successor)
     """
 
@@ -58,6 +59,7 @@ class Bitmap:
     inconsistent: bool = False
     user: str | None = None
     uncopied: Sectors = NOTHING
+    mismarked: Sectors = NOTHING
     successor: Bitmap | None = None
 
     @property
@@ -82,6 +84,12 @@ class Bitmap:
         elif changed:
             recorder.since = None
 
+    @property
+    def with_defect(self) -> Bitmap | None:
+        """As a QEMU with the known defect has it; None: the defect was not met."""
+        wrong = self.mismarked
+        return replace(self, must=self.must | wrong, may=self.may | wrong) if wrong else None
+
     def check(self) -> None:
         """That it can be used (bdrv_dirty_bitmap_check).
 
@@ -94,7 +102,7 @@ class Bitmap:
 
     def clear(self, version: int) -> None:
         """Forget everything: it begins at this version of the disk."""
-        self.must = self.may = self.uncopied = NOTHING
+        self.must = self.may = self.uncopied = self.mismarked = NOTHING
         self.since = version
 
     def merge(self, source: Bitmap) -> None:
@@ -102,6 +110,7 @@ class Bitmap:
         self.must |= self.covering(source.must)
         self.may |= self.covering(source.may)
         self.uncopied |= source.uncopied
+        self.mismarked |= self.covering(source.mismarked)
 
     def use(self, job: str, version: int) -> None:
         """A job begins to use it: from now on a successor records, which is empty."""
@@ -111,7 +120,7 @@ class Bitmap:
     def abdicate(self) -> None:
         """The job has copied what it names: what its successor recorded is all that is left."""
         self._rejoin(NOTHING, NOTHING, since=True)
-        self.uncopied = NOTHING
+        self.uncopied = self.mismarked = NOTHING
 
     def reclaim(self) -> None:
         """The job has not: everything is given back, with what was recorded meanwhile."""
@@ -123,7 +132,7 @@ class Bitmap:
         :param must: sectors that the job had to copy, :param may: and those that it may have had to
         """
         self._rejoin(NOTHING, self.covering(may), since=False)
-        self.uncopied = must
+        self.uncopied, self.mismarked = must, NOTHING
         self.since = None
 
     def _rejoin(self, must: Sectors, may: Sectors, since: bool) -> None:

@@ -6,7 +6,7 @@ and 10.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from errno import ENOSPC
 
@@ -139,6 +139,7 @@ class BackupJob:
 
     :ivar t0: the disk as it was then; :ivar version: its number
     :ivar must: sectors that it has to copy; :ivar may: those that it may copy
+    :ivar mismarked: those that it copies by a bitmap in which a known defect has marked them
     :ivar whole: the target with its backing chain is the disk at T0 once the job has completed
     :ivar mode: what becomes of its bitmap
     :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
@@ -154,6 +155,7 @@ class BackupJob:
     whole: bool
     mode: BitmapMode | None
     partners: frozenset[str] = frozenset()
+    mismarked: Sectors = NOTHING
     stage: Stage = Stage.RUNNING
     cancelled: bool = False
     doomed: bool = False
@@ -174,6 +176,12 @@ class BackupJob:
         if not self.must_fail and not self.doomed and self.spec.sync is not Sync.NONE:
             allowed.add(Ending.COMPLETED)
         return frozenset(allowed)
+
+    @property
+    def with_defect(self) -> BackupJob | None:
+        """As a QEMU with the known defect has it; None: the defect was not met."""
+        wrong = self.mismarked
+        return replace(self, must=self.must | wrong, may=self.may | wrong) if wrong else None
 
     @property
     def may_fail(self) -> bool:

@@ -25,6 +25,7 @@ from qmpshim.model.pointintime.jobs import (
     check_request,
     copied,
 )
+from qmpshim.model.pointintime.sectors import NOTHING, sectors
 from qmpshim.model.units import SECTOR
 
 _CANCELLABLE = (Stage.RUNNING, Stage.WAITING, Stage.PENDING)
@@ -151,10 +152,25 @@ class PointInTime:
         refused = actions[at]
         if isinstance(refused, BitmapAction) and refused.verb is BitmapVerb.ENABLE:
             return frozenset({PointDefect.ENABLE_UNDONE})
-        undone = [one for one in actions[:at] if isinstance(one, JobSpec)]
-        if any(spec.mode is BitmapMode.ALWAYS for spec in undone):
+        if _always_undone(actions[:at]):
             return frozenset({PointDefect.ALWAYS_MARKS, PointDefect.ALWAYS_LOSES})
         return frozenset()
+
+    def mismark(self, actions: Sequence[BitmapAction | JobSpec]) -> None:
+        """Note what a transaction that was refused has marked by :attr:`PointDefect.ALWAYS_MARKS`.
+
+        What is undone after its job, that is what the transaction did before, is as it was.
+        """
+        for at, spec in _always_undone(actions[: self.refused_at(actions)]):
+            bitmap = self.disks[spec.disk].bitmaps.get(spec.bitmap or "")
+            restored = any(
+                isinstance(one, BitmapAction)
+                and one.verb in (BitmapVerb.CLEAR, BitmapVerb.MERGE)
+                and (one.disk, one.name) == (spec.disk, spec.bitmap)
+                for one in actions[:at]
+            )
+            if bitmap is not None and not restored:
+                bitmap.mismarked = sectors(0, bitmap.size)
 
     def transact(self, actions: Sequence[BitmapAction | JobSpec], grouped: bool = False) -> None:
         """Carry out actions, all or none. Several jobs have one T0.
@@ -233,10 +249,14 @@ class PointInTime:
             chain = self.chains[spec.disk]
             assert bitmap is not None
             whole = bool(chain) and bitmap.since == chain[-1].version
+        wrong = NOTHING
         if bitmap is not None:
+            if spec.sync in (Sync.INCREMENTAL, Sync.BITMAP):
+                wrong = bitmap.mismarked.cover(granule, disk.size)
             bitmap.use(spec.id, disk.version)
-        t0 = disk.now.copy()
-        self.jobs[spec.id] = BackupJob(spec, t0, disk.version, must, may, whole, mode, partners)
+        self.jobs[spec.id] = BackupJob(
+            spec, disk.now.copy(), disk.version, must, may, whole, mode, partners, wrong
+        )
 
     def active(self, disk: int) -> BackupJob | None:
         """The job whose filter is above a disk."""
@@ -339,6 +359,15 @@ class PointInTime:
             for bitmap in disk.bitmaps.values():
                 bitmap.inconsistent, bitmap.enabled = True, False
                 bitmap.user = bitmap.successor = bitmap.since = None
+
+
+def _always_undone(actions: Sequence[BitmapAction | JobSpec]) -> list[tuple[int, JobSpec]]:
+    """The jobs of actions that keep what they did not copy, each with its place."""
+    return [
+        (at, one)
+        for at, one in enumerate(actions)
+        if isinstance(one, JobSpec) and one.mode is BitmapMode.ALWAYS
+    ]
 
 
 def uses_always(job: BackupJob) -> bool:
