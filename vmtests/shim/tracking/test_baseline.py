@@ -69,6 +69,11 @@ class Image:
 
 def _tool(build: Build, name: str, *words: object) -> None:
     command = [*build.tool(name), *map(str, words)]
+    if SECRET in command:  # qemu-img measures how fast it hashes, and now and then cannot
+        for _ in range(5):
+            quiet = {"env": build.environment(), "capture_output": True, "timeout": 60}
+            if subprocess.run(command, **quiet).returncode == 0:  # type: ignore[call-overload]
+                return
     subprocess.run(
         command, check=True, env=build.environment(), stdout=subprocess.DEVNULL, timeout=60
     )
