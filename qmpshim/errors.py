@@ -172,6 +172,11 @@ class Exit:
             return f"was killed by {signal.Signals(-self.status).name}"
         return f"exited with status {self.status}"
 
+    @property
+    def explained(self) -> bool:
+        """Whether what it wrote last may be the reason: no signal but SIGABRT lets it write one."""
+        return self.status is None or self.status >= 0 or self.status == -signal.SIGABRT
+
     @classmethod
     def parse(cls, text: str) -> Exit:
         """The reverse of ``str``: files have it as that text.

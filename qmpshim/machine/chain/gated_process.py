@@ -26,14 +26,7 @@ from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import (
-    bare,
-    died,
-    exit_reason,
-    launch,
-    stderr_of,
-    stderr_size,
-)
+from qmpshim.machine.host.process import bare, died, exit_reason, launch, stderr_of
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
@@ -67,7 +60,6 @@ class GatedProcess:
         self.status_clients: dict[str, StatusClient] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._words_before = 0  # bytes of stderr
 
     def spawn(self) -> None:
         """Start QEMU and open its monitor.
@@ -232,10 +224,6 @@ class GatedProcess:
         """What QEMU wrote to stderr so far."""
         return stderr_of(self.workspace.path)
 
-    def forget_words(self) -> None:
-        """What QEMU has written to stderr by now is no reason of its end, should it end later."""
-        self._words_before = stderr_size(self.workspace.path)
-
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self.process is not None and self.process.poll() is None
@@ -251,7 +239,7 @@ class GatedProcess:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
-        return died(Exit(code), stderr_of(self.workspace.path, self._words_before))
+        return died(Exit(code), self.stderr())
 
     def root_error(self, error: MachineError) -> MachineError:
         """What *error* comes from: a broken connection may be the first sign of QEMU's exit."""

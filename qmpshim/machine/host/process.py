@@ -114,28 +114,17 @@ def launch(
     return process, ours
 
 
-def stderr_of(directory: Path, start: int = 0) -> str:
-    """What a QEMU that was launched with *directory* has written to stderr so far.
-
-    :param start: bytes that are left out
-    """
+def stderr_of(directory: Path) -> str:
+    """What a QEMU that was launched with *directory* has written to stderr so far."""
     try:
-        return (directory / "stderr").read_bytes()[start:].decode(errors="replace")
+        return (directory / "stderr").read_text(errors="replace")
     except OSError:
         return ""
 
 
-def stderr_size(directory: Path) -> int:
-    """How many bytes such a QEMU has written to stderr so far."""
-    try:
-        return (directory / "stderr").stat().st_size
-    except OSError:
-        return 0
-
-
 def died(how: Exit, stderr: str, during: str = "") -> MachineDied:
     """The error that a QEMU has ended; its text has the failed assertion, if any."""
-    reason = exit_reason(stderr)
+    reason = exit_reason(stderr) if how.explained else ""
     text = f"QEMU {how}" + (f" during {during}" if during else "")
     return MachineDied(text + (f": {reason}" if reason else ""), how, reason)
 

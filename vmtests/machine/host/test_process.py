@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
+from qmpshim.errors import BuildError, CommandFailed, Exit, HostError, MachineDied, MachineHung
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.host.process import Qemu, died
 from vmtests.support.waiting import wait_until
 
 
@@ -80,6 +80,27 @@ async def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals, qemu_bui
         with pytest.raises(MachineDied):  # and again, not something else
             await qemu.execute("query-version")
     assert qemu.exit_status == -number
+
+
+@pytest.mark.parametrize(
+    ("how", "explained"),
+    [
+        (Exit(1), True),
+        (Exit(None), True),
+        (Exit(-signal.SIGABRT), True),
+        (Exit(-signal.SIGFPE), False),
+        (Exit(-signal.SIGSEGV), False),
+        (Exit(-signal.SIGKILL), False),
+    ],
+)
+def test_what_it_wrote_last_is_a_reason_only_where_it_could_write_one(
+    how: Exit, explained: bool
+) -> None:
+    words = "qcow2_free_clusters failed: Input/output error"
+    error = died(how, f"{words}\n")
+    assert (error.last_words, str(error)) == (
+        (words, f"QEMU {how}: {words}") if explained else ("", f"QEMU {how}")
+    )
 
 
 async def test_a_qemu_that_leaves(tmp_path: Path, qemu_build: Build) -> None:

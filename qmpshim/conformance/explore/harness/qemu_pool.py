@@ -129,7 +129,6 @@ class QemuPool:
         else:
             self.back()
         machine = self.machine or self._fresh(shape)
-        machine.forget_words()  # those of scenarios before
         self._at_start = False
         return machine
 

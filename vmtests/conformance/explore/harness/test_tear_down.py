@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,16 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.commands.console import DIVERGED
 from qmpshim.conformance.explore import scenario_sets
-from qmpshim.conformance.explore.harness.choices import Cut, Start, failures
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import Injection, RealSystem
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import render
-from qmpshim.conformance.explore.reproducer.replay import (
-    follow_finding,
-    replay_schedule,
-    system_of,
-)
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search import confirmed
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Settings
-from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
@@ -177,29 +169,3 @@ def test_what_does_not_show_itself_again_is_no_calm(
     (bundle,) = tmp_path.iterdir()
     assert f"replay it: qmpshim replay {bundle}\n" in output
     assert "0 new finding(s), 0 known, 1 that did not replay every time (they fail" in output
-
-
-def test_what_qemu_wrote_in_an_earlier_execution_is_no_reason_of_its_end(qemu_build: Build) -> None:
-    """qcow2's words about tables that it could not write are another scenario's than the crash."""
-    crash = load_finding(DIRECTORY / "failover-over-ejected-disk-divides-by-zero.json")
-    (flushed,) = scenario_sets.named("GF")
-    with closing(QemuPool(qemu_build)) as pool:
-        before = RealSystem(pool, flushed, all_io=True)
-        before.reset()
-        before.take(Start(0))
-        while 0 not in before.now.over:
-            before.take(before.enabled()[-1])
-        before.injection = Injection(errnos=(Cut.FOR_GOOD,))
-        before.take(Start(1))
-        while not before.now.faults:
-            of_active = (one for one in failures(before.enabled()) if one.io.image == "active")
-            before.take(next(of_active, before.enabled()[0]))
-        assert before.leave() is None and pool.machine is not None
-        used = pool.machine
-        if not used.stderr():
-            pytest.skip("this QEMU had nothing to write when its disk was gone")
-        system = system_of(crash, pool)
-        system.reset()
-        assert pool.machine is used
-        *_, violation = follow_finding(system, crash)
-    assert violation is not None and violation.cause == crash.cause
