@@ -159,9 +159,13 @@ class PointInTime:
     def mismark(self, actions: Sequence[BitmapAction | JobSpec]) -> None:
         """Note what a transaction that was refused has marked by :attr:`PointDefect.ALWAYS_MARKS`.
 
-        What is undone after its job, that is what the transaction did before, is as it was.
+        Aborts run in reverse (qmp_transaction() in 5.2, tran_abort() in 10.0): a bitmap that the
+        transaction had cleared or merged before the job is given its old bits back after it.
         """
-        for at, spec in _always_undone(actions[: self.refused_at(actions)]):
+        refused = self.refused_at(actions)
+        if refused is None:
+            return
+        for at, spec in _always_undone(actions[:refused]):
             bitmap = self.disks[spec.disk].bitmaps.get(spec.bitmap or "")
             restored = any(
                 isinstance(one, BitmapAction)
