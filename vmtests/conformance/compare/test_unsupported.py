@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from qmpshim.conformance.compare.overlay import read_overlay
 from qmpshim.conformance.explore.harness import overlays
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine.builds.build import Build
+from vmtests.support.qcow2_images import MiB, make_luks
 
 FEATURE = "LUKS encryption"
 
@@ -23,10 +23,7 @@ FEATURE = "LUKS encryption"
 @pytest.fixture
 def encrypted(tmp_path: Path) -> bytes:
     path = tmp_path / "luks.qcow2"
-    luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
-    secret = ["--object", "secret,id=key,data=secret"]
-    words = ["create", "-q", *secret, "-f", "qcow2", "-o", luks, str(path), "1M"]
-    subprocess.run(["qemu-img", *words], check=True, timeout=60)
+    make_luks(path, MiB)
     return path.read_bytes()
 
 

@@ -20,6 +20,7 @@ from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (
+    SECRET,
     GiB,
     KiB,
     MiB,
@@ -28,6 +29,7 @@ from vmtests.support.qcow2_images import (
     check_fails,
     five_stretches,
     make_image,
+    make_luks,
     run_tool,
 )
 
@@ -197,11 +199,11 @@ def test_features_that_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFeature, match="internal snapshots"):
         check(Qcow2Reader.parse(plain.read_bytes()))
     assert Qcow2Reader.parse(plain.read_bytes()).allocation() == {0: DATA}
-    secret = ("--object", "secret,id=key,data=secret")
-    for name, method, more in (("LUKS", "luks", ",encrypt.iter-time=10"), ("AES", "aes", "")):
-        path = tmp_path / f"{method}.qcow2"
-        options = f"encrypt.format={method},encrypt.key-secret=key{more}"
-        run_tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, path, MiB)
+    luks, aes = tmp_path / "luks.qcow2", tmp_path / "aes.qcow2"
+    make_luks(luks, MiB)
+    how = ("--object", SECRET, "-o", "encrypt.format=aes,encrypt.key-secret=key")
+    run_tool("qemu-img", "create", "-q", "-f", "qcow2", *how, aes, MiB)
+    for name, path in (("LUKS", luks), ("AES", aes)):
         with pytest.raises(UnsupportedFeature, match=f"^cannot judge: {name} encryption$"):
             Qcow2Reader.parse(path.read_bytes())
 
