@@ -20,6 +20,7 @@ class InjectedFault:
     :ivar tables: the image has tables, which are ordered by flushes
     :ivar reader: the reading operation that met it, if it was one
     :ivar gone: the image is gone for good with it, and all its I/O fails from then on
+    :ivar disk: of two disks, 0 or 1: the one that it is of
     :ivar over: operations that had ended before, :ivar unstarted: those that began after
     """
 
@@ -33,6 +34,7 @@ class InjectedFault:
     unstarted: frozenset[int] = frozenset()
     reader: int | None = None
     tables: bool = False
+    disk: int = 0
 
     @property
     def may_be_of_copy(self) -> bool:

@@ -50,7 +50,8 @@ class Outcome:
     :ivar secondary: owners of all sectors
     :ivar hidden: owners, ``None`` where the image has nothing
     :ivar active: the same
-    :ivar view: what is read at the guest's end, ``None`` if it cannot be read
+    :ivar view: what is read at the guest's end, ``None`` if it cannot be read; a sector is ``None``
+        where of two disks its own cannot
     :ivar alloc: by overlay, by cluster
     :ivar status: the error that replication reports
     :ivar primary: owners of all sectors of the primary's own disk, or of the first disk that votes;
@@ -65,7 +66,7 @@ class Outcome:
     secondary: tuple[int, ...]
     hidden: tuple[int | None, ...]
     active: tuple[int | None, ...]
-    view: tuple[int, ...] | None
+    view: tuple[int | None, ...] | None
     alloc: tuple[tuple[int, ...], ...]
     status: str | None
     primary: tuple[int, ...] | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qmpshim.codec import read_json
+from qmpshim.conformance.explore.outcome import GAP
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.chains import chain_name, topology_of
 from qmpshim.machine.chain.topology import Topology
@@ -123,6 +124,19 @@ class RealScenario:
             found += own
         return tuple(found)
 
+    def views_laid_out(
+        self, by_disk: Sequence[Sequence[int | None] | None]
+    ) -> tuple[int | None, ...] | None:
+        """What is read of each disk at the guest's end, in the places of all.
+
+        :param by_disk: None: it cannot be read
+        :returns: None where none can be read; a sector is None where its disk cannot
+        """
+        if all(one is None for one in by_disk):
+            return None
+        nothing = [None] * self.disk_size
+        return self.laid_out((nothing if one is None else one for one in by_disk), GAP)
+
     def cluster_of(self, image: str) -> int:
         """Sectors of a cluster of a qcow2 image."""
         topology = self.topology
@@ -181,9 +195,11 @@ class RealScenario:
 
     @property
     def view_parts(self) -> list[tuple[int, int]]:
-        """In which parts, first sector and count, the guest's end can be read: at once or not."""
+        """In which parts, first sector and count, a disk can be read at the guest's end: at once or
+        not.
+        """
         if self.accessible is None:
-            return [(disk * self.apart, self.disk_size) for disk in range(self.disks)]
+            return [(0, self.disk_size)]
         starts = range(0, self.size, self.granule)
         return [(start, min(self.granule, self.size - start)) for start in starts]
 

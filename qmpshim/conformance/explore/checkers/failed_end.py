@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,21 +59,28 @@ class FailedEnd:
         ejected = self.emptying and fault.image not in DISKS
         if not fault.gone and not ejected:
             return under_way(self.scenario, fault)
-        return (op for op in range(len(self.scenario.ops)) if op not in fault.over)
+        return about(self.scenario, fault, fault.over)
 
-    def unreadable(self) -> set[str]:
-        """What of the end cannot be looked at.
+    def unreadable(self) -> set[tuple[str, int]]:
+        """What of the end cannot be looked at, and of which disk.
 
         The tables of a qcow2 that it still owes to its file which is gone, and the view, if it
         falls through to there or to an ejected overlay.
         """
-        lost: set[str] = set()
-        for fault in self.faults:
-            if fault.gone and fault.image in self.scenario.topology.qcow2:
-                lost.add(fault.image)
-        if self.seen.view is None and (self.ejected or any(fault.gone for fault in self.faults)):
-            lost.add("view")
-        return lost
+        gone = {fault.disk for fault in self.faults if fault.gone}
+        qcow2 = self.scenario.topology.qcow2
+        lost = {
+            (fault.image, fault.disk)
+            for fault in self.faults
+            if fault.gone and fault.image in qcow2
+        }
+        unread = (disk for disk in range(self.scenario.disks) if not self._is_read(disk))
+        return lost | {("view", disk) for disk in unread if self.ejected or disk in gone}
+
+    def _is_read(self, disk: int) -> bool:
+        """Whether a disk could be read at the guest's end."""
+        view = self.seen.view
+        return view is not None and view[disk * self.scenario.apart] is not None
 
     def fault_context(self, relation: Relation) -> FaultContext:
         """The first of the failures, for a cause."""
@@ -84,4 +91,13 @@ class FailedEnd:
 
 def under_way(scenario: RealScenario, fault: InjectedFault) -> list[int]:
     """The operations that were under way when an I/O failed."""
-    return [op for op in range(len(scenario.ops)) if op not in fault.over | fault.unstarted]
+    return about(scenario, fault, fault.over | fault.unstarted)
+
+
+def about(scenario: RealScenario, fault: InjectedFault, without: Collection[int]) -> list[int]:
+    """The operations that are about the disk of which an I/O failed, without some of them."""
+    return [
+        index
+        for index, op in enumerate(scenario.ops)
+        if index not in without and scenario.is_about(op, fault.disk)
+    ]

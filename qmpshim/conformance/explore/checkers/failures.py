@@ -107,16 +107,18 @@ class FailureChecker:
     def _compare(self, end: FailedEnd, ends: Sequence[Outcome]) -> RealViolation | None:
         """What is wrong with an end that must be like one of these, or like one done in part."""
         scenario = self._scenario
-        unchecked = end.unreadable()
+        names = set()
         if not scenario.commits and not scenario.has("quorum"):
-            unchecked.add("status")
+            names.add("status")
         if any(fault.gone for fault in end.faults):
-            unchecked.add("readable")
+            names.add("readable")
         ends = [*ends, *(loose for one in ends for loose in self._loosened(one, end))]
         if not scenario.has("quorum"):  # its disks are raw
             before = self._begins_with()
             ends += [done_in_part(scenario, one, end.seen, end.faults, before) for one in ends]
-        wrong = self._checker.compare(end.seen, ends, Unchecked(frozenset(unchecked)))
+        wrong = self._checker.compare(
+            end.seen, ends, Unchecked(frozenset(names), frozenset(end.unreadable()))
+        )
         if wrong is None:
             return new_data_read(scenario, end.seen)
         if scenario.has("quorum") and wrong.cause == Cause(CauseKind.FINAL_STATUS, detail=NO_ERROR):

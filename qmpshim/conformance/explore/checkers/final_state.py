@@ -55,22 +55,27 @@ def look(
     return seen, unsound
 
 
-def read_view(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] | None:
-    """What is read at the guest's end, in parts where it has gaps; ``None``: it cannot be read.
+def read_view(machine: GatedMachine, scenario: RealScenario) -> tuple[int | None, ...] | None:
+    """What is read at the guest's end of each disk; ``None``: it cannot be read."""
+    disks = range(scenario.disks)
+    return scenario.views_laid_out([_read_disk(machine, scenario, disk) for disk in disks])
+
+
+def _read_disk(machine: GatedMachine, scenario: RealScenario, disk: int) -> list[int] | None:
+    """What is read of one disk, in parts where it has gaps.
 
     A gap is what the snapshot has not (EACCES, for which the NBD server has EINVAL); with any other
     error nothing is looked at.
     """
+    client = machine.clients[on_disk("guest", disk)]
     found: list[int] = []
     for start, count in scenario.view_parts:
-        disk, first = scenario.place_of(start)
-        client = machine.clients[on_disk("guest", disk)]
-        answer = client.call(Nbd.READ, first * SECTOR, count * SECTOR)
+        answer = client.call(Nbd.READ, start * SECTOR, count * SECTOR)
         if answer.errno not in (0, EINVAL):
             return None
-        found += [GAP] * (start - len(found))
-        found += [UNREADABLE] * count if answer.errno else owners(answer.data, start)
-    return None if set(found) == {UNREADABLE} else tuple(found)
+        unreadable = [UNREADABLE] * count
+        found += unreadable if answer.errno else owners(answer.data, disk * scenario.apart + start)
+    return None if set(found) == {UNREADABLE} else found
 
 
 def disks(machine: GatedMachine, scenario: RealScenario, now: History) -> Outcome:
@@ -82,7 +87,7 @@ def _read(
     machine: GatedMachine,
     scenario: RealScenario,
     now: History,
-    view: tuple[int, ...] | None,
+    view: tuple[int | None, ...] | None,
     status: str | None,
 ) -> tuple[Outcome, RealViolation | None]:
     secondary, unsound = _secondary(machine, scenario)

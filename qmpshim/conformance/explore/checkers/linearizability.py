@@ -66,12 +66,14 @@ class Unchecked:
 
     :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``;
         ``readable``: that the view can be read though it need not be
+    :ivar lost: the same of one of two disks: the name, and 0 or 1
     :ivar ops: operations whose answers are, and what they read
     :ivar ranges: first and end sector of what all disks hold
     :ivar copied: first and end sector of what the overlays hold, and whether it is allocated there
     """
 
     names: frozenset[str] = frozenset()
+    lost: frozenset[tuple[str, int]] = frozenset()
     ops: frozenset[int] = frozenset()
     ranges: frozenset[tuple[int, int]] = frozenset()
     copied: frozenset[tuple[int, int]] = frozenset()
@@ -173,7 +175,9 @@ class LinearizabilityChecker:
         found = Observations()
         for index, answer in enumerate(end.answers):
             found[Observable(Aspect.ANSWER, index)] = answer
-        found[Observable(Aspect.READABLE)] = end.view is not None
+        for disk in range(self.scenario.disks):
+            readable = end.view is not None and end.view[disk * self.scenario.apart] is not None
+            found[Observable(Aspect.READABLE, place=disk)] = readable
         disks = (
             ("primary", end.primary),
             ("secondary", end.secondary),
@@ -237,22 +241,28 @@ class LinearizabilityChecker:
             case Aspect.ANSWER:
                 return one.of not in unchecked.ops
             case Aspect.READABLE:
-                return "view" not in unchecked.names and not (
-                    observed and "readable" in unchecked.names
-                )
+                if "view" in unchecked.names or ("view", one.place) in unchecked.lost:
+                    return False
+                return not (observed and "readable" in unchecked.names)
             case Aspect.STATUS:
                 return "status" not in unchecked.names
             case Aspect.ALLOCATION:
                 cluster = self.scenario.unit_of(str(one.of))
                 start, last = one.place * cluster, (one.place + 1) * cluster
-                return one.of not in unchecked.names and not _within(start, last, unchecked.copied)
+                copied = _within(start, last, unchecked.copied)
+                return not (copied or self._is_lost(one, start, unchecked))
         start, last = self.cells[one.place]
         if _within(start, last, unchecked.ranges):
             return False
         if one.aspect is Aspect.DATA:
             return True
-        copied = _within(start, last, unchecked.copied)
-        return one.of not in unchecked.names and not (copied and one.of in ("hidden", "active"))
+        copied = one.of in ("hidden", "active") and _within(start, last, unchecked.copied)
+        return not (copied or self._is_lost(one, start, unchecked))
+
+    def _is_lost(self, one: Observable, sector: int, unchecked: Unchecked) -> bool:
+        """Whether an image is not looked at, at least not on the disk that a sector is on."""
+        where = str(one.of), self.scenario.disk_of(sector)
+        return one.of in unchecked.names or where in unchecked.lost
 
     # -- what is not explained, as a violation -----------------------------------------------------
 

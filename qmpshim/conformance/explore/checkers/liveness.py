@@ -31,8 +31,6 @@ def operations_end(end: End) -> RealViolation | None:
 def rest_is_there(end: End) -> RealViolation | None:
     """Whether the job and the exports are there that must be, and no others."""
     machine, scenario, history = end.machine, end.scenario, end.history
-    if history.gone():
-        return None
     done = _done(end)
     if Verb.UNEXPORT in done and not machine.event_loop.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), REMOVAL_LIMIT

@@ -108,7 +108,7 @@ def _unchecked(end: FailedEnd, failed: frozenset[int], broken: bool) -> Unchecke
         elif op.changes:
             ranges.add((op.start, op.start + op.count))
             copied.add(outwards(op.start, op.count, granule))
-    names = {"readable"} | end.unreadable()
+    names = {"readable"}
     if not scenario.commits or any(ops[op].verb is Verb.FAILOVER for op in failed):
         names.add("status")
     if broken:  # by a copy that failed: the snapshot ends, and no more is copied
@@ -116,4 +116,5 @@ def _unchecked(end: FailedEnd, failed: frozenset[int], broken: bool) -> Unchecke
         names |= {"hidden"} | ({"view"} if seen.view is None else set())
     if end.emptying:
         names |= {fault.image for fault in end.faults if fault.image != "secondary"}
-    return Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(copied))
+    lost = frozenset(end.unreadable())
+    return Unchecked(frozenset(names), lost, failed, frozenset(ranges), frozenset(copied))

@@ -62,6 +62,8 @@ def done_in_part(
         for fault in faults:
             if index in fault.over or (index in fault.unstarted and not fault.gone):
                 continue
+            if not scenario.is_about(op, fault.disk):
+                continue
             if index in fault.unstarted:  # nothing of its own has failed yet
                 fault = replace(fault, start=0, count=0)
             parts.unreadable(op, fault)

@@ -45,6 +45,10 @@ class FaultPlacement:
         """Whether it can be placed in this order of the operations."""
         return True
 
+    def meets(self, disk: int) -> bool:
+        """Whether it is about this one of two disks, which are run one after the other."""
+        return disk == self.fault.disk
+
     def begins(self, op: int, chain: AnyChain) -> None:
         """Operation *op* is about to run."""
 
@@ -170,6 +174,9 @@ class NothingDone(FaultPlacement):
     ) -> None:
         super().__init__(fault, failing_op)
         self._images = images
+
+    def meets(self, disk: int) -> bool:
+        return True
 
     def of(self, op: int) -> Callable[[Io], int]:
         self.has_failed = True

@@ -94,7 +94,9 @@ def _both_written(
     return None
 
 
-def _whose(owner: int) -> str:
+def _whose(owner: int | None) -> str:
+    if owner is None:
+        return "an error"
     if owner == GARBAGE:
         return "garbage"
     return "the new data" if owner == PROBE else pattern.describe_owner(owner)

@@ -54,7 +54,7 @@ def pulled_bitmaps_hold(end: End) -> RealViolation | None:
     marks = Marks(end.scenario, end.history.answers, end.history.precedence, start)
     found = []
     for point in fitting_points(end):
-        since = 0 if _is_lost(end) else changed(end.outcome.secondary, point.owners)
+        since = changed(end.outcome.secondary, point.owners) & ~_lost(end)
         found.append(_differ(left, marks.named(point), since, end.scenario.size))
     return None if None in found or not found else found[0]
 
@@ -88,7 +88,7 @@ def _begun_before(end: End, outcome: Outcome, left: dict[str, BitmapLeft]) -> Re
     scenario = end.scenario
     then, since = left[FIRST], left[NEW]
     named = frozen_at_start(scenario.topology, scenario.size)
-    must = 0 if _is_lost(end) else changed(outcome.secondary, [(BASE,)] * scenario.size)
+    must = changed(outcome.secondary, [(BASE,)] * scenario.size) & ~_lost(end)
     return (
         state_differs(then, recording=False, busy=True)  # the export uses it
         or granules_differ(then, named, named, scenario.size)
@@ -97,10 +97,16 @@ def _begun_before(end: End, outcome: Outcome, left: dict[str, BitmapLeft]) -> Re
     )
 
 
-def _is_lost(end: End) -> bool:
-    """Whether a disk in qcow2 is gone: what its tables have in its file is not all of it."""
-    gone = any(fault.gone and fault.image == "secondary" for _, fault in end.history.failed)
-    return gone and end.scenario.secondary != "raw"
+def _lost(end: End) -> int:
+    """The sectors, as a set, of disks in qcow2 that are gone: not all that their tables have is in
+    their files.
+    """
+    scenario = end.scenario
+    if scenario.secondary == "raw":
+        return 0
+    failed = (fault for _, fault in end.history.failed)
+    gone = {fault.disk for fault in failed if fault.gone and fault.image == "secondary"}
+    return sum(span(disk * scenario.apart, scenario.disk_size) for disk in gone)
 
 
 def _is_offered(end: End) -> bool:

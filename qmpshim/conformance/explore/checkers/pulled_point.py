@@ -45,9 +45,11 @@ class Point:
 
 def snapshot_is_point_in_time(end: End) -> RealViolation | None:
     """Whether all that is read of the snapshot is the disk at one point in time."""
-    if start_of(end) is None or end.history.gone() or does(end.scenario.ops, Verb.STOP):
+    scenario = end.scenario
+    if start_of(end) is None or does(scenario.ops, Verb.STOP):
         return None
-    seen = _read(end)
+    gone = end.history.gone_disks()
+    seen = {at: owners for at, owners in _read(end).items() if scenario.disk_of(at) not in gone}
     points = points_of(end)
     wrong = [[at for at in seen if _wrong(seen, one, at)] for one in points]
     if not seen or not all(wrong):
@@ -58,12 +60,12 @@ def snapshot_is_point_in_time(end: End) -> RealViolation | None:
         cause = Cause(CauseKind.NO_POINT_IN_TIME, "view")
         return RealViolation(Verdict.CONTENT, text, cause=cause)
     sector = min(everywhere)
-    there = sorted({kind_of_data(end.scenario, owner) for owner in seen[sector]})
-    wanted = sorted({kind_of_data(end.scenario, o) for one in points for o in one.owners[sector]})
+    there = sorted({kind_of_data(scenario, owner) for owner in seen[sector]})
+    wanted = sorted({kind_of_data(scenario, o) for one in points for o in one.owners[sector]})
     text = f"the snapshot has {' and '.join(there)} in sector {sector}"
     text += f", predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "view", there[0], tuple(wanted))
-    cluster = sector // end.scenario.cluster
+    cluster = sector // scenario.cluster
     return RealViolation(Verdict.ISOLATION, text, cluster=cluster, cause=cause)
 
 
@@ -154,7 +156,8 @@ def _read(end: End) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     view = end.outcome.view if end.outcome is not None else None
     for sector, owner in enumerate(view or ()):
-        found.setdefault(sector, set()).add(owner)
+        if owner is not None:
+            found.setdefault(sector, set()).add(owner)
     for first, data in _reads(end.scenario, end.history):
         for sector, owner in enumerate(data, first):
             found.setdefault(sector, set()).add(owner)

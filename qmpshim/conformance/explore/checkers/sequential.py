@@ -122,7 +122,6 @@ def _side_by_side(scenario: RealScenario, ends: Sequence[Outcome]) -> Outcome:
         next((end.data[n] for end in ends if end.data[n] is not None), None)
         for n in range(len(scenario.ops))
     )
-    views = [end.view for end in ends if end.view is not None]
     return replace(
         ends[0],
         answers=tuple(answers),
@@ -130,7 +129,7 @@ def _side_by_side(scenario: RealScenario, ends: Sequence[Outcome]) -> Outcome:
         secondary=scenario.laid_out((end.secondary for end in ends), GAP),
         hidden=scenario.laid_out((end.hidden for end in ends), None),
         active=scenario.laid_out((end.active for end in ends), None),
-        view=scenario.laid_out(views, GAP) if len(views) == len(ends) else None,
+        view=scenario.views_laid_out([end.view for end in ends]),
         alloc=tuple(
             scenario.laid_out((end.alloc[image] for end in ends), NO_CLUSTER, unit)
             for image, unit in enumerate(units)
@@ -154,7 +153,8 @@ class _InOrder:
     ) -> None:
         self._scenario, self._chain, self._disk = scenario, chain, disk
         self._first = disk * scenario.apart
-        self._placements, self._copied = placements, copied
+        self._placements = [one for one in placements if one.meets(disk)]
+        self._copied = copied
         self._gone: frozenset[Side] = frozenset()  # exports whose clients are no more
         self.answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
         self.data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
@@ -424,8 +424,7 @@ def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
     read = chain.snapshot_read if snapshot else chain.guest_read
     view: list[int] = []
     readable = False
-    parts = scenario.view_parts if scenario.disks == 1 else [(0, chain.size)]
-    for start, count in parts:
+    for start, count in scenario.view_parts:
         try:
             view += whose(run_sequentially(read(start, count)))
             readable = True

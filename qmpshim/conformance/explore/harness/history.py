@@ -80,7 +80,11 @@ class History:
 
     def gone(self) -> bool:
         """Whether an image is gone for good."""
-        return any(fault.gone for _, fault in self.failed)
+        return bool(self.gone_disks())
+
+    def gone_disks(self) -> set[int]:
+        """Of which of two disks an image is gone for good; of one alone it is 0."""
+        return {fault.disk for _, fault in self.failed if fault.gone}
 
 
 @dataclass(frozen=True, slots=True)

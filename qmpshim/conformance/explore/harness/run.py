@@ -42,7 +42,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineDied, MachineError, ReplyOverrun
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.parts import first_of, on_disk
+from qmpshim.machine.chain.parts import disk_of, first_of, on_disk
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
@@ -281,6 +281,7 @@ class RealRun:
             unstarted=frozenset(range(self.threads)) - now.started,
             reader=named.op if by_reader else None,
             tables=first_of(named.io.image) in self.scenario.topology.qcow2,
+            disk=disk_of(named.io.image),
         )
         now.failed.append((named, fault))
         self.watch.failed(named, fault)

@@ -150,11 +150,9 @@ class _ReportingSystem(RealSystem):
 def errnos_of(scenario: RealScenario, errnos: Sequence[int]) -> tuple[int, ...]:
     """What I/Os of a scenario may fail with, of these.
 
-    A job that copies again what failed has to have its disks: else it would never end. What is left
-    of two disks when one is gone is not modelled.
+    A job that copies again what failed has to have its disks: else it would never end.
     """
-    has_to_stay = scenario.ignores or scenario.disks > 1
-    return tuple(errno for errno in errnos if errno != Cut.FOR_GOOD or not has_to_stay)
+    return tuple(errno for errno in errnos if errno != Cut.FOR_GOOD or not scenario.ignores)
 
 
 class _ScenarioRun:

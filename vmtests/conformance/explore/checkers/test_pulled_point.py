@@ -93,7 +93,7 @@ def seen_in_snapshot(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     the others what was there before.
     """
 
-    def read(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] | None:
+    def read(machine: GatedMachine, scenario: RealScenario) -> tuple[int | None, ...] | None:
         view, write = read_view(machine, scenario), scenario.ops[2]
         new = [scenario.number(2)] * count + [BASE] * (write.count - count)
         end = write.start + write.count
