@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, MutableMapping
+from typing import Any, cast
 
 import pytest
 
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.build import closing, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.machine.chain.qmp_commands import BACKS_UP, TRANSACTION, QmpCommand
 from vmtests.support import misbehaving_gate
 from vmtests.support.gate import Misbehaviour, of
+
+#: Those of a transaction.
+Actions = list[dict[str, Any]]
 
 #: The bitmap that begins with the pull.
 SINCE = {"node": "secondary", "name": "b1"}
@@ -24,6 +30,21 @@ SINCE = {"node": "secondary", "name": "b1"}
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judge what comes of a pull, and no change of the disk as it arrives."""
     monkeypatch.setattr(OnlineChecker, "pull_has_begun", lambda checker: None)
+
+
+def started_by(
+    monkeypatch: pytest.MonkeyPatch, scenario: RealScenario, change: Callable[[Actions], Actions]
+) -> None:
+    """The transaction has other actions; and no properties."""
+    commands = cast(MutableMapping[str, QmpCommand], scenario.topology.commands)
+    actions = change(list(commands["start"].arguments["actions"]))
+    monkeypatch.setitem(commands, "start", QmpCommand(TRANSACTION, {"actions": actions}))
+
+
+def without_last_job(actions: Actions) -> Actions:
+    """Without the job of the second disk."""
+    assert actions[-1]["type"] == BACKS_UP and actions[-1]["data"]["device"] == "other-secondary"
+    return actions[:-1]
 
 
 def _done(machine: GatedMachine, named: NamedIo) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -21,13 +20,13 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario, check_scen
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.qmp_commands import BACKS_UP, TRANSACTION, QmpCommand
+from qmpshim.machine.chain.qmp_commands import BACKS_UP
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.units import SECTOR
 from vmtests.support.backups import Kinds, explored, kinds, point_of
-from vmtests.support.pulls import unwatched
+from vmtests.support.pulls import Actions, started_by, unwatched, without_last_job
 
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
 ODD = "primary_write+start,third=start_then_primary_write,place=end,disk=odd,disks=two"
@@ -42,27 +41,10 @@ JOB_GONE = (Verdict.ERROR_CONTRACT, CauseKind.JOB_GONE, "")
 NEW_VIEW = (Verdict.ISOLATION, CauseKind.WRONG_DATA, "view")
 LATE_JOB = {"job-id": "other-backup", "device": "other-secondary", "target": "other-hidden"}
 
-Actions = list[dict[str, Any]]
-
 
 def found(pool: QemuPool, scenario: RealScenario, release: Release = faithfully) -> Kinds:
     """What is found in the first schedules."""
     return kinds(explored(pool, scenario, release=release, most=80))
-
-
-def started_by(
-    monkeypatch: pytest.MonkeyPatch, scenario: RealScenario, change: Callable[[Actions], Actions]
-) -> None:
-    """The transaction has other actions; and no properties."""
-    commands = cast(MutableMapping[str, QmpCommand], scenario.topology.commands)
-    actions = change(list(commands["start"].arguments["actions"]))
-    monkeypatch.setitem(commands, "start", QmpCommand(TRANSACTION, {"actions": actions}))
-
-
-def without_last_job(actions: Actions) -> Actions:
-    """Without the job of the second disk."""
-    assert actions[-1]["type"] == BACKS_UP and actions[-1]["data"]["device"] == "other-secondary"
-    return actions[:-1]
 
 
 def everything_beside() -> RealScenario:
