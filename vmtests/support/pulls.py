@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -17,7 +18,9 @@ from qmpshim.machine.chain.build import closing, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import BACKS_UP, TRANSACTION, QmpCommand
+from qmpshim.model.operations import operation
 from vmtests.support import misbehaving_gate
+from vmtests.support.backups import point_of
 from vmtests.support.gate import Misbehaviour, of
 
 #: Those of a transaction.
@@ -30,6 +33,13 @@ SINCE = {"node": "secondary", "name": "b1"}
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judge what comes of a pull, and no change of the disk as it arrives."""
     monkeypatch.setattr(OnlineChecker, "pull_has_begun", lambda checker: None)
+
+
+def reading_second() -> RealScenario:
+    """A write of each disk, the start, and a read of the second one's snapshot."""
+    pair = point_of("pull", "primary_write+primary_write,third=with_start,disks=two")
+    size = pair.disk_size
+    return replace(pair, ops=(*pair.ops, operation("guest_read", size, size, after=2)))
 
 
 def started_by(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import pytest
 
 from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.conformance.explore.checkers import final_state
+from qmpshim.conformance.explore.checkers.failed_end import under_way
+from qmpshim.conformance.explore.checkers.orders import Do
+from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
+from qmpshim.conformance.explore.checkers.sequential import run_in_order
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import Cut, io_id
 from qmpshim.conformance.explore.harness.push import bitmaps_left
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -19,13 +25,14 @@ from qmpshim.conformance.explore.outcome import BitmapLeft
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.model.answers import OK, io_error
+from qmpshim.model.answers import OK, Prediction, io_error
+from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 from vmtests.support.backups import Kinds, explored, kinds, point_of
 from vmtests.support.failing import answering
-from vmtests.support.pulls import started_by, unwatched, without_last_job
+from vmtests.support.pulls import reading_second, started_by, unwatched, without_last_job
 
 #: A write of the first disk before the pull, and one of the second disk after it.
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
@@ -53,6 +60,15 @@ def cut(
     return explored(pool, scenario, kind, release=release, plan=plan, most=12)
 
 
+def without_second_disk(machine: GatedMachine, scenario: RealScenario) -> tuple[BitmapLeft, ...]:
+    """Bitmaps that name nothing of the second disk."""
+    second = scenario.apart // scenario.granule
+    return tuple(
+        replace(one, granules=frozenset(n for n in one.granules or () if n < second))
+        for one in bitmaps_left(machine, scenario)
+    )
+
+
 def found(pool: QemuPool, name: str, fails: str, release: Release = faithfully) -> Kinds:
     return kinds(cut(pool, name, fails, release=release))
 
@@ -67,7 +83,7 @@ def test_nothing_is_wrong_with_the_disk_that_stays(pool: QemuPool, name: str, fa
 @pytest.mark.parametrize(("fails", "other"), [(FIRST, 2), (SECOND, 0)])
 def test_an_error_of_the_other_disk_is_found_out(pool: QemuPool, fails: str, other: int) -> None:
     scenario = point_of("pull", WRITES)
-    also = answering(lambda op, answer: io_error(5) if op == scenario.ops[other] else None)
+    also = answering(lambda op, answer: io_error(EIO) if op == scenario.ops[other] else None)
     answers = (Verdict.ERROR_CONTRACT, CauseKind.WRONG_ANSWER, "primary_write")
     assert kinds(cut(pool, WRITES, fails, also)) == {answers}
 
@@ -127,14 +143,7 @@ def test_a_job_of_the_other_disk_that_is_not_there_is_found_out(
 def test_a_bitmap_of_the_other_disk_that_lacks_a_change_is_found_out(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cleared(machine: GatedMachine, scenario: RealScenario) -> tuple[BitmapLeft, ...]:
-        second = scenario.apart // scenario.granule
-        return tuple(
-            replace(one, granules=frozenset(n for n in one.granules or () if n < second))
-            for one in bitmaps_left(machine, scenario)
-        )
-
-    monkeypatch.setattr(final_state, "bitmaps_left", cleared)
+    monkeypatch.setattr(final_state, "bitmaps_left", without_second_disk)
     misses = {(Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, name) for name in ("b0", "b1")}
     assert found(pool, name, FIRST) <= misses
     assert found(pool, name, FIRST)
@@ -155,6 +164,31 @@ def test_a_write_of_the_other_disk_that_is_in_its_snapshot_in_part_is_found_out(
     read_view = final_state.read_view
     monkeypatch.setattr(final_state, "read_view", read)
     assert (Verdict.CONTENT, CauseKind.NO_POINT_IN_TIME, "view") in found(pool, BESIDE, FIRST)
+
+
+def gone_scratch(scenario: RealScenario, disk: int) -> InjectedFault:
+    """The scratch image of a disk is gone with the copy of its first granule."""
+    return InjectedFault("hidden", "write", 0, scenario.granule, EIO, gone=True, disk=disk)
+
+
+def test_no_operation_of_the_other_disk_has_met_what_failed() -> None:
+    scenario = point_of("pull", WRITES)
+    assert under_way(scenario, gone_scratch(scenario, 0)) == [0, 1]
+    assert under_way(scenario, gone_scratch(scenario, 1)) == [1, 2]
+
+
+@pytest.mark.parametrize(("disk", "read"), [(0, OK), (1, io_error(EIO))])
+def test_a_gone_scratch_image_prevents_no_read_of_the_other_snapshot(
+    disk: int, read: Prediction
+) -> None:
+    """A write of the second disk fails; if it is its image that is gone, that may have a part."""
+    scenario = reading_second()
+    end = run_in_order(scenario, behaviour_of((10, 0)), tuple(map(Do, range(4))))
+    end = replace(end, answers=(OK, io_error(EIO), OK, OK))
+    seen = replace(end, answers=(OK, io_error(EIO), OK, io_error(EIO)))
+    before = Before(frozenset(), (BASE,) * scenario.size)
+    likely = done_in_part(scenario, end, seen, [gone_scratch(scenario, disk)], before)
+    assert likely.answers[3] == read
 
 
 def test_a_write_that_the_gone_disk_refuses_is_no_success(pool: QemuPool) -> None:

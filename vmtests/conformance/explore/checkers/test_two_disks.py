@@ -26,7 +26,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.units import SECTOR
 from vmtests.support.backups import Kinds, explored, kinds, point_of
-from vmtests.support.pulls import Actions, started_by, unwatched, without_last_job
+from vmtests.support.pulls import Actions, reading_second, started_by, unwatched, without_last_job
 
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
 ODD = "primary_write+start,third=start_then_primary_write,place=end,disk=odd,disks=two"
@@ -45,13 +45,6 @@ LATE_JOB = {"job-id": "other-backup", "device": "other-secondary", "target": "ot
 def found(pool: QemuPool, scenario: RealScenario, release: Release = faithfully) -> Kinds:
     """What is found in the first schedules."""
     return kinds(explored(pool, scenario, release=release, most=80))
-
-
-def everything_beside() -> RealScenario:
-    """A write of each disk, the start, and a read of the second one's snapshot."""
-    pair = point_of("pull", "primary_write+primary_write,third=with_start,disks=two")
-    size = pair.disk_size
-    return replace(pair, ops=(*pair.ops, operation("guest_read", size, size, after=2)))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ def test_nothing_is_wrong_with_a_faithful_storage(pool: QemuPool, name: str) -> 
 
 
 def test_writes_of_both_disks_and_a_reader_beside_the_start(pool: QemuPool) -> None:
-    assert found(pool, everything_beside()) == set()
+    assert found(pool, reading_second()) == set()
 
 
 @pytest.mark.kills("linearizability")
@@ -203,7 +196,7 @@ def test_changes_that_are_marked_on_the_other_disk_are_found_out(
 
 
 def test_what_two_disks_cannot_be() -> None:
-    pair = everything_beside()
+    pair = reading_second()
     check_scenario(pair)
     across = replace(pair.ops[0], start=pair.disk_size - 8, count=16)
     for wrong in (
