@@ -77,6 +77,11 @@ def _monitor(socket: int, machine: str | None) -> list[str]:
     return ["-chardev", chardev, "-qmp", "chardev:qmp"]  # 11.1 deprecates -mon
 
 
+#: What QEMU's memory holds before it is written to and after it is freed (glibc, mallopt(3)), as in
+#: QEMU's own tests: what is read of it then is no data of ours, and no pointer.
+_SPOILS_MEMORY = {"MALLOC_PERTURB_": "165"}
+
+
 def launch(
     argv: Sequence[str],
     machine: str | None,
@@ -88,7 +93,7 @@ def launch(
 
     :param argv: its words; the monitor's are added
     :param machine: as :func:`bare` was given it
-    :param env: its whole environment
+    :param env: its whole environment, but for what spoils its memory where that is not in it
     :param pass_fds: more file descriptors that it inherits
     :returns: the process, and the socket of its QMP monitor
     :raises OSError: it cannot be run, or nothing be written to the directory
@@ -105,7 +110,7 @@ def launch(
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env=env,
+                env={**_SPOILS_MEMORY, **env},
                 pass_fds=(theirs.fileno(), *pass_fds),
             )
     except OSError:

@@ -61,6 +61,22 @@ async def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Buil
     assert qemu.exit_status == 0
 
 
+@pytest.mark.parametrize(("own", "there"), [(None, "165"), ("0", "0")])
+async def test_its_memory_is_spoilt_unless_that_is_decided(
+    tmp_path: Path,
+    qemu_build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str | None,
+    there: str,
+) -> None:
+    """What was freed holds no data of ours; a variable that is set stays as it is."""
+    monkeypatch.delenv("MALLOC_PERTURB_", raising=False)
+    if own is not None:
+        monkeypatch.setenv("MALLOC_PERTURB_", own)
+    async with running(qemu_build, tmp_path) as qemu:
+        assert f"MALLOC_PERTURB_={there}" in proc(qemu.pid, "environ").split("\0")
+
+
 async def test_it_runs_as_little_as_possible(tmp_path: Path, qemu_build: Build) -> None:
     async with running(qemu_build, tmp_path) as qemu:
         words = proc(qemu.pid, "cmdline").split("\0")

@@ -30,7 +30,7 @@ def operations_end(end: End) -> RealViolation | None:
 
 def rest_is_there(end: End) -> RealViolation | None:
     """Whether the job and the exports are there that must be, and no others."""
-    machine, scenario, history = end.machine, end.scenario, end.history
+    machine, scenario = end.machine, end.scenario
     done = _done(end)
     if Verb.UNEXPORT in done and not machine.event_loop.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), REMOVAL_LIMIT
