@@ -37,6 +37,9 @@ class Incompatible(IntFlag):
     EXTENDED_L2 = 16
 
 
+_KNOWN = sum(Incompatible)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """The header's fields; offsets and sizes in bytes."""
@@ -99,9 +102,9 @@ def parse_header(image: memoryview) -> Header:
     if cluster_bits not in _CLUSTER_BITS:
         raise ImageError(f"impossible header: clusters of 2^{cluster_bits} bytes")
     cluster = 1 << cluster_bits
-    for bit in range(64):
-        if (incompatible & ~sum(Incompatible)) >> bit & 1:
-            raise UnsupportedFeature(f"incompatible feature bit {bit}")
+    if unknown := incompatible & ~_KNOWN:
+        lowest = (unknown & -unknown).bit_length() - 1
+        raise UnsupportedFeature(f"incompatible feature bit {lowest}")
     if crypt:
         method = _ENCRYPTION.get(crypt)
         raise UnsupportedFeature(f"{method} encryption" if method else f"encryption method {crypt}")

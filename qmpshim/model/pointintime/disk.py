@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from qmpshim.model.disks.image import Contents, Owners, owned
+from qmpshim.model.disks.image import Contents, Owners, is_zero, owned
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
 from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
@@ -90,7 +90,10 @@ class Disk:
     def _change(self, start: int, owners: Owners, touched: Sectors) -> None:
         count = len(owners)
         before = self.now.read(start, count)
-        changed = _where([max(pair) > 0 for pair in zip(before, owners, strict=True)], start)
+        if is_zero(owners):
+            changed = _where([owner > 0 for owner in before], start)
+        else:  # a write: all of it is data
+            changed = sectors(start, count)
         self.now.write(start, owners)
         self.written |= touched.cover(self.cluster, self.size)
         self.version += bool(changed)

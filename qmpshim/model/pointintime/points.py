@@ -131,17 +131,24 @@ class PointInTime:
         """
         saved = self._save()
         try:
-            self.transact(actions, grouped)
+            self._carry_out(actions, grouped)
         except RefusedError as refused:
             return refused.error_class
-        self._restore(saved)
+        finally:
+            self._restore(saved)
         return None
 
     def refused_at(self, actions: Sequence[BitmapAction | JobSpec]) -> int | None:
         """The place in a transaction of the action that is refused; None: none is."""
-        for length in range(1, len(actions) + 1):
-            if self.refusal(actions[:length]) is not None:
-                return length - 1
+        saved = self._save()
+        at = 0
+        try:
+            for at, action in enumerate(actions):  # noqa: B007
+                self._carry_out([action])
+        except RefusedError:
+            return at
+        finally:
+            self._restore(saved)
         return None
 
     def known_defects(self, actions: Sequence[BitmapAction | JobSpec]) -> frozenset[PointDefect]:
@@ -162,8 +169,7 @@ class PointInTime:
         Aborts run in reverse (qmp_transaction() in 5.2, tran_abort() in 10.0): a bitmap that the
         transaction had cleared or merged before the job is given its old bits back after it.
         """
-        refused = self.refused_at(actions)
-        if refused is None:
+        if not _always_undone(actions) or (refused := self.refused_at(actions)) is None:
             return
         for at, spec in _always_undone(actions[:refused]):
             bitmap = self.disks[spec.disk].bitmaps.get(spec.bitmap or "")
@@ -183,17 +189,20 @@ class PointInTime:
         :raises RefusedError: one of them cannot be carried out
         """
         saved = self._save()
-        specs = [action for action in actions if isinstance(action, JobSpec)]
-        partners = frozenset(spec.id for spec in specs) if grouped else frozenset()
         try:
-            for action in actions:
-                if isinstance(action, JobSpec):
-                    self._start(action, partners - {action.id})
-                else:
-                    self._bitmap(action)
+            self._carry_out(actions, grouped)
         except RefusedError:
             self._restore(saved)
             raise
+
+    def _carry_out(self, actions: Sequence[BitmapAction | JobSpec], grouped: bool = False) -> None:
+        specs = [action for action in actions if isinstance(action, JobSpec)]
+        partners = frozenset(spec.id for spec in specs) if grouped else frozenset()
+        for action in actions:
+            if isinstance(action, JobSpec):
+                self._start(action, partners - {action.id})
+            else:
+                self._bitmap(action)
 
     def _save(self) -> tuple[list[dict[str, Bitmap]], dict[str, BackupJob]]:
         return [{n: copy(b) for n, b in d.bitmaps.items()} for d in self.disks], dict(self.jobs)
