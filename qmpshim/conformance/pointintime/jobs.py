@@ -259,12 +259,14 @@ class Jobs:
         """Note what jobs did. Whether something was noted.
 
         :param answered: up to the last answer to a command, which may have come just now; else up
-            to now, by a round trip
+            to now, by a round trip, if a job may have moved on by itself
         :raises Diverged: one ended otherwise than predicted, or its target is wrong
         """
         if not self._model.jobs:
             return False  # what still comes of one that is gone is the end of it, and is not noted
-        noted = await self._chain.job_events(answered)
+        # One that cannot end by now does nothing that is to be noted.
+        still = not any(job.active and job.endings for job in self._model.jobs.values())
+        noted = await self._chain.job_events(answered or still)
         events = [e for e in noted if e.job in self._model.jobs]
         for event in events:
             await self._note(event)

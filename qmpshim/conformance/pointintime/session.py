@@ -16,6 +16,7 @@ from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.race import race
 from qmpshim.conformance.pointintime.sides import PointsResult, PointsSetup, Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
+from qmpshim.conformance.pointintime.targets import compare_image
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import MetDefect
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError
@@ -24,6 +25,7 @@ from qmpshim.machine.chain.record import BaseImage, Began, RequestSent, Restarte
 from qmpshim.model.disks.image import Contents, owned
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.disk import Disk
+from qmpshim.model.pointintime.sectors import Sectors, sectors
 from qmpshim.model.units import SECTOR
 
 #: The owner of the base of disk 0; that of the next is one less.
@@ -119,7 +121,7 @@ class PointsRun:
                     if self._progress is not None:
                         self._progress(self.result, str(operation))
                     await asyncio.sleep(0)
-            await self._check()
+            await self._check(whole=True)
         except Diverged as found:
             number = last.number if last else 0
             self.result.divergence = divergence = found.at(number)
@@ -140,7 +142,7 @@ class PointsRun:
             case PointKind.WRITE | PointKind.ZERO | PointKind.DISCARD | PointKind.FLUSH:
                 await self._change(operation)
             case PointKind.READ:
-                self._sides.read_disk(operation.disk, operation.start, operation.count)
+                self._sides.read_disk(operation.disk, sectors(operation.start, operation.count))
             case PointKind.BITMAP | PointKind.BACKUP | PointKind.TRANSACTION:
                 await self._jobs.transact(operation)
             case PointKind.JOB:
@@ -150,7 +152,7 @@ class PointsRun:
             case PointKind.FINISH:
                 await self._jobs.finish(operation.disk)
             case PointKind.SNAPSHOT_READ:
-                self._snapshots.read(operation.disk, operation.start, operation.count)
+                self._snapshots.read(operation.disk, sectors(operation.start, operation.count))
             case PointKind.SNAPSHOT_MAP:
                 self._snapshots.read_bitmaps(operation.disk)
             case PointKind.CHECK:
@@ -166,6 +168,7 @@ class PointsRun:
         disk, client = self.model.disks[operation.disk], self.chain.clients[operation.disk]
         start, count, number = operation.start, operation.count, operation.number
         offset, length = start * SECTOR, count * SECTOR
+        self._sides.coverage.touch(operation.disk, start, count)
         verb = Verb(operation.kind.value)
         self.chain.steps.append(RequestSent(f"disk{operation.disk}", verb, start, count, number))
         match operation.kind:
@@ -182,7 +185,7 @@ class PointsRun:
                 # A job's filter swallows it; whether the filter was there is seen by a read.
                 done = self.model.active(operation.disk) is None or not self._as_before(operation)
                 disk.discard(start, count, -number, done)
-                self._sides.read_disk(operation.disk, start, count)
+                self._sides.read_disk(operation.disk, sectors(start, count))
 
     def _as_before(self, operation: PointOperation) -> bool:
         disk = self.model.disks[operation.disk]
@@ -194,25 +197,32 @@ class PointsRun:
 
     # -- everything --------------------------------------------------------------------------
 
-    async def _check(self) -> None:
+    async def _check(self, whole: bool = False) -> None:
+        """Compare states and bits, and of disks and snapshots what is due, or all of it."""
         self.result.checks += 1
-        for number, disk in enumerate(self.model.disks):
-            self._sides.read_disk(number, 0, disk.size)
+        coverage, disks = self._sides.coverage, range(len(self.model.disks))
+
+        def part(export: str, disk: int) -> Sectors:
+            return coverage.whole if whole else coverage.due(export, disk)
+
+        for number in disks:
+            self._sides.read_disk(number, part(f"disk{number}", number))
         listed = await self.chain.bitmaps()
         await self._jobs.poll(answered=True)
         for number in range(len(listed)):
             self._bitmaps.compare_states(number, listed[number])
-        for number, disk in enumerate(self.model.disks):
+        for number in disks:
             await self._bitmaps.read(number)
             self._snapshots.read_bitmaps(number)
-            self._snapshots.read(number, 0, disk.size)
+            self._snapshots.read(number, part(f"snapshot{number}", number))
+        coverage.checked()
 
     async def _restart(self, kill: bool) -> None:
-        """End QEMU and start another on the same images."""
+        """End QEMU and start another on the same images, which are compared in between."""
         await self._jobs.poll()
         if kill:
-            for disk, client in enumerate(self.chain.clients):
-                self.chain.steps.append(RequestSent(f"disk{disk}", Verb.FLUSH))
+            for number, client in enumerate(self.chain.clients):
+                self.chain.steps.append(RequestSent(f"disk{number}", Verb.FLUSH))
                 client.flush()
             self.qemu.kill()
         self.chain.steps.append(Restarted(kill))
@@ -220,6 +230,8 @@ class PointsRun:
         await self.qemu.close()
         self._jobs.forget()
         self._snapshots.exported.clear()
+        for number, disk in enumerate(self.model.disks):
+            compare_image(self.chain, number, disk, self._sides.comparers[f"disk{number}"])
         if kill:
             self.model.kill()
         else:

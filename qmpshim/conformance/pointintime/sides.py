@@ -10,6 +10,7 @@ from functools import partial
 from qmpshim.conformance.compare.crosscheck import pages_of, pieces
 from qmpshim.conformance.compare.evidence import Returned
 from qmpshim.conformance.pointintime.comparisons import compare_data
+from qmpshim.conformance.pointintime.coverage import Coverage
 from qmpshim.conformance.pointintime.operations import Action
 from qmpshim.conformance.workload.pattern import Comparer
 from qmpshim.conformance.workload.result import WorkloadResult
@@ -22,10 +23,13 @@ from qmpshim.model.disks.image import Contents
 from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.jobs import Copying, JobSpec
 from qmpshim.model.pointintime.points import PointDefect, PointInTime
+from qmpshim.model.pointintime.sectors import Sectors
 from qmpshim.model.units import SECTOR
 
 _MOST = AT_ONCE // SECTOR
 _LARGE = (1 << 30) // SECTOR  # sectors: more are not read where there is nothing
+#: Checks after which all of a disk was read, at most.
+PARTS = 4
 _KEPT = 16  # MiB of an export of which what they are to hold is kept
 
 
@@ -76,50 +80,63 @@ class Sides:
 
     :ivar chain: the real disks
     :ivar result: what was done and compared so far
+    :ivar coverage: what checks read
+    :ivar comparers: by export
     """
 
     setup: PointsSetup
     chain: PointsChain
     model: PointInTime
     result: PointsResult = field(default_factory=PointsResult)
-    _comparers: defaultdict[str, Comparer] = field(  # by export
+    coverage: Coverage = field(init=False)
+    comparers: defaultdict[str, Comparer] = field(
         default_factory=lambda: defaultdict(lambda: Comparer(keep=_KEPT))
     )
 
-    def compare(
-        self, verdict: Verdict, where: str, export: str, contents: Contents, start: int, count: int
-    ) -> None:
-        """Read a part of an export, in sectors, and compare it with what is predicted.
+    def __post_init__(self) -> None:
+        disks, size = self.model.disks, self.model.disks[0].size
+        # Of large ones all is read each time: that is where there is something.
+        parts = 1 if size > _LARGE else PARTS
+        self.coverage = Coverage(size, disks[0].cluster, len(disks), parts)
 
-        Of a large part what is read is all that block status does not call zeroes, what is
+    def compare(
+        self, verdict: Verdict, where: str, export: str, contents: Contents, part: Sectors
+    ) -> None:
+        """Read a part of an export and compare it with what is predicted.
+
+        Of a large disk what is read is all that block status does not call zeroes, what is
         predicted to be something else, and what was written to any disk.
 
         :raises Diverged: it differs
         """
-        self.result.clusters += -(-count * SECTOR // self.setup.spec.cluster)
-        ranges = self._ranges(export, contents, start, count)
+        cluster = self.setup.spec.cluster
+        self.result.clusters += sum(-(-count * SECTOR // cluster) for _, count in part.runs())
+        ranges = self._ranges(export, contents, part)
         for offset, found in self.chain.read_ahead(export, ranges):
             first = offset // SECTOR
             self.chain.steps.append(RequestSent(export, Verb.READ, first, len(found) // SECTOR))
-            evidence, comparer = partial(Returned, export, first), self._comparers[export]
-            compare_data(verdict, where, found, contents, first, evidence, comparer)
+            evidence = partial(Returned, export, first)
+            compare_data(verdict, where, found, contents, first, evidence, self.comparers[export])
 
-    def read_disk(self, disk: int, start: int, count: int) -> None:
-        """Compare a part of a disk, in sectors.
+    def read_disk(self, disk: int, part: Sectors) -> None:
+        """Compare a part of a disk.
 
         :raises Diverged: it differs
         """
         name, now = f"disk{disk}", self.model.disks[disk].now
-        self.compare(Verdict.CONTENT, name, name, now, start, count)
+        self.compare(Verdict.CONTENT, name, name, now, part)
 
-    def _ranges(
-        self, export: str, contents: Contents, start: int, count: int
-    ) -> Iterator[tuple[int, int]]:
-        """What is read of a part: (offset, length) in bytes."""
-        if count > _LARGE:
+    def _ranges(self, export: str, contents: Contents, part: Sectors) -> Iterator[tuple[int, int]]:
+        """What is read of a part: (offset, length) in bytes, no more than a MiB at once."""
+        if part and part.last - part.first > _LARGE:
             pages = pages_of(self.chain.data_extents(export))
             pages.update(contents.pages, *(disk.now.pages for disk in self.model.disks))
-            yield from pieces(pages, (start + count) * SECTOR, AT_ONCE)
+            yield from pieces(pages, self.setup.spec.size, AT_ONCE)
             return
-        for at in range(start, start + count, _MOST):
-            yield at * SECTOR, min(_MOST, start + count - at) * SECTOR
+        for start, count in part.runs():
+            end = start + count
+            while start < end:
+                # Up to where the comparer's next MiB begins.
+                stop = min(end, start - start % _MOST + _MOST)
+                yield start * SECTOR, (stop - start) * SECTOR
+                start = stop

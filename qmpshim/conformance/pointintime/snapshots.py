@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from qmpshim.conformance.pointintime.bitmaps import Bitmaps
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.sectors import Sectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Snapshots:
         for name in usable:
             bitmaps[name].user = f"snapshot{disk}"
         self.exported[disk] = tuple(usable)
+        self.sides.coverage.forget(f"snapshot{disk}")
 
     async def unexport(self, disk: int) -> None:
         """Remove the export; its bitmaps are free again."""
@@ -39,8 +41,8 @@ class Snapshots:
         for name in self.exported.pop(disk):
             self.sides.model.disks[disk].bitmaps[name].user = None
 
-    def read(self, disk: int, start: int, count: int) -> None:
-        """Compare a part of a disk's snapshot, if that is exported; in sectors.
+    def read(self, disk: int, part: Sectors) -> None:
+        """Compare a part of a disk's snapshot, if that is exported.
 
         :raises Diverged: it is not the disk at T0
         """
@@ -48,7 +50,7 @@ class Snapshots:
             return
         t0 = self.sides.model.jobs[f"job{disk}"].t0
         where, export = f"snapshot of disk{disk}", f"snapshot{disk}"
-        self.sides.compare(Verdict.ISOLATION, where, export, t0, start, count)
+        self.sides.compare(Verdict.ISOLATION, where, export, t0, part)
 
     def read_bitmaps(self, disk: int) -> None:
         """Compare the bitmaps that its export has.

@@ -1,4 +1,5 @@
-"""Compares the target of a backup, read from its file by our own walk of the tables.
+"""Compares images read from their files, by our own walk of the tables: targets of backups, and
+disks that no QEMU has open.
 
 * What a target holds is the disk at T0, however its job ended, and it holds nothing that the job
   was not to copy.
@@ -8,15 +9,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from qmpshim.conformance.compare.evidence import InFiles, NotInFile
 from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
-from qmpshim.machine.chain.points import PointsChain, is_base
+from qmpshim.conformance.workload.pattern import Comparer
+from qmpshim.machine.chain.points import PointsChain, base_name, is_base
 from qmpshim.machine.images.image_view import ImageView, InPieces, Piece, RawFile, through
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc, Contents
+from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import BackupJob, Ending
 from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 from qmpshim.model.units import SECTOR
@@ -54,12 +58,7 @@ def compare_target(
     top = ImageView.open(chain.image(target.image))
     below = [_view(chain, name) for name in target.backing]
     files = tuple(chain.image(name).name for name in (target.image, *target.backing))
-    there = NOTHING
-    for piece in top.pieces():
-        if piece.alloc is Alloc.UNALLOCATED:
-            continue
-        _compare(where, files, piece, job.t0)
-        there |= sectors(piece.offset // SECTOR, piece.length // SECTOR)
+    there = _compare_held(where, files, top, job.t0)
     if extra := there - job.may:
         predicted = f"{first_run(extra)} are not copied"
         evidence = NotInFile(files[0], tuple(extra.runs()))
@@ -68,9 +67,46 @@ def compare_target(
         if ending is not Ending.COMPLETED:
             return
         has = sectors(0, chain.spec.size // SECTOR) if job.whole else job.must
-    for start, count in (has - there).runs():
-        for piece in through([top, *below], start * SECTOR, count * SECTOR):
-            _compare(where, files, piece, job.t0)
+    _compare_read(where, files, [top, *below], job.t0, has - there)
+
+
+def compare_image(chain: PointsChain, number: int, disk: Disk, comparer: Comparer) -> None:
+    """Compare what the image of a disk holds, which no QEMU has open.
+
+    :raises Diverged: it holds other data, or lacks some
+    """
+    names = (f"disk{number}", base_name(number))
+    files = tuple(chain.image(name).name for name in names)
+    top, base = (_view(chain, name) for name in names)
+    where = f"{names[0]} (file)"
+    there = _compare_held(where, files, top, disk.now, comparer)
+    _compare_read(where, files, [top, base], disk.now, disk.written - there, comparer)
+
+
+def _compare_held(
+    where: str, files: tuple[str, ...], image: InPieces, predicted: Contents, *more: Comparer
+) -> Sectors:
+    """Compare what an image holds itself; the sectors."""
+    there = NOTHING
+    for piece in image.pieces():
+        if piece.alloc is not Alloc.UNALLOCATED:
+            _compare(where, files, piece, predicted, *more)
+            there |= sectors(piece.offset // SECTOR, piece.length // SECTOR)
+    return there
+
+
+def _compare_read(
+    where: str,
+    files: tuple[str, ...],
+    images: Sequence[InPieces],
+    predicted: Contents,
+    part: Sectors,
+    *more: Comparer,
+) -> None:
+    """Compare what is read of a chain of images, the top one first."""
+    for start, count in part.runs():
+        for piece in through(images, start * SECTOR, count * SECTOR):
+            _compare(where, files, piece, predicted, *more)
 
 
 def _view(chain: PointsChain, name: str) -> InPieces:
@@ -78,11 +114,13 @@ def _view(chain: PointsChain, name: str) -> InPieces:
     return RawFile(path) if is_base(name) else ImageView.open(path)
 
 
-def _compare(where: str, files: tuple[str, ...], piece: Piece, t0: Contents) -> None:
+def _compare(
+    where: str, files: tuple[str, ...], piece: Piece, t0: Contents, *more: Comparer
+) -> None:
     start, count = piece.offset // SECTOR, piece.length // SECTOR
     if piece.data is not None:
         evidence = partial(InFiles, files, start)
-        compare_data(Verdict.CONTENT, where, piece.data, t0, start, evidence)
+        compare_data(Verdict.CONTENT, where, piece.data, t0, start, evidence, *more)
         return
     # Where the model has nothing there are zeroes, too.
     for first, some in t0.stored(start, count):

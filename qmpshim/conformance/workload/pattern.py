@@ -177,25 +177,32 @@ class Readable(Protocol):
 
 
 class _Kept:
-    """What an image is to hold in some place, as bytes; only what changed is made anew."""
+    """What an image is to hold in some place, as bytes; only what changed is made anew.
 
-    def __init__(self, owners: Owners, start: int) -> None:
-        self._owners = np.array(owners, dtype=np.int64)
-        self._start = start
-        self._words = expected(owners, start)
+    :param count: sectors, which are zeroes at first
+    """
 
-    def words(self, owners: Owners) -> Words:
-        """The bytes of the sectors, which have these owners now."""
+    def __init__(self, count: int) -> None:
+        self._owners = np.zeros(count, dtype=np.int64)
+        self._words: Words = np.zeros((count, WORDS), dtype=np.uint64)
+
+    def words(self, owners: Owners, at: int, start: int) -> Words:
+        """The bytes of the sectors from place *at* on, which have these owners now.
+
+        :param start: the first one's number on the disk
+        """
         owner = np.frombuffer(owners, dtype=np.int64)
-        rows = np.flatnonzero(owner != self._owners)
+        here = slice(at, at + len(owner))
+        known, words = self._owners[here], self._words[here]
+        rows = np.flatnonzero(owner != known)
         if len(rows):
             new = owner[rows]
-            self._owners[rows] = new
+            known[rows] = new
             tags = new.view(np.uint64) << np.uint64(SECTOR_BITS)
-            tags |= (rows + self._start).astype(np.uint64)
-            self._words[rows] = tags[:, None] ^ _STEP
-            self._words[rows[new <= 0]] = 0
-        return self._words
+            tags |= (rows + start).astype(np.uint64)
+            words[rows] = tags[:, None] ^ _STEP
+            words[rows[new <= 0]] = 0
+        return words
 
 
 class Comparer:
@@ -211,7 +218,7 @@ class Comparer:
     def __init__(self, recorded: Recorded | None = None, keep: int = 0) -> None:
         self._recorded = recorded
         self._keep = 0 if recorded else keep
-        self._kept: dict[int, _Kept] = {}  # by first sector, those of whole MiB
+        self._kept: dict[int, _Kept] = {}  # by number, each a MiB
         self._want: Words = np.empty((self.BATCH * PAGE, WORDS), dtype=np.uint64)
         self._equal = np.empty((self.BATCH * PAGE, WORDS), dtype=np.bool_)
         self.sectors = 0  # compared so far
@@ -240,9 +247,10 @@ class Comparer:
         return result
 
     def _expected(self, owners: Owners, start: int) -> Words:
-        kept = self._kept.get(start)
-        if len(owners) < self.BATCH * PAGE or (kept is None and len(self._kept) == self._keep):
-            return expected(owners, start, self._want, self._recorded)
+        number, at = divmod(start, self.BATCH * PAGE)
+        kept = self._kept.get(number)
         if kept is None:
-            kept = self._kept[start] = _Kept(owners, start)
-        return kept.words(owners)
+            if len(self._kept) == self._keep:
+                return expected(owners, start, self._want, self._recorded)
+            kept = self._kept[number] = _Kept(self.BATCH * PAGE)
+        return kept.words(owners, at, start)

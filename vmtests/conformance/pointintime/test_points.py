@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from errno import EIO, ENOSPC
@@ -14,15 +14,18 @@ import pytest
 
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.pointintime.bundle import PointsCase
+from qmpshim.conformance.pointintime.comparisons import Diverged
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun, run_points
 from qmpshim.conformance.pointintime.sides import PointsResult
+from qmpshim.conformance.pointintime.targets import compare_image
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup, replay_points
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.conformance.workload.pattern import Comparer
 from qmpshim.conformance.workload.verification import VerifyOutcome, verify
 from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.points import PointsChain, PointsSpec
+from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -123,6 +126,125 @@ def test_shapes(
     operations = list(PointsWorkload(workflow, SHAPES[shape], 1).take(300))
     found = run(qemu_build, workspace, operations, spec=SHAPES[shape]).divergence
     assert found is None, str(found)
+
+
+class ReadsWrong(PointsChain):
+    """After the first check a read of an export returns a wrong byte in one place."""
+
+    export_name, byte = "disk1", 0
+    checks = 0
+
+    async def bitmaps(self) -> list[list[dict[str, Any]]]:
+        self.checks += 1
+        return await super().bitmaps()
+
+    def read_ahead(
+        self, export: str, ranges: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, memoryview]]:
+        # A check reads snapshots after it has listed bitmaps, and disks before.
+        wrong = export == self.export_name and self.checks > export.startswith("snapshot")
+        for offset, data in super().read_ahead(export, ranges):
+            if wrong and 0 <= self.byte - offset < len(data):
+                data[self.byte - offset] ^= 1
+            yield offset, data
+
+
+def wrong_at(export: str, byte: int) -> type[PointsChain]:
+    return type("WrongAt", (ReadsWrong,), {"export_name": export, "byte": byte})
+
+
+SNAPSHOTS = (JobSpec(0, Sync.NONE), JobSpec(1, Sync.NONE))
+
+
+@pytest.mark.parametrize(("quarter", "check"), [(0, 5), (1, 2), (2, 3), (3, 4)])
+@pytest.mark.parametrize("export", ["disk1", "snapshot1"])
+def test_what_nothing_touched_is_read_by_one_check_of_four(
+    export: str, quarter: int, check: int, qemu_build: Build, workspace: Workspace
+) -> None:
+    """The first one reads all, so that it is the fifth that reads the first quarter again."""
+    operations = case(SNAPSHOTS, *(6 * [CHECK]))
+    chain = wrong_at(export, quarter * SIZE // 4 + 300_000)
+    found = run(qemu_build, workspace, operations, chain).divergence
+    assert found is not None and found.operation == 1 + check, str(found)
+    verdict = Verdict.CONTENT if export == "disk1" else Verdict.ISOLATION
+    assert found.verdict is verdict, str(found)
+
+
+@pytest.mark.parametrize("quarter", range(4))
+@pytest.mark.parametrize("export", ["disk1", "snapshot1"])
+def test_the_end_reads_all(
+    export: str, quarter: int, qemu_build: Build, workspace: Workspace
+) -> None:
+    chain = wrong_at(export, quarter * SIZE // 4 + 300_000)
+    found = run(qemu_build, workspace, case(SNAPSHOTS, CHECK), chain).divergence
+    assert found is not None and found.operation == 2, str(found)
+
+
+@pytest.mark.parametrize("kind", [PointKind.WRITE, PointKind.ZERO, PointKind.DISCARD])
+@pytest.mark.parametrize("export", ["disk1", "snapshot1"])
+def test_the_clusters_that_were_touched_are_read(
+    export: str, kind: PointKind, qemu_build: Build, workspace: Workspace
+) -> None:
+    sector = 3 * SIZE // 4 // 512
+    request = PointOperation(1, kind, 1, sector, 8)
+    operations = case(SNAPSHOTS, CHECK, request, CHECK, CHECK)
+    found = run(qemu_build, workspace, operations, wrong_at(export, (sector + 20) * 512)).divergence
+    assert found is not None and found.operation == 4, str(found)
+
+
+def test_another_snapshot_is_read_as_a_whole(qemu_build: Build, workspace: Workspace) -> None:
+    snapshot = JobSpec(0, Sync.NONE)
+    operations = case(snapshot, CHECK, replace(CANCEL, force=True), snapshot, CHECK, CHECK)
+    chain = wrong_at("snapshot0", 3 * SIZE // 4)
+    found = run(qemu_build, workspace, operations, chain).divergence
+    assert found is not None and found.operation == 5, str(found)
+
+
+def test_a_job_that_cannot_end_is_not_looked_after(qemu_build: Build, workspace: Workspace) -> None:
+    """What a snapshot's job does comes with the answers of commands; of another one it does not."""
+    trips: list[bool] = []
+
+    class Counting(PointsChain):
+        async def job_events(self, answered: bool = False) -> list[JobEvent]:
+            trips.append(not answered)
+            return await super().job_events(answered)
+
+    for job, wanted in ((JobSpec(0, Sync.NONE), False), (JobSpec(0, Sync.FULL, slow=True), True)):
+        trips.clear()
+        result = run(qemu_build, workspace, case(job, add("b"), add("c"), CHECK), Counting)
+        assert result.divergence is None, str(result.divergence)
+        assert any(trips) is wanted
+
+
+class WrittenAtItsEnd(PointsChain):
+    """A sector is written as a QEMU ends that nothing else was written near to."""
+
+    def disconnect(self) -> None:
+        if self.clients:
+            self.clients[1].write(b"x" * 512, SIZE // 2)
+        super().disconnect()
+
+
+def test_what_a_qemu_leaves_is_compared(qemu_build: Build, workspace: Workspace) -> None:
+    operations = case(write(0), write(0, disk=1), CHECK, RESTART, CHECK)
+    found = run(qemu_build, workspace, operations, WrittenAtItsEnd).divergence
+    assert found is not None and found.operation == 4, str(found)
+    assert (found.verdict, found.where) == (Verdict.CONTENT, "disk1 (file)")
+
+
+@pytest.mark.parametrize("owner", [7, -7])
+def test_a_disk_whose_image_lacks_what_was_written_is_found_out(
+    owner: int, workspace: Workspace
+) -> None:
+    """Below it there is something else: data, where zeroes were written, too."""
+    run = PointsRun(points_setup(Build.system(), SPEC), workspace.subdirectory("run"))
+    run.chain.create()
+    disk = run.model.disks[0]
+    compare_image(run.chain, 0, disk, Comparer())
+    disk.zero(256, 8, owner)
+    with pytest.raises(Diverged) as found:
+        compare_image(run.chain, 0, disk, Comparer())
+    assert found.value.at(0).where == "disk0 (file)"
 
 
 LARGE = PointsSpec(1 << 40)
