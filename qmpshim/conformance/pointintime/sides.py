@@ -29,7 +29,7 @@ from qmpshim.model.units import SECTOR
 _MOST = AT_ONCE // SECTOR
 _LARGE = (1 << 30) // SECTOR  # sectors: more are not read where there is nothing
 #: Checks after which all of a disk was read, at most.
-PARTS = 4
+PARTS = 8
 _KEPT = 16  # MiB of an export of which what they are to hold is kept
 
 
