@@ -49,8 +49,9 @@ def _cache_bytecode(config: pytest.Config) -> None:
     Compiling takes longer than all else that most of those hundreds of processes do.  The workers
     of xdist inherit it from the session that starts them, and the next session finds it.
     """
-    if sys.dont_write_bytecode and config.cache is not None:
-        os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # none by -p no:cacheprovider
+    if sys.dont_write_bytecode and cache is not None:
+        os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("bytecode"))
         del os.environ["PYTHONDONTWRITEBYTECODE"]
 
 
