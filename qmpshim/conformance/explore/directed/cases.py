@@ -26,6 +26,7 @@ from qmpshim.conformance.explore.directed import (
     starts,
     storage,
     timeouts,
+    transactions,
     votes,
 )
 from qmpshim.conformance.explore.directed.machine import CLUSTER, SIZE, Broken, CaseMachine
@@ -226,6 +227,10 @@ DIRECTED: tuple[Directed, ...] = (
     _push("bitmap-granularity", ranges.granularity, affects=_BITMAPS),
     _push("refused-enable-stops-bitmap", ranges.enabled_in_vain, affects=_BITMAPS),
     _push("bitmap-is-stored", ranges.stored_bitmap, affects=_BITMAPS),
+    _push("transaction-is-undone", transactions.undone, affects=_BITMAPS),
+    _push("transaction-is-done", transactions.done, affects=_BITMAPS),
+    _push("backup-is-undone", transactions.backup_undone, affects=_BACKUP),
+    _push("bitmap-commands-refused", transactions.refused, affects=_BITMAPS),
     _push("fua-is-durable", ranges.durable_fua, affects=_EXPORT),
     _push("flush-is-durable", ranges.durable_flush, affects=_EXPORT),
     _push("flush-waits-for-flush", ranges.flushes_in_line, affects=_EXPORT),

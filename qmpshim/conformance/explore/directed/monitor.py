@@ -26,6 +26,19 @@ from qmpshim.model.units import SECTOR
 
 _CHANGING, _HARMLESS = {"write", "resize"}, {"consistent-read", "write-unchanged"}
 _JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
+#: What ``do_backup_common`` (blockdev.c, QEMU 5.2 to 11.1) refuses; the bitmap is called ``there``.
+_WITH_WRONG_BITMAPS: tuple[dict[str, str], ...] = (
+    {"sync": "incremental"},
+    {"sync": "bitmap"},
+    {"sync": "bitmap", "bitmap-mode": "always"},
+    {"sync": "incremental", "bitmap": "there", "bitmap-mode": "always"},
+    {"sync": "incremental", "bitmap": "missing"},
+    {"sync": "bitmap", "bitmap": "there"},
+    {"sync": "full", "bitmap": "there"},
+    {"sync": "full", "bitmap-mode": "always"},
+    {"sync": "none", "bitmap": "there", "bitmap-mode": "always"},
+    {"sync": "full", "bitmap": "there", "bitmap-mode": "never"},
+)
 
 
 def job_progress(machine: CaseMachine) -> None:
@@ -232,9 +245,11 @@ def quorum_refused(machine: CaseMachine) -> None:
 def backup_refused(machine: CaseMachine) -> None:
     """A backup is refused with arguments that make no sense, and then done with ones that do."""
     machine.add_null("larger", 2 * SIZE)
+    machine.call("block-dirty-bitmap-add", {"node": "secondary", "name": "there"})
     machine.fails("blockdev-backup", {**_JOB, "target": "secondary"})
     machine.fails("blockdev-backup", {**_JOB, "target": "larger"})
-    machine.fails("blockdev-backup", {**_JOB, "sync": "incremental"})
+    for words in _WITH_WRONG_BITMAPS:
+        machine.fails("blockdev-backup", {**_JOB, **words})
     machine.fails("blockdev-backup", {**_JOB, "speed": -1})
     machine.fails("blockdev-backup", {**_JOB, "target": "nowhere"})
     machine.fails("blockdev-backup", {**_JOB, "filter-node-name": "hidden"})
