@@ -194,6 +194,22 @@ class GroupedApart(PointsChain):
         await super().transaction(actions, False)
 
 
+class FinalizedByItself(PointsChain):
+    """Jobs do not wait for ``job-finalize``."""
+
+    async def transaction(self, actions: Sequence[Mapping[str, Any]], grouped: bool) -> None:
+        await super().transaction(
+            [{**one, "data": _finalized(one["data"])} for one in actions], grouped
+        )
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
+        await super().command(name, _finalized(arguments))
+
+
+def _finalized(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "auto-finalize"}
+
+
 class SnapshotShowsNew(PointsChain):
     """A pulled snapshot is read from the disk itself."""
 
@@ -331,6 +347,19 @@ _MUTANTS = (
             "the end of a backup",
         )
         for failing in (0, 1)
+    ),
+    PointMutant(FinalizedByItself, case(JobSpec(0, Sync.FULL, manual=True), FINISH),
+                Verdict.ERROR_CONTRACT, "the end of a backup"),
+    PointMutant(
+        FinalizedByItself,
+        case(
+            replace(
+                TOGETHER, actions=(JobSpec(0, Sync.FULL, manual=True), JobSpec(1, Sync.FULL))
+            ),
+            FINISH,
+        ),
+        Verdict.ERROR_CONTRACT,
+        "the end of a backup",
     ),
     PointMutant(
         SnapshotShowsNew,

@@ -210,6 +210,8 @@ class Jobs:
             arguments["force"] = operation.force
 
         await self.poll()
+        if verb is JobVerb.FINALIZE:  # it may be done before its answer is here
+            self._model.finalizing(job_id)
         carried_out = await self._answer(
             operation.name,
             lambda: self._model.job_refusal(job_id, verb, operation.force),
@@ -282,7 +284,7 @@ class Jobs:
                 job.stage = Stage.PAUSED
         elif event.status == "waiting" and job.stage is Stage.RUNNING:
             job.stage = Stage.WAITING
-        elif event.status == "pending" and job.spec.manual:
+        elif event.status == "pending" and self._model.waits(event.job):
             job.stage = Stage.PENDING
         elif event.status in _ENDINGS:
             await self._ended(job, _ENDINGS[event.status])

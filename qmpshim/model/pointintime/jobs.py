@@ -144,6 +144,7 @@ class BackupJob:
     :ivar mode: what becomes of its bitmap
     :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
     :ivar cancelled: by a command; it may have been done already
+    :ivar finalized: the same of ``job-finalize``, of it or of a partner
     :ivar doomed: it must not complete: a partner has not, or it was paused when it was cancelled
     """
 
@@ -158,6 +159,7 @@ class BackupJob:
     mismarked: Sectors = NOTHING
     stage: Stage = Stage.RUNNING
     cancelled: bool = False
+    finalized: bool = False
     doomed: bool = False
 
     @property

@@ -317,14 +317,32 @@ class PointInTime:
     def endings(self, job_id: str) -> frozenset[Ending]:
         """The ways in which an active job may end now."""
         job = self.jobs[job_id]
-        partners = [self.jobs[one] for one in job.partners if one in self.jobs]
+        partners = self._partners(job)
         allowed = set(job.endings)
         # A grouped job is cancelled with the first that fails, and ends well when all have done.
         if any(one.may_fail or one.cancelled for one in partners):
             allowed.add(Ending.CANCELLED)
         if any(one.must_fail for one in partners):
             allowed.discard(Ending.COMPLETED)
+        if self.waits(job_id) and not job.finalized:
+            allowed.discard(Ending.COMPLETED)
         return frozenset(allowed)
+
+    def waits(self, job_id: str) -> bool:
+        """Whether a job waits for a ``job-finalize`` when it has done its work: where one that ends
+        with it has no ``auto-finalize`` (``job_completed_txn_success_locked`` in job.c).
+        """
+        job = self.jobs[job_id]
+        return any(one.spec.manual for one in (job, *self._partners(job)))
+
+    def finalizing(self, job_id: str) -> None:
+        """A ``job-finalize`` is sent, which is about all jobs that end together."""
+        if job := self.jobs.get(job_id):
+            for one in (job, *self._partners(job)):
+                one.finalized = True
+
+    def _partners(self, job: BackupJob) -> list[BackupJob]:
+        return [self.jobs[one] for one in job.partners if one in self.jobs]
 
     def end(self, job_id: str, ending: Ending) -> BackupJob:
         """A job has ended; one that is not to be dismissed is forgotten."""

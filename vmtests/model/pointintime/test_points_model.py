@@ -136,6 +136,16 @@ def test_a_grouped_job_must_not_complete_when_its_partner_cannot() -> None:
     assert points.endings("job1") == {Ending.CANCELLED}
 
 
+def test_jobs_that_end_together_wait_for_one_finalize() -> None:
+    points = model()
+    points.transact([JobSpec(0, Sync.FULL, manual=True), JobSpec(1, Sync.FULL)], grouped=True)
+    for job in ("job0", "job1"):
+        assert Ending.COMPLETED not in points.endings(job)
+    points.finalizing("job1")
+    for job in ("job0", "job1"):
+        assert points.endings(job) == {Ending.COMPLETED}
+
+
 def test_commands_of_a_job_by_its_stage() -> None:
     points = model()
     assert points.job_refusal("job0", JobVerb.PAUSE) is ErrorClass.NOT_ACTIVE
