@@ -235,6 +235,7 @@ DIRECTED: tuple[Directed, ...] = (
     _push("flush-is-durable", ranges.durable_flush, affects=_EXPORT),
     _push("flush-waits-for-flush", ranges.flushes_in_line, affects=_EXPORT),
     _push("throttled-job-obeys", jobs.throttled, affects=_BACKUP),
+    _push("quit-beside-concluded-job", jobs.concluded, affects=_BACKUP),
     _push("cancel-beside-lost-target", jobs.cancelled_beside_lost_target, affects=_BACKUP),
     _push("zeroes-are-detected", storage.detected_zeroes),
     _push("snapshot-of-nothing", storage.snapshot_of_nothing),

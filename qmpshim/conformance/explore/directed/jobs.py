@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qmpshim.conformance.explore.directed.machine import (
@@ -16,6 +17,7 @@ from qmpshim.conformance.explore.directed.machine import (
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.errors import OptionMissing
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -46,10 +48,38 @@ def errors_of_disks(machine: CaseMachine) -> None:
                 if [(job["status"], job["io-status"]) for job in jobs] != [("paused", "failed")]:
                     text = f"a job with {option}=stop is {jobs or 'gone'} after an error"
                     raise Broken(Verdict.ERROR_CONTRACT, text, f"{option}=stop")
-                machine.call("block-job-resume", {"device": "backup"})
+                _is_resumed(machine, hit, option)
             sizes.append(SIZE)
             _completes(machine, *sizes)
             _expect_copied(machine, {0, 1}, number)
+
+
+def _is_resumed(machine: CaseMachine, hit: Callable[[HeldIO], bool], option: str) -> None:
+    """A job that an error has paused is resumed, runs again, and has forgotten the error."""
+    machine.gate.hold(hit)
+    machine.call("block-job-resume", {"device": "backup"})
+    machine.settle()
+    again = machine.caught("a job that is resumed")
+    jobs = machine.call("query-block-jobs")
+    if [(job["status"], job["io-status"]) for job in jobs] != [("running", "ok")]:
+        text = f"a job with {option}=stop is {jobs or 'gone'} when it is resumed"
+        raise Broken(Verdict.PROTOCOL, text, f"{option}=stop, then block-job-resume")
+    for io in again:
+        machine.gate.release(io)
+
+
+def concluded(machine: CaseMachine) -> None:
+    """A job without auto-dismiss stays when it has ended, and QEMU quits beside it."""
+    words = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "full"}
+    machine.call("blockdev-backup", {**words, "auto-dismiss": False})
+
+    def statuses() -> list[str]:
+        return [job["status"] for job in machine.call("query-jobs")]
+
+    machine.comes(lambda: statuses() in ([], ["concluded"]), "the backup job")
+    if not statuses():
+        text = "a job that is not to be dismissed is gone when it has ended"
+        raise Broken(Verdict.PROTOCOL, text, "a job without auto-dismiss")
 
 
 def bitmap_backup(machine: CaseMachine) -> None:
