@@ -119,6 +119,95 @@ PARTS = {
         "qcow2_write_caches",
         "qcow2_flush_caches",
     ),
+    "blockdev.c": (
+        "drive_backup_action",
+        "drive_backup_commit",
+        "drive_backup_abort",
+        "drive_backup_clean",
+        "blockdev_backup_action",
+        "blockdev_backup_commit",
+        "blockdev_backup_abort",
+        "blockdev_backup_clean",
+        "block_dirty_bitmap_add_action",
+        "block_dirty_bitmap_add_abort",
+        "block_dirty_bitmap_clear_action",
+        "block_dirty_bitmap_restore",
+        "block_dirty_bitmap_free_backup",
+        "block_dirty_bitmap_enable_action",
+        "block_dirty_bitmap_enable_abort",
+        "block_dirty_bitmap_disable_action",
+        "block_dirty_bitmap_disable_abort",
+        "block_dirty_bitmap_merge_action",
+        "block_dirty_bitmap_remove_action",
+        "block_dirty_bitmap_remove_abort",
+        "block_dirty_bitmap_remove_commit",
+        "transaction_action",
+        "qmp_transaction",
+        "do_backup_common",
+    ),
+    "bitmap-qmp-cmds.c": (
+        "block_dirty_bitmap_lookup",
+        "qmp_block_dirty_bitmap_add",
+        "block_dirty_bitmap_remove",
+        "qmp_block_dirty_bitmap_remove",
+        "qmp_block_dirty_bitmap_clear",
+        "qmp_block_dirty_bitmap_enable",
+        "qmp_block_dirty_bitmap_disable",
+        "block_dirty_bitmap_merge",
+        "qmp_block_dirty_bitmap_merge",
+    ),
+    "transactions.c": (
+        "tran_add",
+        "tran_abort",
+        "tran_commit",
+    ),
+    "job.c": (
+        "job_txn_add_job_locked",
+        "job_txn_del_job_locked",
+        "job_txn_apply_locked",
+        "job_enter_cond_locked",
+        "job_pause_point_locked",
+        "job_pause_locked",
+        "job_resume_locked",
+        "job_user_pause_locked",
+        "job_user_resume_locked",
+        "job_do_dismiss_locked",
+        "job_conclude_locked",
+        "job_update_rc_locked",
+        "job_commit",
+        "job_abort",
+        "job_clean",
+        "job_finalize_single_locked",
+        "job_cancel_async_locked",
+        "job_completed_txn_abort_locked",
+        "job_prepare_locked",
+        "job_do_finalize_locked",
+        "job_finalize_locked",
+        "job_transition_to_pending_locked",
+        "job_completed_txn_success_locked",
+        "job_completed_locked",
+        "job_exit",
+        "job_cancel_locked",
+        "job_user_cancel_locked",
+    ),
+    "blockjob.c": (
+        "child_job_drained_begin",
+        "child_job_drained_poll",
+        "child_job_drained_end",
+        "block_job_set_speed_locked",
+        "block_job_iostatus_set_err_locked",
+        "block_job_iostatus_reset_locked",
+        "block_job_user_resume",
+        "block_job_error_action",
+    ),
+}
+#: Where files are that are not in ``block``.
+FOLDERS = {
+    "blockdev.c": "",
+    "job.c": "",
+    "blockjob.c": "",
+    "bitmap-qmp-cmds.c": "block/monitor",
+    "transactions.c": "util",
 }
 CONFIGURE = (
     "--target-list=x86_64-softmmu",
@@ -197,11 +286,16 @@ def reached_in(record: Path) -> set[int]:
     return {number for number, byte in enumerate(record.read_bytes()) if byte}
 
 
+def place_of(source: Path, name: str) -> Path:
+    """Where a file with mutants is in a source tree."""
+    return source / FOLDERS.get(name, "block") / name
+
+
 def mutants_of(source: Path) -> list[Mutant]:
     """All mutants of a source tree, numbered from 1 on."""
     found: list[Mutant] = []
     for name in (*FILES, *PARTS):
-        text = (source / "block" / name).read_bytes()
+        text = place_of(source, name).read_bytes()
         wanted = [
             one for one in find(name, text) if name not in PARTS or one.function in PARTS[name]
         ]
@@ -272,7 +366,8 @@ def _is(file: Path, text: str) -> bool:
 def _write(original: Path, changed: Path, mutants: Sequence[Mutant]) -> None:
     """Put the mutants into the files."""
     for name in (*FILES, *PARTS):
-        text = (original / "block" / name).read_bytes()
+        text = place_of(original, name).read_bytes()
         here = [one for one in mutants if one.file == name]
         runtime = RUNTIME.format(count=len(mutants) + 1) if name == FILES[0] else ""
-        (changed / "block" / name).write_bytes(HEADER + instrument(text, here) + runtime.encode())
+        code = HEADER + instrument(text, here) + runtime.encode()
+        place_of(changed, name).write_bytes(code)

@@ -33,9 +33,10 @@ _REACH_LIMIT = 5.0  # seconds for a scenario on the QEMU that is no mutant
 _WITHOUT_FAULTS = 0.5  # of the time to explore: or long lists of scenarios leave none for faults
 _STRENGTH = 2  # of the scenarios that are generated: what `explore` takes by itself
 _DIRECTED = "directed/"  # before the name of a directed case
+_VERIFY = "verify/"  # before a workflow of `verify`
 _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
 _SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "1s")
-#: Of `verify`; of bitmaps and of several disks only these have anything to do with.
+#: Of `verify`; transactions, and most of what is done to bitmaps, only these have.
 _WORKFLOWS = ("backup", "replication", "bitmaps", "push", "pull")
 _VERIFY_LIMIT = 120.0
 _CHECK_LIMIT = 900.0
@@ -47,7 +48,7 @@ _FAULTS = (EIO, ENOSPC, *Cut)
 class Outcome:
     """What became of a mutant.
 
-    :ivar reached: by how many scenarios and directed cases
+    :ivar reached: by how many scenarios, directed cases and workflows
     :ivar killed_by: what found it, and how; empty: nothing did
     :ivar seconds: until then
     """
@@ -70,11 +71,12 @@ class Outcome:
 
 
 def names_to_try() -> list[str]:
-    """The scenarios and directed cases by which mutants are looked for."""
+    """The scenarios, directed cases and workflows by which mutants are looked for."""
     sets = ("alone", "pairs", "follow-ups", "vanishing", "twice", "qcow2-pairs")
     scenarios = [one for name in sets for one in named(name)]
     scenarios += array(_STRENGTH)
-    return [one.name for one in scenarios] + [_DIRECTED + case.name for case in DIRECTED]
+    directed = [_DIRECTED + case.name for case in DIRECTED]
+    return [*(one.name for one in scenarios), *directed, *(_VERIFY + one for one in _WORKFLOWS)]
 
 
 def scenario_named(name: str) -> RealScenario:
@@ -83,15 +85,22 @@ def scenario_named(name: str) -> RealScenario:
 
 
 def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int]]:
-    """Which mutants each of these reaches; a scenario is explored as a whole."""
+    """Which mutants each of these reaches; a scenario is explored as a whole.
+
+    :raises HostError: one finds something, so nothing follows from what a mutant does
+    """
     found = {}
     with Workspace() as workspace:
         record = workspace.path / "reached"
-        build = resolve(str(qemu.wrapper(workspace.path / "qemu", reached=record)))
+        program = qemu.wrapper(workspace.path / "qemu", reached=record)
+        build = resolve(str(program))
         for name in names:
             record.write_bytes(bytes(record.stat().st_size))
             if name.startswith(_DIRECTED):
                 _run(name, build)
+            elif name.startswith(_VERIFY):
+                if wrong := verified(program, name.removeprefix(_VERIFY), program):
+                    raise HostError(f"{name}: QEMU diverges without a mutant: {wrong}")
             else:
                 _explore_pristine(build, name)
             found[name] = reached_in(record)
@@ -120,7 +129,7 @@ def attempt(
 ) -> Outcome:
     """Try to kill a mutant, by the cheapest first.
 
-    :param names: the scenarios and directed cases that reach it
+    :param names: the scenarios, directed cases and workflows that reach it
     :param budget: seconds to explore the scenarios
     """
     began = time.monotonic()
@@ -151,11 +160,12 @@ def _ways(
 ) -> Iterator[str]:
     yield _directed(program, [name for name in names if name.startswith(_DIRECTED)])
     began = time.monotonic()
-    scenarios = spread(name for name in names if not name.startswith(_DIRECTED))
+    scenarios = spread(name for name in names if not name.startswith((_DIRECTED, _VERIFY)))
     yield _explored(program, scenarios, began + budget * _WITHOUT_FAULTS, ())
     yield _explored(program, scenarios, began + budget, _FAULTS)
-    for workflow in _WORKFLOWS:
-        yield verified(program, workflow, sound)
+    for name in names:
+        if name.startswith(_VERIFY):
+            yield verified(program, name.removeprefix(_VERIFY), sound)
     if check:
         yield _commanded(program, ("check", "--suite", "quick"), _CHECK_LIMIT, sound)
 

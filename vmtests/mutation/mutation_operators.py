@@ -21,7 +21,7 @@ _PARSER = tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
 
 _ANNOTATION = re.compile(
     rb"\b(?:coroutine_fn|coroutine_mixed_fn|no_coroutine_fn|co_wrapper\w*|no_co_wrapper\w*"
-    rb"|GRAPH_\w+LOCK(?:ED)?(?:_PTR)?|QEMU_PACKED|TSA_\w+|G_GNUC_\w+|ATTRIBUTE_\w+)\b(?!\()"
+    rb"|GRAPH_\w+LOCK(?:ED)?(?:_PTR)?|QEMU_PACKED|g_autofree|TSA_\w+|G_GNUC_\w+|ATTRIBUTE_\w+)\b(?!\()"
 )
 _LOOP = re.compile(rb"\b(?:[A-Z]*_?FOREACH\w*|WITH_QEMU_LOCK_GUARD)(?= *\()")
 _GUARDED_BLOCK = re.compile(rb"\bWITH_\w+_GUARD\(\)")

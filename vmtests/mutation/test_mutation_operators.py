@@ -166,6 +166,9 @@ def test_every_mutant_has_a_name_of_its_own() -> None:
         # Calls about different things may come in any order, as long as there are both.
         ('qdict_del(options, "a"); qdict_del(options, "b");', ["statement-dropped"] * 2),
         ("copy(); qdict_del(options, name);", ["statement-dropped"] * 2 + ["statements-swapped"]),
+        # What is declared with how it is freed is declared: that is no statement.
+        ("g_autofree DriveBackupState *state = opaque;\n\n    if (!state->bs) {\n return;\n}\n",
+         ["condition-negated", "error-ignored"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_no_mutant(body: str, operators: list[str]) -> None:
