@@ -30,19 +30,19 @@ _GUARDED_BLOCK = re.compile(rb"\bWITH_\w+_GUARD\(\)")
 #: (block/graph-lock.c); a CoMutex begins as zeroes (util/qemu-coroutine-lock.c), which is what its
 #: memory holds. A mutex that is not taken matters only where a second thread comes at the wrong
 #: moment, which no schedule of I/O decides; one that is not released stops the next that wants it,
-#: and is a fault.
+#: and is a fault. A guard releases it at the end of the block that it is in, so it stays in that.
 _WITHOUT_EFFECT = re.compile(
     r"trace_\w+|g?_?assert\w*|g_assert\w*|\w*_CODE|assert_\w+|error_\w+|warn_report\w*|info_report"
     r"|g_free|g_slist_free\w*|g_list_free\w*|g_string_free|g_strfreev|qemu_vfree|qobject_unref"
     r"|qemu_iovec_destroy|qapi_free_\w+|qemu_opts_del|bdrv_refresh_filename|pstrcpy|QEMU_\w+"
-    r"|shres_destroy|ratelimit_destroy|visit_free|qemu_co_mutex_init"
-    r"|bdrv_graph_rd(?:un)?lock_main_loop|qemu_mutex_lock|bdrv_dirty_bitmaps?_lock"
+    r"|\w+_GUARD\w*|shres_destroy|ratelimit_destroy|visit_free|qemu_co_mutex_init"
+    r"|bdrv_graph_rd(?:un)?lock_main_loop|qemu_mutex_lock|job_lock|bdrv_dirty_bitmaps?_lock"
 )
 #: Checks that are assertions where they abort.
 _CHECKS = re.compile(r"bdrv_check_\w*request")
 #: Calls that may be made a little later or earlier: where one thread does all the work, no other
 #: comes meanwhile.
-_RELEASES = re.compile(r"qemu_mutex_unlock|bdrv_dirty_bitmaps?_unlock")
+_RELEASES = re.compile(r"qemu_mutex_unlock|job_unlock|bdrv_dirty_bitmaps?_unlock")
 #: Calls that may be made in any order: each is about something of its own.
 _IN_ANY_ORDER = re.compile(r"bdrv_release_dirty_bitmap|qdict_(?:put_\w+|del|extract_subqdict)")
 _WAITS = re.compile(r"\w*(wait|wake|restart|resume|kick|enter|yield|notify|sleep)\w*")

@@ -163,6 +163,8 @@ def test_every_mutant_has_a_name_of_its_own() -> None:
         ("qemu_mutex_lock(&s->lock);", []),
         ("qemu_mutex_unlock(&s->lock); copy();", ["statement-dropped"] * 2),
         ("qemu_co_mutex_lock(&s->lock);", ["statement-dropped"]),
+        # A guard stays in its block.
+        ("JOB_LOCK_GUARD();\ncopy();", ["statement-dropped"]),
         # Calls about different things may come in any order, as long as there are both.
         ('qdict_del(options, "a"); qdict_del(options, "b");', ["statement-dropped"] * 2),
         ("copy(); qdict_del(options, name);", ["statement-dropped"] * 2 + ["statements-swapped"]),
