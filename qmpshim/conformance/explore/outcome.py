@@ -19,7 +19,8 @@ NO_CLUSTER = -1
 class BitmapLeft:
     """A dirty bitmap as QEMU reports it.
 
-    :ivar granules: those that it names; None: they could not be found out
+    :ivar granules: those that it names; None: they are of another size than was asked for, or not
+        as many as it counts
     """
 
     name: str

@@ -100,7 +100,12 @@ def _not_copied(left: BackupLeft, granule: int) -> int:
 
 
 def state_differs(one: BitmapLeft, recording: bool, busy: bool = False) -> RealViolation | None:
-    """Whether a bitmap records or not, and is in use or not, as it should be."""
+    """Whether a bitmap records or not, and is in use or not, as it should be; and can be read."""
+    if one.granules is None:
+        seen = "of other granules than it was made with, or than it counts"
+        text = f"bitmap {one.name} is {seen}"
+        cause = Cause(CauseKind.BITMAP_STATE, one.name, seen, ("as it was made",))
+        return RealViolation(Verdict.PROTOCOL, text, cause=cause)
     seen, predicted = _state(one.recording, one.busy), _state(recording, busy)
     if seen == predicted:
         return None
@@ -121,7 +126,7 @@ def granules_differ(one: BitmapLeft, must: int, may: int, size: int) -> RealViol
     :param size: sectors of the disk
     """
     named = one.granules
-    assert named is not None, "the bits of every bitmap of a small disk can be found out"
+    assert named is not None, "state_differs() comes first"
     for granule in range(-(-size // GRANULARITY)):
         start = granule * GRANULARITY
         bits = span(start, min(GRANULARITY, size - start))

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import comb
 from typing import Any
 
 from qmpshim.conformance.explore.harness.history import History
@@ -21,6 +22,7 @@ from qmpshim.model.pointintime.jobs import Ending, OnError
 from qmpshim.model.pointintime.push import GRANULARITY
 from qmpshim.model.units import SECTOR
 
+_MOST = 1 << 20  # sets of granules that are tried: a second's work
 _WORD = 64  # granules of a word of an HBitmap's last level
 _ENDS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
@@ -58,7 +60,7 @@ def _joined(by_disk: Sequence[Iterable[BitmapLeft]], shift: int) -> list[BitmapL
     joined = [
         replace(
             one,
-            granules=_numbers(kinds[0][kind], 0) | _numbers(one, shift),
+            granules=_either(_numbers(kinds[0][kind], 0), _numbers(one, shift)),
             busy=one.busy or kinds[0][kind].busy,
         )
         for kind, one in kinds[1].items()
@@ -77,9 +79,15 @@ def _joined(by_disk: Sequence[Iterable[BitmapLeft]], shift: int) -> list[BitmapL
     return joined + apart
 
 
-def _numbers(bitmap: BitmapLeft, first: int) -> frozenset[int]:
+def _numbers(bitmap: BitmapLeft, first: int) -> frozenset[int] | None:
     """The granules that a bitmap names, counted from *first* on."""
-    return frozenset(first + granule for granule in bitmap.granules or ())
+    if bitmap.granules is None:
+        return None
+    return frozenset(first + granule for granule in bitmap.granules)
+
+
+def _either(one: frozenset[int] | None, other: frozenset[int] | None) -> frozenset[int] | None:
+    return None if one is None or other is None else one | other
 
 
 def ending_of_job(machine: GatedMachine) -> Ending | None:
@@ -133,11 +141,11 @@ def paused_by_error(machine: GatedMachine, scenario: RealScenario, now: History)
 def _bitmap(machine: GatedMachine, node: str, found: Mapping[str, Any], size: int) -> BitmapLeft:
     name = str(found.get("name", ""))
     granules = None
-    if name:
+    granule = int(found["granularity"])
+    if name and granule == GRANULARITY * SECTOR:
         digest = machine.call("x-debug-block-dirty-bitmap-sha256", {"node": node, "name": name})[
             "sha256"
         ]
-        granule = int(found["granularity"])
         total = -(-size * SECTOR // granule)
         granules = granules_of(digest, total, int(found["count"]) // granule)
         if granules is None:  # the last granule is counted in full, or is not
@@ -154,8 +162,10 @@ def granules_of(digest: str, total: int, count: int) -> frozenset[int] | None:
 
     :param total: granules of the disk
     :param count: granules that it names
-    :returns: None: no set of so many granules has this checksum
+    :returns: None: no set of so many granules has this checksum, or there are too many to try
     """
+    if comb(total, count) > _MOST:
+        return None
     words = -(-total // _WORD)
     for chosen in combinations(range(total), count):
         bits = sum(1 << n for n in chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from errno import EIO
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,28 @@ def test_a_new_bitmap_may_name_what_is_written_beside_its_transaction(
     assert found(pool, "push-WVt") == set()
     left_as(monkeypatch, granules_left_as(lambda granules: {*granules, 2}))
     assert found(pool, "push-WVt") == {(Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b1")}
+
+
+@pytest.mark.kills("bitmaps")
+def test_a_bitmap_of_another_granularity_is_found_out(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its granules are not looked for: they may be too many to try."""
+    call = GatedMachine.call
+
+    def other(self: GatedMachine, name: str, arguments: Any = None) -> Any:
+        value = call(self, name, arguments)
+        for node in value if name == "query-named-block-nodes" else ():
+            for bitmap in node.get("dirty-bitmaps", ()):
+                bitmap["granularity"] //= 128
+        return value
+
+    monkeypatch.setattr(GatedMachine, "call", other)
+    assert found(pool, "push-Wi") == {(Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "b0")}
+
+
+def test_too_many_sets_of_granules_are_not_tried() -> None:
+    assert granules_of("", 1 << 13, 1 << 12) is None
 
 
 def test_granules_are_found_by_their_checksum() -> None:
