@@ -19,7 +19,7 @@ NO_CLUSTER = -1
 class BitmapLeft:
     """A dirty bitmap as QEMU reports it.
 
-    :ivar granules: those that it names; None: they are of another size than was asked for, or not
+    :ivar granules: those that it names; None: they are of another size than those wanted, or not
         as many as it counts
     """
 
