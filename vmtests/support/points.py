@@ -306,6 +306,7 @@ CHECK = PointOperation(1, PointKind.CHECK)
 RESTART = PointOperation(1, PointKind.RESTART)
 KILL = PointOperation(1, PointKind.KILL)
 TOGETHER = PointOperation(1, PointKind.TRANSACTION, grouped=True)
+_FINALIZE = PointOperation(1, PointKind.JOB, verb=JobVerb.FINALIZE)
 _BACKUP = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
 
 _MUTANTS = (
@@ -349,6 +350,9 @@ _MUTANTS = (
         for failing in (0, 1)
     ),
     PointMutant(FinalizedByItself, case(JobSpec(0, Sync.FULL, manual=True), FINISH),
+                Verdict.ERROR_CONTRACT, "the end of a backup"),
+    PointMutant(FinalizedByItself,
+                case(JobSpec(0, Sync.FULL, slow=True, manual=True), _FINALIZE, FINISH),
                 Verdict.ERROR_CONTRACT, "the end of a backup"),
     PointMutant(
         FinalizedByItself,

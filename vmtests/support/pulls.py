@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from qmpshim.conformance.compare.evidence import Allocated
+from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.build import closing, opening
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.parts import on_disk
 from qmpshim.machine.chain.qmp_commands import BACKS_UP, TRANSACTION, QmpCommand
 from qmpshim.model.operations import operation
+from qmpshim.model.units import SECTOR
 from vmtests.support import misbehaving_gate
 from vmtests.support.backups import point_of
 from vmtests.support.gate import Misbehaviour, of
@@ -40,6 +45,29 @@ def reading_second() -> RealScenario:
     pair = point_of("pull", "primary_write+primary_write,third=with_start,disks=two")
     size = pair.disk_size
     return replace(pair, ops=(*pair.ops, operation("guest_read", size, size, after=2)))
+
+
+def copied_too(
+    monkeypatch: pytest.MonkeyPatch, place: Path, scenario: RealScenario, disk: int, first: int
+) -> Allocated:
+    """A granule is copied to a disk's target when all is over; the evidence of that.
+
+    It has what the disk held at first, and so does the view.
+
+    :param place: of a file of its data
+    :param first: its first sector, counted from the disk's own beginning on
+    """
+    node, count = on_disk("hidden", disk), min(scenario.granule, scenario.disk_size - first)
+    place.write_bytes(bytes(pattern.data_of(BASE, disk * scenario.apart + first, count)))
+    look = final_state.look
+
+    def copied(machine: GatedMachine, *end: Any) -> Any:
+        line = f'qemu-io {node} "write -s {place} {first * SECTOR} {count * SECTOR}"'
+        machine.call("human-monitor-command", {"command-line": line})
+        return look(machine, *end)
+
+    monkeypatch.setattr(final_state, "look", copied)
+    return Allocated(node, first // scenario.unit_of("hidden"), ("unallocated",))
 
 
 def started_by(

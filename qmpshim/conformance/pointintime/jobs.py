@@ -210,14 +210,17 @@ class Jobs:
             arguments["force"] = operation.force
 
         await self.poll()
-        if verb is JobVerb.FINALIZE:  # it may be done before its answer is here
-            self._model.finalizing(job_id)
+        # It may be done before its answer is here.
+        finalized = self._model.finalizing(job_id) if verb is JobVerb.FINALIZE else []
         carried_out = await self._answer(
             operation.name,
             lambda: self._model.job_refusal(job_id, verb, operation.force),
             lambda: self._chain.command(f"block-job-{verb}", arguments),
             lambda: self._model.command(job_id, verb),
         )
+        if not carried_out:
+            for job in finalized:
+                job.finalized = False
         if carried_out and verb in (JobVerb.CANCEL, JobVerb.FINALIZE):
             await self._until(lambda: self._model.active(disk) is None, f"job {verb}")
 

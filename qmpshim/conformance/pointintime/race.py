@@ -42,7 +42,7 @@ async def race(jobs: Jobs, operation: PointOperation) -> None:
         chain.clients[disk].write(sent, sector * SECTOR)
         chain.steps.append(RequestSent(f"disk{disk}", Verb.WRITE, sector, 1, operation.number))
         model.disks[disk].write(sector, 1, operation.number)
-        sides.coverage.touch(disk, sector, 1)
+        sides.rotation.touch(disk, sector, 1)
         written.append((disk, sector))
         after += started.done()
         if after > 2 * len(disks):

@@ -168,7 +168,7 @@ class PointsRun:
         disk, client = self.model.disks[operation.disk], self.chain.clients[operation.disk]
         start, count, number = operation.start, operation.count, operation.number
         offset, length = start * SECTOR, count * SECTOR
-        self._sides.coverage.touch(operation.disk, start, count)
+        self._sides.rotation.touch(operation.disk, start, count)
         verb = Verb(operation.kind.value)
         self.chain.steps.append(RequestSent(f"disk{operation.disk}", verb, start, count, number))
         match operation.kind:
@@ -200,10 +200,10 @@ class PointsRun:
     async def _check(self, whole: bool = False) -> None:
         """Compare states and bits, and of disks and snapshots what is due, or all of it."""
         self.result.checks += 1
-        coverage, disks = self._sides.coverage, range(len(self.model.disks))
+        rotation, disks = self._sides.rotation, range(len(self.model.disks))
 
         def part(export: str, disk: int) -> Sectors:
-            return coverage.whole if whole else coverage.due(export, disk)
+            return rotation.whole if whole else rotation.due(export, disk)
 
         for number in disks:
             self._sides.read_disk(number, part(f"disk{number}", number))
@@ -215,7 +215,7 @@ class PointsRun:
             await self._bitmaps.read(number)
             self._snapshots.read_bitmaps(number)
             self._snapshots.read(number, part(f"snapshot{number}", number))
-        coverage.checked()
+        rotation.checked()
 
     async def _restart(self, kill: bool) -> None:
         """End QEMU and start another on the same images, which are compared in between."""

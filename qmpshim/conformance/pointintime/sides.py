@@ -10,8 +10,8 @@ from functools import partial
 from qmpshim.conformance.compare.crosscheck import pages_of, pieces
 from qmpshim.conformance.compare.evidence import Returned
 from qmpshim.conformance.pointintime.comparisons import compare_data
-from qmpshim.conformance.pointintime.coverage import Coverage
 from qmpshim.conformance.pointintime.operations import Action
+from qmpshim.conformance.pointintime.rotation import Rotation
 from qmpshim.conformance.workload.pattern import Comparer
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
@@ -80,7 +80,7 @@ class Sides:
 
     :ivar chain: the real disks
     :ivar result: what was done and compared so far
-    :ivar coverage: what checks read
+    :ivar rotation: what checks read
     :ivar comparers: by export
     """
 
@@ -88,7 +88,7 @@ class Sides:
     chain: PointsChain
     model: PointInTime
     result: PointsResult = field(default_factory=PointsResult)
-    coverage: Coverage = field(init=False)
+    rotation: Rotation = field(init=False)
     comparers: defaultdict[str, Comparer] = field(
         default_factory=lambda: defaultdict(lambda: Comparer(keep=_KEPT))
     )
@@ -97,7 +97,7 @@ class Sides:
         disks, size = self.model.disks, self.model.disks[0].size
         # Of large ones all is read each time: that is where there is something.
         parts = 1 if size > _LARGE else PARTS
-        self.coverage = Coverage(size, disks[0].cluster, len(disks), parts)
+        self.rotation = Rotation(size, disks[0].cluster, len(disks), parts)
 
     def compare(
         self, verdict: Verdict, where: str, export: str, contents: Contents, part: Sectors

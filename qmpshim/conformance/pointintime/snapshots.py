@@ -33,7 +33,7 @@ class Snapshots:
         for name in usable:
             bitmaps[name].user = f"snapshot{disk}"
         self.exported[disk] = tuple(usable)
-        self.sides.coverage.forget(f"snapshot{disk}")
+        self.sides.rotation.forget(f"snapshot{disk}")
 
     async def unexport(self, disk: int) -> None:
         """Remove the export; its bitmaps are free again."""

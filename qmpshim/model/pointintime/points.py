@@ -141,15 +141,15 @@ class PointInTime:
     def refused_at(self, actions: Sequence[BitmapAction | JobSpec]) -> int | None:
         """The place in a transaction of the action that is refused; None: none is."""
         saved = self._save()
-        at = 0
         try:
-            for at, action in enumerate(actions):  # noqa: B007
-                self._carry_out([action])
-        except RefusedError:
-            return at
+            for at, action in enumerate(actions):
+                try:
+                    self._carry_out([action])
+                except RefusedError:
+                    return at
+            return None
         finally:
             self._restore(saved)
-        return None
 
     def known_defects(self, actions: Sequence[BitmapAction | JobSpec]) -> frozenset[PointDefect]:
         """The known defects that a transaction meets when it is undone, each of some version."""
@@ -335,11 +335,16 @@ class PointInTime:
         job = self.jobs[job_id]
         return any(one.spec.manual for one in (job, *self._partners(job)))
 
-    def finalizing(self, job_id: str) -> None:
-        """A ``job-finalize`` is sent, which is about all jobs that end together."""
-        if job := self.jobs.get(job_id):
-            for one in (job, *self._partners(job)):
-                one.finalized = True
+    def finalizing(self, job_id: str) -> list[BackupJob]:
+        """A ``job-finalize`` is sent, which is about all jobs that end together.
+
+        :returns: those that were not finalized before, and are not if it is refused
+        """
+        job = self.jobs.get(job_id)
+        new = [one for one in (job, *self._partners(job)) if not one.finalized] if job else []
+        for one in new:
+            one.finalized = True
+        return new
 
     def _partners(self, job: BackupJob) -> list[BackupJob]:
         return [self.jobs[one] for one in job.partners if one in self.jobs]

@@ -10,21 +10,34 @@ from qmpshim.machine.chain.gated import GatedMachine
 from vmtests.support.directed import Mutant
 
 Arguments = Mapping[str, Any]
+Call = Callable[[str, Arguments], Any]
+
+
+def calling(other: Callable[[Call, str, Arguments], Any]) -> Mutant:
+    """Commands are done in another way.
+
+    :param other: is given the way that the machine has, and a command's name and arguments
+    """
+
+    def mutant(machine: GatedMachine) -> None:
+        call = machine.call
+
+        def called(name: str, arguments: Arguments | None = None) -> Any:
+            return other(call, name, arguments or {})
+
+        machine.call = called  # type: ignore[method-assign, assignment]
+
+    return mutant
 
 
 def answering(command: str, change: Callable[[Any], Any]) -> Mutant:
     """What a command returns is changed."""
 
-    def mutant(machine: GatedMachine) -> None:
-        call = machine.call
+    def other(call: Call, name: str, arguments: Arguments) -> Any:
+        value = call(name, arguments)
+        return change(value) if name == command else value
 
-        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            value = call(name, arguments)
-            return change(value) if name == command else value
-
-        machine.call = other  # type: ignore[method-assign, assignment]
-
-    return mutant
+    return calling(other)
 
 
 def asking_otherwise(change: Callable[[str, Arguments], Arguments | None]) -> Mutant:
@@ -33,16 +46,11 @@ def asking_otherwise(change: Callable[[str, Arguments], Arguments | None]) -> Mu
     :param change: of a command's name and arguments; None: it is not sent, and says success
     """
 
-    def mutant(machine: GatedMachine) -> None:
-        call = machine.call
+    def other(call: Call, name: str, arguments: Arguments) -> Any:
+        changed = change(name, arguments)
+        return {} if changed is None else call(name, changed)
 
-        def other(name: str, arguments: Arguments | None = None) -> Any:
-            changed = change(name, arguments or {})
-            return {} if changed is None else call(name, changed)
-
-        machine.call = other  # type: ignore[method-assign, assignment]
-
-    return mutant
+    return calling(other)
 
 
 def asking(command: str, **changes: Any) -> Mutant:
@@ -103,15 +111,12 @@ def _permissions(node: str, change: dict[str, list[str]]) -> Mutant:
     return answering("x-debug-query-block-graph", changed)
 
 
-def not_shrunk(machine: GatedMachine) -> None:
-    """A disk that should shrink to its first size says success."""
-    call = machine.call
-
-    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        size = (arguments or {}).get("size")
-        return {} if (name, size) == ("block_resize", 2 * CLUSTER) else call(name, arguments)
-
-    machine.call = other  # type: ignore[method-assign, assignment]
+#: A disk that should shrink to its first size says success.
+not_shrunk = asking_otherwise(
+    lambda name, arguments: (
+        None if (name, arguments.get("size")) == ("block_resize", 2 * CLUSTER) else arguments
+    )
+)
 
 
 def more_done(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -150,13 +155,9 @@ def other_job_failed(machine: GatedMachine) -> None:
     machine.qmp.events.append({"event": "BLOCK_JOB_COMPLETED", "data": data})
 
 
-def not_cancelled(machine: GatedMachine) -> None:
+@calling
+def not_cancelled(call: Call, name: str, arguments: Arguments) -> Any:
     """A job that is to be cancelled is done at full speed."""
-    call = machine.call
-
-    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        if name == "block-job-cancel":
-            return call("block-job-set-speed", {**(arguments or {}), "speed": 0})
-        return call(name, arguments)
-
-    machine.call = other  # type: ignore[method-assign, assignment]
+    if name == "block-job-cancel":
+        return call("block-job-set-speed", {**arguments, "speed": 0})
+    return call(name, arguments)

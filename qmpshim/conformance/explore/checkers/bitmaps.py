@@ -102,9 +102,8 @@ def _not_copied(left: BackupLeft, granule: int) -> int:
 def state_differs(one: BitmapLeft, recording: bool, busy: bool = False) -> RealViolation | None:
     """Whether a bitmap records or not, and is in use or not, as it should be; and can be read."""
     if one.granules is None:
-        seen = "of other granules than it was made with, or than it counts"
-        text = f"bitmap {one.name} is {seen}"
-        cause = Cause(CauseKind.BITMAP_STATE, one.name, seen, ("as it was made",))
+        text = f"bitmap {one.name} has other granules than it was made with, or than it counts"
+        cause = Cause(CauseKind.BITMAP_STATE, one.name, "unreadable", ("readable",))
         return RealViolation(Verdict.PROTOCOL, text, cause=cause)
     seen, predicted = _state(one.recording, one.busy), _state(recording, busy)
     if seen == predicted:

@@ -26,6 +26,7 @@ from qmpshim.conformance.compare.model_chain import frozen_at_start
 from qmpshim.conformance.explore.checkers.bitmaps import granules_differ, state_differs
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.pulled_point import Point, fitting_points, start_of
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.outcome import BitmapLeft, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
@@ -54,7 +55,7 @@ def pulled_bitmaps_hold(end: End) -> RealViolation | None:
     marks = Marks(end.scenario, end.history.answers, end.history.precedence, start)
     found = []
     for point in fitting_points(end):
-        since = changed(end.outcome.secondary, point.owners) & ~_lost(end)
+        since = changed(end.outcome.secondary, point.owners) & ~_unknown(end)
         found.append(_differ(left, marks.named(point), since, end.scenario.size))
     return None if None in found or not found else found[0]
 
@@ -88,7 +89,7 @@ def _begun_before(end: End, outcome: Outcome, left: dict[str, BitmapLeft]) -> Re
     scenario = end.scenario
     then, since = left[FIRST], left[NEW]
     named = frozen_at_start(scenario.topology, scenario.size)
-    must = changed(outcome.secondary, [(BASE,)] * scenario.size) & ~_lost(end)
+    must = changed(outcome.secondary, [(BASE,)] * scenario.size) & ~_unknown(end)
     return (
         state_differs(then, recording=False, busy=True)  # the export uses it
         or granules_differ(then, named, named, scenario.size)
@@ -97,16 +98,18 @@ def _begun_before(end: End, outcome: Outcome, left: dict[str, BitmapLeft]) -> Re
     )
 
 
-def _lost(end: End) -> int:
+def unknown(scenario: RealScenario, faults: Iterable[InjectedFault]) -> int:
     """The sectors, as a set, of disks in qcow2 that are gone: not all that their tables have is in
     their files.
     """
-    scenario = end.scenario
     if scenario.secondary == "raw":
         return 0
-    failed = (fault for _, fault in end.history.failed)
-    gone = {fault.disk for fault in failed if fault.gone and fault.image == "secondary"}
+    gone = {fault.disk for fault in faults if fault.gone and fault.image == "secondary"}
     return sum(span(disk * scenario.apart, scenario.disk_size) for disk in gone)
+
+
+def _unknown(end: End) -> int:
+    return unknown(end.scenario, (fault for _, fault in end.history.failed))
 
 
 def _is_offered(end: End) -> bool:

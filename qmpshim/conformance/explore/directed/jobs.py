@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qmpshim.conformance.explore.directed.machine import (
+    BACKUP,
     CLUSTER,
     COUNT,
     SIZE,
@@ -44,10 +45,7 @@ def errors_of_disks(machine: CaseMachine) -> None:
             machine.gate.release(other)
             if action == "stop":
                 machine.settle()
-                jobs = machine.call("query-block-jobs")
-                if [(job["status"], job["io-status"]) for job in jobs] != [("paused", "failed")]:
-                    text = f"a job with {option}=stop is {jobs or 'gone'} after an error"
-                    raise Broken(Verdict.ERROR_CONTRACT, text, f"{option}=stop")
+                _expect_status(machine, "paused", "failed", f"{option}=stop")
                 _is_resumed(machine, hit, option)
             sizes.append(SIZE)
             _completes(machine, *sizes)
@@ -60,18 +58,21 @@ def _is_resumed(machine: CaseMachine, hit: Callable[[HeldIO], bool], option: str
     machine.call("block-job-resume", {"device": "backup"})
     machine.settle()
     again = machine.caught("a job that is resumed")
-    jobs = machine.call("query-block-jobs")
-    if [(job["status"], job["io-status"]) for job in jobs] != [("running", "ok")]:
-        text = f"a job with {option}=stop is {jobs or 'gone'} when it is resumed"
-        raise Broken(Verdict.PROTOCOL, text, f"{option}=stop, then block-job-resume")
+    _expect_status(machine, "running", "ok", f"{option}=stop, then block-job-resume")
     for io in again:
         machine.gate.release(io)
 
 
+def _expect_status(machine: CaseMachine, status: str, io_status: str, promise: str) -> None:
+    jobs = machine.call("query-block-jobs")
+    if [(job["status"], job["io-status"]) for job in jobs] != [(status, io_status)]:
+        text = f"a job with {promise} is {jobs or 'gone'}, not {status} with io-status {io_status}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, promise)
+
+
 def concluded(machine: CaseMachine) -> None:
     """A job without auto-dismiss stays when it has ended, and QEMU quits beside it."""
-    words = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "full"}
-    machine.call("blockdev-backup", {**words, "auto-dismiss": False})
+    machine.call("blockdev-backup", {**BACKUP, "sync": "full", "auto-dismiss": False})
 
     def statuses() -> list[str]:
         return [job["status"] for job in machine.call("query-jobs")]
@@ -182,8 +183,7 @@ def begin(machine: CaseMachine, **more: Any) -> None:
     """Start a job that copies each cluster by itself."""
     if not machine.features.x_perf:
         raise OptionMissing("this QEMU has no x-perf")
-    words = {"job-id": "backup", "device": "secondary", "target": "hidden"}
-    machine.call("blockdev-backup", {**words, "x-perf": _BOTH_AT_ONCE, **more})
+    machine.call("blockdev-backup", {**BACKUP, "x-perf": _BOTH_AT_ONCE, **more})
     machine.settle()
 
 

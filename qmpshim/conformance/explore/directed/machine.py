@@ -66,6 +66,10 @@ class Broken(Exception):
         self.violation = RealViolation(verdict, text, cause=cause)
 
 
+#: What a backup job is called, and is about, in the chains that have one.
+BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden"}
+
+
 class CaseMachine(GatedMachine):
     """A chain of a few clusters that a directed case does things to."""
 

@@ -9,6 +9,7 @@ from errno import EIO
 from typing import Any
 
 from qmpshim.conformance.explore.directed.machine import (
+    BACKUP,
     CLUSTER,
     COUNT,
     SIZE,
@@ -25,7 +26,7 @@ from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 _CHANGING, _HARMLESS = {"write", "resize"}, {"consistent-read", "write-unchanged"}
-_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
+_JOB = {**BACKUP, "sync": "none"}
 #: What ``do_backup_common`` (blockdev.c, QEMU 5.2 to 11.1) refuses; the bitmap is called ``there``.
 _WITH_WRONG_BITMAPS: tuple[dict[str, str], ...] = (
     {"sync": "incremental"},

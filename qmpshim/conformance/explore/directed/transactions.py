@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.conformance.explore.directed.machine import (
+    BACKUP,
     CLUSTER,
     COUNT,
     SIZE,
@@ -19,7 +20,7 @@ from qmpshim.conformance.explore.directed.machine import (
 from qmpshim.model.check.verdict import Verdict
 
 _ABORT = {"type": "abort", "data": {}}
-_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "full"}
+_JOB = {**BACKUP, "sync": "full"}
 
 
 def _action(verb: str, **data: Any) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def done(machine: CaseMachine) -> None:
 
 
 def backup_undone(machine: CaseMachine) -> None:
-    """A backup in a transaction that is aborted leaves no job, and neither disk in use; one that is
-    refused leaves none that is there before, nor do actions whose jobs cannot end together.
+    """A transaction of a backup and of an action that is refused, or that can be in none whose jobs
+    end together, leaves no job, and neither disk in use.
     """
 
     def started(**words: Any) -> dict[str, Any]:

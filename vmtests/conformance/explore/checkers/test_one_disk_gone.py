@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.failed_end import under_way
 from qmpshim.conformance.explore.checkers.orders import Do
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
+from qmpshim.conformance.explore.checkers.pulled_bitmaps import unknown
 from qmpshim.conformance.explore.checkers.sequential import run_in_order
 from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import Cut, io_id
@@ -23,16 +23,21 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
-from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, Prediction, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.units import SECTOR
+from qmpshim.model.pointintime.masks import span
 from vmtests.support.backups import Kinds, explored, kinds, point_of
 from vmtests.support.failing import answering
-from vmtests.support.pulls import reading_second, started_by, unwatched, without_last_job
+from vmtests.support.pulls import (
+    copied_too,
+    reading_second,
+    started_by,
+    unwatched,
+    without_last_job,
+)
 
 #: A write of the first disk before the pull, and one of the second disk after it.
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
@@ -109,21 +114,11 @@ def test_a_cluster_too_many_of_the_other_target_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scenario = point_of("pull", WRITES)
-    old = tmp_path / "old"
-    first = scenario.disk_size - scenario.granule  # sectors that no operation is about
-    old.write_bytes(bytes(pattern.data_of(BASE, first, scenario.granule)))
-    look = final_state.look
-
-    def copied_too(machine: GatedMachine, *end: Any) -> Any:
-        line = f'qemu-io hidden "write -s {old} {first * SECTOR} {scenario.granule * SECTOR}"'
-        machine.call("human-monitor-command", {"command-line": line})
-        return look(machine, *end)
-
-    monkeypatch.setattr(final_state, "look", copied_too)
+    first = scenario.disk_size - scenario.granule  # of what no operation is about
+    there = copied_too(monkeypatch, tmp_path / "old", scenario, 0, first)
     system = cut(pool, WRITES, COPY_OF_SECOND)
     assert kinds(system) == {(Verdict.ALLOCATION, CauseKind.ALLOCATION, "hidden")}
     (sighting,) = system.found.values()
-    there = Allocated("hidden", first // scenario.unit_of("hidden"), ("unallocated",))
     assert sighting.violation.evidence == there
 
 
@@ -164,6 +159,18 @@ def test_a_write_of_the_other_disk_that_is_in_its_snapshot_in_part_is_found_out(
     read_view = final_state.read_view
     monkeypatch.setattr(final_state, "read_view", read)
     assert (Verdict.CONTENT, CauseKind.NO_POINT_IN_TIME, "view") in found(pool, BESIDE, FIRST)
+
+
+@pytest.mark.kills("pulled_bitmaps")
+def test_only_of_a_qcow2_disk_that_is_gone_not_all_changes_are_known() -> None:
+    scenario = point_of("pull", QCOW2)
+    own = [span(disk * scenario.apart, scenario.disk_size) for disk in range(2)]
+    for disk in range(2):
+        gone = InjectedFault("secondary", "write", 0, 0, EIO, gone=True, disk=disk)
+        assert unknown(scenario, [gone]) == own[disk]
+        assert unknown(scenario, [replace(gone, gone=False)]) == 0
+        assert unknown(scenario, [gone_scratch(scenario, disk)]) == 0
+        assert unknown(point_of("pull", WRITES), [gone]) == 0
 
 
 def gone_scratch(scenario: RealScenario, disk: int) -> InjectedFault:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qmpshim.conformance.compare.evidence import Allocated
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import bitmaps_left
@@ -16,8 +14,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import Release, faithfully
 from qmpshim.conformance.explore.outcome import BitmapLeft
-from qmpshim.conformance.explore.scenarios import BASE, RealScenario, check_scenario
-from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.explore.scenarios import RealScenario, check_scenario
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import BACKS_UP
@@ -26,7 +23,14 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.units import SECTOR
 from vmtests.support.backups import Kinds, explored, kinds, point_of
-from vmtests.support.pulls import Actions, reading_second, started_by, unwatched, without_last_job
+from vmtests.support.pulls import (
+    Actions,
+    copied_too,
+    reading_second,
+    started_by,
+    unwatched,
+    without_last_job,
+)
 
 WRITES = "primary_write+start,third=start_then_primary_write,history=dirty,disks=two"
 ODD = "primary_write+start,third=start_then_primary_write,place=end,disk=odd,disks=two"
@@ -93,25 +97,13 @@ def test_two_t0s_are_found_out(pool: QemuPool, name: str, monkeypatch: pytest.Mo
 def test_a_cluster_too_many_of_the_second_target_is_found_out(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It has what the disk held at T0, and so does the view."""
     scenario = point_of("pull", name)
     last = (scenario.disk_size - 1) // scenario.granule * scenario.granule
     first = last if name == AT_BEGINNING else 0  # what no operation is about
-    count = min(scenario.granule, scenario.disk_size - first)
-    old = tmp_path / "old"
-    old.write_bytes(bytes(pattern.data_of(BASE, scenario.apart + first, count)))
-    look = final_state.look
-
-    def copied_too(machine: GatedMachine, *end: Any) -> Any:
-        line = f'qemu-io other-hidden "write -s {old} {first * SECTOR} {count * SECTOR}"'
-        machine.call("human-monitor-command", {"command-line": line})
-        return look(machine, *end)
-
-    monkeypatch.setattr(final_state, "look", copied_too)
+    there = copied_too(monkeypatch, tmp_path / "old", scenario, 1, first)
     system: RealSystem = explored(pool, scenario, most=80)
     assert kinds(system) == {(Verdict.ALLOCATION, CauseKind.ALLOCATION, "hidden")}
     (sighting,) = system.found.values()
-    there = Allocated("other-hidden", first // scenario.unit_of("hidden"), ("unallocated",))
     assert sighting.violation.evidence == there
 
 

@@ -25,7 +25,7 @@ test_a_case_sees = sees(
      ERROR_CONTRACT, "on-source-error=stop"),
     ("backup-source-error", asking("blockdev-backup", **{"on-target-error": "report"}),
      ERROR_CONTRACT, "on-target-error=stop"),
-    ("backup-source-error", answering("query-block-jobs", still_failed), PROTOCOL,
+    ("backup-source-error", answering("query-block-jobs", still_failed), ERROR_CONTRACT,
      "on-source-error=stop, then block-job-resume"),
     ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
     ("backup-source-error", copied_once, Verdict.CONTENT, "a backup's content"),

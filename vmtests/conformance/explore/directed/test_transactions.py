@@ -2,69 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, sees
-from vmtests.support.mutants.qmp import answering, asking
+from vmtests.support.mutants.qmp import (
+    Arguments,
+    Call,
+    answering,
+    asking,
+    asking_otherwise,
+    calling,
+)
 
 ERROR_CONTRACT, PROTOCOL = Verdict.ERROR_CONTRACT, Verdict.PROTOCOL
 SILENT = "transaction fails silently"
 CHANGED = "a refused transaction changes bitmaps"
 
 
-def before(command: str, act: Mutant, **words: Any) -> Mutant:
-    """Something is done before each command of a name that has these arguments."""
-
-    def mutant(machine: GatedMachine) -> None:
-        call = machine.call
-
-        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            if name == command and words.items() <= (arguments or {}).items():
-                machine.call = call  # type: ignore[method-assign]
-                act(machine)
-                machine.call = other  # type: ignore[method-assign, assignment]
-            return call(name, arguments)
-
-        machine.call = other  # type: ignore[method-assign, assignment]
-
-    return mutant
-
-
 def not_undone(kind: str) -> Mutant:
     """What an action of this kind does stays, though its transaction is refused."""
 
-    def mutant(machine: GatedMachine) -> None:
-        call = machine.call
+    def other(call: Call, name: str, arguments: Arguments) -> Any:
+        for one in arguments.get("actions", ()):
+            if one["type"] == kind:
+                call(kind, one["data"])
+        return call(name, arguments)
 
-        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            for one in (arguments or {}).get("actions", ()):
-                if one["type"] == kind:
-                    call(kind, one["data"])
-            return call(name, arguments)
-
-        machine.call = other  # type: ignore[method-assign, assignment]
-
-    return mutant
+    return calling(other)
 
 
 def left_out(kind: str) -> Mutant:
     """Actions of this kind are not done, and the transaction succeeds."""
 
-    def mutant(machine: GatedMachine) -> None:
-        call = machine.call
+    def change(name: str, arguments: Arguments) -> Arguments:
+        if name != "transaction":
+            return arguments
+        actions = [one for one in arguments["actions"] if one["type"] != kind]
+        return {**arguments, "actions": actions}
 
-        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            words = dict(arguments or {})
-            if name == "transaction":
-                words["actions"] = [one for one in words["actions"] if one["type"] != kind]
-            return call(name, words)
-
-        machine.call = other  # type: ignore[method-assign, assignment]
-
-    return mutant
+    return asking_otherwise(change)
 
 
 def bitmaps_shown(change: Any) -> Mutant:
@@ -79,9 +57,12 @@ def bitmaps_shown(change: Any) -> Mutant:
     return answering("query-named-block-nodes", changed)
 
 
-def removed(machine: GatedMachine) -> None:
-    """The image loses the bitmap that it keeps."""
-    machine.call("block-dirty-bitmap-remove", {"node": "image", "name": "kept"})
+@calling
+def removed(call: Call, name: str, arguments: Arguments) -> Any:
+    """The image loses the bitmap that it keeps when it is closed."""
+    if name == "blockdev-del":
+        call("block-dirty-bitmap-remove", {"node": "image", "name": "kept"})
+    return call(name, arguments)
 
 
 def job_fails(machine: GatedMachine) -> None:
@@ -96,8 +77,8 @@ test_a_case_sees = sees(
       for verb in ("add", "clear", "enable", "disable", "merge", "remove")),
     ("transaction-is-undone", bitmaps_shown(lambda them: [{**one, "count": 0} for one in them]),
      Verdict.LOST_WRITE, "bitmaps after aborted transactions"),
-    ("transaction-is-undone", before("blockdev-del", removed, **{"node-name": "image"}),
-     Verdict.LOST_WRITE, "a stored bitmap after aborted transactions"),
+    ("transaction-is-undone", removed, Verdict.LOST_WRITE,
+     "a stored bitmap after aborted transactions"),
     *(("transaction-is-done", left_out(f"block-dirty-bitmap-{verb}"), PROTOCOL,
        "bitmaps after a transaction")
       for verb in ("clear", "enable", "disable", "merge", "remove")),

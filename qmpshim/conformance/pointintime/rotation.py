@@ -6,7 +6,7 @@ from qmpshim.model.disks.image import PAGE
 from qmpshim.model.pointintime.sectors import NOTHING, Sectors, sectors
 
 
-class Coverage:
+class Rotation:
     """The parts of each export that the next check reads; positions are in sectors.
 
     That is all of it at its first check, later what requests to the disk below it have named since
