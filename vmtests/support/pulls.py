@@ -40,6 +40,26 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnlineChecker, "pull_has_begun", lambda checker: None)
 
 
+def finer_bitmaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitmaps have granules of half the size that is asked for."""
+    call, batch = GatedMachine.call, GatedMachine.batch
+
+    def halved(name: str, arguments: Any) -> Any:
+        if name != "block-dirty-bitmap-add":
+            return arguments
+        return {**arguments, "granularity": arguments["granularity"] // 2}
+
+    def finer(machine: GatedMachine, name: str, arguments: Any = None) -> Any:
+        return call(machine, name, halved(name, arguments))
+
+    def all_finer(machine: GatedMachine, commands: list[QmpCommand]) -> list[Any]:
+        changed = [QmpCommand(one.name, halved(one.name, one.arguments)) for one in commands]
+        return batch(machine, changed)
+
+    monkeypatch.setattr(GatedMachine, "call", finer)
+    monkeypatch.setattr(GatedMachine, "batch", all_finer)
+
+
 def reading_second() -> RealScenario:
     """A write of each disk, the start, and a read of the second one's snapshot."""
     pair = point_of("pull", "primary_write+primary_write,third=with_start,disks=two")

@@ -33,9 +33,9 @@ A symptom is a dictionary with a ``kind``, which the templates know (``templates
   above. There are other ``bitmaps``, or one names a ``granule`` (of so many sectors) that it may
   not, or not each that it ``must`` (None: where the disk has changed; with ``uncopied``: and where
   the target has nothing in a copy of ``unit`` sectors), or none names one of those of ``either``,
-  or one does not record, or is not in use, as it should. With ``owners`` what was read is the disk
-  at this point, as in ``snapshot``, and the bitmap that records names where the disk is another now
-  (not if that is ``lost``);
+  or one has others, does not record, or is not in use, as it should. With ``owners`` what was read
+  is the disk at this point, as in ``snapshot``, and the bitmap that records names where the disk is
+  another now (not if that is ``lost``);
 * ``ending``: where the operations ended with these ``answers``, as above, the backup job has ended
   in this way;
 * ``unknown``: somebody has to look.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from errno import EIO
-from typing import Any
 
 import pytest
 
@@ -25,6 +24,7 @@ from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.backups import Kinds, Recording, endings, explored, kinds, point_of
 from vmtests.support.failing import one
 from vmtests.support.gate import of
+from vmtests.support.pulls import finer_bitmaps
 
 _BITMAP = {"node": "secondary", "name": "b0"}
 _FORGOTTEN = granules_left_as(lambda granules: ())
@@ -152,14 +152,7 @@ def test_a_bitmap_of_another_granularity_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its granules are not those that are predicted, and may be too many to find out."""
-    call = GatedMachine.call
-
-    def finer(self: GatedMachine, name: str, arguments: Any = None) -> Any:
-        if name == "block-dirty-bitmap-add":
-            arguments = {**arguments, "granularity": arguments["granularity"] // 2}
-        return call(self, name, arguments)
-
-    monkeypatch.setattr(GatedMachine, "call", finer)
+    finer_bitmaps(monkeypatch)
     pool.close()  # its QEMU has bitmaps already
     seen = found(pool, "push-Wi")
     pool.close()

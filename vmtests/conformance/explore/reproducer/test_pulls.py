@@ -14,6 +14,7 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import Complete, RealChoice, Start
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.run import faithfully
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.export import export_script
@@ -21,10 +22,13 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.machine.builds.build import EMULATOR, Build, read_version
 from qmpshim.machine.builds.programs import write_programs
 from qmpshim.model.check.cause import CauseKind
+from qmpshim.model.pointintime.push import GRANULARITY
+from qmpshim.model.units import SECTOR
 from vmtests.support.backups import point_of
 from vmtests.support.gate import Misbehaviour
 from vmtests.support.pulls import (
     cleared,
+    finer_bitmaps,
     forgotten,
     in_script,
     recorded,
@@ -145,6 +149,20 @@ def test_wrong_bitmaps_are_seen_by_a_script(
     assert status == SEEN and "never sent" not in output, output
     status, output = reproducer(script, *programs)
     assert status == NOT_SEEN and "never sent" not in output, output
+
+
+def test_a_bitmap_of_another_granularity_is_seen_by_a_script(
+    qemu_build: Build, reproducer: Reproducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finer_bitmaps(monkeypatch)
+    finding = taken("backup", "primary_write+status,bitmap=ends", faithfully, qemu_build)
+    assert finding.cause.kind is CauseKind.BITMAP_STATE
+    script, made = export_script(finding), f"'granularity': {GRANULARITY * SECTOR}"
+    assert made in script
+    half = script.replace(made, f"'granularity': {GRANULARITY * SECTOR // 2}")
+    for text, wanted in ((half, SEEN), (script, NOT_SEEN)):
+        status, output = reproducer(text)
+        assert status == wanted, output
 
 
 def test_a_bundle_shows_wrong_bitmaps_again(qemu_build: Build, tmp_path: Path) -> None:
